@@ -1,0 +1,109 @@
+"""Where each model family keeps what can be cut: data, one entry a family.
+
+A neuron is one row of the gate and up projections (and their biases) and one column of the down projection
+(method, section 1). A `Cut` names one such tensor by its suffix inside the layer; `copies=2` is a fused tensor whose
+two halves are cut alike (`gate_up_proj` of Phi3). Everything else about a family that surgery must know is here too:
+which config lists have one entry a layer, and which config numbers count layers.
+
+To add a family, add an entry and its line in tests/test_family.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prunetune.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One tensor of a layer that loses neurons: `suffix` inside the layer, the dimension, how many fused copies."""
+
+    suffix: str
+    dim: int
+    copies: int = 1
+
+
+GATED = (
+    Cut("mlp.gate_proj.weight", 0),
+    Cut("mlp.gate_proj.bias", 0),
+    Cut("mlp.up_proj.weight", 0),
+    Cut("mlp.up_proj.bias", 0),
+    Cut("mlp.down_proj.weight", 1),
+)
+FUSED = (Cut("mlp.gate_up_proj.weight", 0, copies=2), Cut("mlp.down_proj.weight", 1))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps what can be cut.
+
+    Attributes:
+        model_type: `model_type` of config.json.
+        cuts: The tensors of a layer that hold its neurons. A suffix that a model lacks (a bias) is simply not there.
+        per_layer_keys: Config lists with one entry a layer; sliced by the kept layers, never regenerated.
+        layer_count_keys: Config numbers n that mean "the first n layers"; become the number of kept ones below n.
+        post_ffn_norm: A norm follows the FFN, so that Eq. 2 holds before that norm (method, section 2).
+        norms: Norm vectors of width d in a layer.
+        qk_norm: A norm of width head_dim on queries and on keys.
+        qkv_bias: Biases on q, k, v even where the config has no `attention_bias`.
+    """
+
+    model_type: str
+    cuts: tuple[Cut, ...] = GATED
+    per_layer_keys: tuple[str, ...] = ("layer_types",)
+    layer_count_keys: tuple[str, ...] = ()
+    post_ffn_norm: bool = False
+    norms: int = 2
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+    layers: str = "model.layers"
+    down: str = "mlp.down_proj"
+
+
+FAMILIES: dict[str, Family] = {
+    f.model_type: f
+    for f in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True),
+        Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True),
+        Family("gemma2", post_ffn_norm=True, norms=4),
+        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True),
+        Family("phi3", cuts=FUSED),
+        Family("smollm3", per_layer_keys=("layer_types", "no_rope_layers")),
+    )
+}
+
+# Config keys that mean "this cannot be cut by dropping neurons and layers alone", with the reason.
+_REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"), "a mixture of experts"),
+    (("quantization_config",), "already quantised"),
+    (("is_encoder_decoder",), "an encoder-decoder"),
+    (("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs"), "not uniform over its layers"),
+)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a `PretrainedConfig` or a config.json dict; UnsupportedModel, naming what is supported, if none.
+
+    Raises before any weight is read: an unknown `model_type`, a mixture of experts, per-layer widths, an
+    encoder-decoder, and quantised weights are refused.
+    """
+    d: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
+    supported, model_type = ", ".join(FAMILIES), d.get("model_type")
+    for keys, reason in _REFUSED:
+        for key in keys:
+            if d.get(key) not in (None, False, 0, [], {}):
+                raise UnsupportedModel(
+                    f"this model ({model_type}) is {reason}", value=f"{key}: {d[key]}", valid=f"dense models of {supported}"
+                )
+    if isinstance(d.get("intermediate_size"), list):
+        raise UnsupportedModel(
+            f"this model ({model_type}) has another FFN width in each layer", value="intermediate_size: [...]", valid=f"dense models of {supported}"
+        )
+    if model_type not in FAMILIES:
+        raise UnsupportedModel("this model family is not supported", value=model_type, valid=supported)
+    return FAMILIES[model_type]

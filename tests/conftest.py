@@ -1,0 +1,22 @@
+"""Offline, two threads, shapes checked at run time."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+from jaxtyping import install_import_hook
+
+# The modules whose functions take and return tensors: their annotations are checked on every call.
+SHAPED = ["criteria", "score", "surgery", "compensate", "tune.loss"]
+install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
+
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

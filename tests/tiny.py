@@ -1,0 +1,76 @@
+"""Tiny random models of every family, built from a config, and a character tokenizer: the whole suite runs offline."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from prunetune.family import FAMILIES
+
+# Three or four layers, so that a non-final one can go; a sliding window of 8, so that tests can step past it.
+BASE: dict[str, Any] = {
+    "vocab_size": 104,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "phi3": {"sliding_window": 8},
+    "smollm3": {"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
+}
+assert set(EXTRA) == set(FAMILIES)
+
+
+def tiny_config(family: str = "llama", **changes: Any) -> Any:
+    """A config of `family` with four layers of width 48 and hidden size 32."""
+    values = {**BASE, **EXTRA[family], **changes}
+    if family in ("qwen2", "phi3"):
+        values.pop("head_dim")
+    return CONFIG_MAPPING[family](**values)
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random fp32 model; every parameter is perturbed, so that norms and biases are not at their trivial values."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), dtype=torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character, after <pad> <bos> <eos> <unk>."""
+    vocab = {t: i for i, t in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *string.printable])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def tiny_folder(path: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """A saved model folder with its tokenizer."""
+    tiny_model(family, seed, **changes).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
