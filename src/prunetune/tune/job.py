@@ -1,0 +1,168 @@
+"""A recovery step as a value: `TuneJob` in, a tuned plain model folder and a `TuneResult` out.
+
+    job = TuneJob(model=at / "pruned", out=at / "tuned", work=at / ".tuned-0", method=Cpt(), sources=(...), start=0, end=3200)
+    result = run_job(job)
+
+The same job runs in this process (`run_job`), or in several under `accelerate launch` (`launch`). A job that was killed
+goes on from the newest whole checkpoint in `work`, with the same order of data and random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunetune.data import DataSource
+from prunetune.errors import TuneError
+from prunetune.prompt import PromptFormat
+from prunetune.store import read_json, write_json
+from prunetune.tasks import TaskConfig
+from prunetune.tune import TuneConfig
+
+Progress = Callable[[int, int], None]
+
+
+class TuneJob(BaseModel):
+    """All that decides what a recovery step does; JSON both ways."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path
+    """Folder of the model to recover."""
+    out: Path
+    """Folder to write; must not hold a model yet."""
+    work: Path
+    """Folder for checkpoints and evidence; may go once `out` is whole."""
+    method: TuneConfig
+    """What to do, with all its settings."""
+    sources: tuple[DataSource, ...]
+    """The recovery data: one shuffled stream (`data.load_stream`)."""
+    data_seed: int = 0
+    """Seed of that stream's shuffle."""
+    start: int = Field(0, ge=0)
+    """First example of the stream that is this step's."""
+    end: int | None = Field(None, ge=0)
+    """One past the last; None: to the end of the stream."""
+    tokens: int | None = Field(None, gt=0)
+    """Stop taking examples of [start, end) once they hold this many tokens."""
+    seed: int = 0
+    """Seed of everything random in this step."""
+    fmt: PromptFormat = PromptFormat()
+    """How questions become prompts."""
+    teacher: Path | None = None
+    """`distill`: folder of the teacher (the original model)."""
+    task: TaskConfig | None = None
+    """`grpo`: the task whose verifier gives the reward."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+
+    @model_validator(mode="after")
+    def _range(self) -> TuneJob:
+        if self.end is not None and self.end < self.start:
+            raise ValueError(f"end {self.end} lies before start {self.start}")
+        return self
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @staticmethod
+    def read(path: Path) -> TuneJob:
+        """Read and validate; TuneError names what is wrong."""
+        try:
+            return TuneJob.model_validate(read_json(path))
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(str(p) for p in first["loc"]) or "job"
+            raise TuneError(f"this tuning job is not valid: {where}: {first['msg']}", value=str(path)) from None
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a recovery step did.
+
+    Attributes:
+        method: Its type.
+        samples: Examples (prompts) taken from the stream; the next step starts at `start + samples`.
+        tokens: Tokens trained, padding excluded, all epochs (`grpo`: prompt and completion tokens of all updates).
+        seconds: Wall time of training, loading and saving excluded; a resumed step counts all its parts.
+        steps: Optimiser steps.
+        log: One entry a step: step, loss, lr, grad_norm (`grpo`: also reward, kl, completion_tokens, clipped).
+        truncated: Examples cut by `max_length`.
+        tokens_per_s: tokens / seconds.
+        peak_bytes: Highest memory: of the device where it has its own, else resident memory of the process.
+        mfu: FLOPs of the model / seconds / what a plain matrix product reaches on this device in the compute type.
+        notes: What a reader of the report should know.
+    """
+
+    method: str
+    samples: int
+    tokens: int
+    seconds: float
+    steps: int
+    log: list[dict[str, Any]] = field(default_factory=list)
+    truncated: int = 0
+    tokens_per_s: float = 0.0
+    peak_bytes: int = 0
+    mfu: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> TuneResult:
+        """The inverse of `to_json`."""
+        return TuneResult(**value)
+
+
+def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
+    """Recover a model in this process.
+
+    Args:
+        job: What to do.
+        progress: Called with (steps done, steps in all) after every optimiser step.
+
+    Returns:
+        What was done. `job.out` then is a plain Hugging Face folder: weights in the input's types, config.json the
+        input's bytes, tokenizer and generation config copied.
+
+    Raises:
+        TuneError: No data, a budget too small for one step, or a loss that diverged (evidence is in `job.work`).
+        MissingPath, BadCheckpoint, DataError: As the model and the data have them.
+    """
+    from prunetune.tune.stage import run_stage
+
+    return run_stage(job, progress)
+
+
+def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None = None) -> TuneResult:
+    """Run a job: in this process, or under `accelerate launch` as a child.
+
+    Args:
+        job: What to do.
+        launcher: None, or arguments of `accelerate launch`, or the name of a shipped config (ddp, fsdp2, zero2, zero3)
+            with or without further arguments, such as `fsdp2 --num_processes 8`.
+        progress: As in `run_job`.
+    """
+    if launcher is None:
+        return run_job(job, progress)
+    from prunetune.tune.launch import run_launched
+
+    return run_launched(job, launcher, progress)
+
+
+def result_path(job: TuneJob) -> Path:
+    """Where a job run as a process leaves its TuneResult."""
+    return job.work / "result.json"
+
+
+def read_result(path: Path) -> TuneResult:
+    """The TuneResult that a process left."""
+    return TuneResult.from_json(json.loads(path.read_text(encoding="utf-8")))
