@@ -59,6 +59,7 @@ def hub_rows(
     name: str,
     config: str | None,
     split: str,
+    *,
     columns: Mapping[str, str],
     limit: int | None,
     data_dir: str | None = None,
