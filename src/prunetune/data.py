@@ -1,7 +1,7 @@
 """Training and calibration data: several sources, merged and shuffled once into one stream that stages share out.
 
-    stream = load_stream([GeneratedData(name="gsm_symbolic", size=5000), FileData(path="$DATA/train.jsonl")], seed=0)
-    stream.take(0, 1000)     # the first stage's part; the next stage takes [1000, 2000): no sample is seen twice
+stream = load_stream([GeneratedData(name="gsm_symbolic", size=5000), FileData(path="$DATA/train.jsonl")], seed=0)
+stream.take(0, 1000)     # the first stage's part; the next stage takes [1000, 2000): no sample is seen twice
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def side_of(question: str) -> Side:
 def gym_entries(name: str, size: int, seed: int, side: Side, options: Mapping[str, Any] | None = None) -> list[Entry]:
     """`size` different reasoning-gym entries of one side.
 
-    The first n entries do not depend on `size`. Each keeps the whole entry, so that its scorer can be called.
+    The first n entries do not depend on `size`. Each also says under `drawn` how to make it again, for its
+    scorer.
 
     Raises:
         UnknownName: no such reasoning-gym data set.
@@ -78,5 +79,7 @@ def _draws(name: str, seed: int, options: Mapping[str, Any]) -> Iterator[Entry]:
     chunk = 0
     while True:  # a chunk's problems are seeded start, start + 1, …: chunks of different seeds must not touch
         start = (seed * 1_000_003 + chunk) * CHUNK
-        yield from gym_dataset(name, start, CHUNK, options)
+        dataset: dict[str, Any] = {"name": name, "seed": start, "size": CHUNK, "options": dict(options)}
+        for index, entry in enumerate(gym_dataset(**dataset)):
+            yield {**entry, "drawn": {"dataset": dataset, "index": index}}
         chunk += 1

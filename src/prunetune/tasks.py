@@ -1,0 +1,264 @@
+"""Evaluation tasks: problems with a verifier, from built-in entries (`TASKS`) or a user's own rows.
+
+    task = build_task(TaskConfig(name="gsm_symbolic", n=200))
+    task.verify(task.problems[0], "… #### 42").correct
+
+    TaskConfig(name="my questions", path="rows.jsonl", verifier="number")      # no code of ours touched
+
+A task's `version` rises when its problems, prompt or verdicts would change; figures of two versions do not compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunetune.errors import MissingPath, TaskError, UnknownName
+from prunetune.generate import gym_entries
+from prunetune.grader import grader
+from prunetune.prompt import PromptFormat
+from prunetune.rows import Row, expand_path, hub_rows, read_rows
+from prunetune.verify import VERIFIERS, Verdict, Verifier, extract_answer, find_verifier
+
+__all__ = ["TASKS", "VERIFIERS", "Problem", "Task", "TaskConfig", "Verdict", "build_task", "draw", "local_file"]
+
+NEXT_QUESTION = ("Question:",)  # a model that goes on with a question of its own has ended its answer
+
+
+class TaskConfig(BaseModel):
+    """One evaluation task, as a recipe names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """A built-in task (`TASKS`), `reasoning-gym:NAME`, or any name of your own together with `path`."""
+    n: int | None = Field(default=None, gt=0)
+    """How many problems: drawn by `seed`. None: all (200 of a generator)."""
+    seed: int = 0
+    """Seed of the draw, or of the generator."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Longest answer. None: the task's own limit."""
+    path: str | None = None
+    """Local file (or folder, for a built-in task) with the rows; `~` and `$VARIABLES` are filled in."""
+    columns: dict[str, str] | None = None
+    """`question` and `answer` -> columns of the rows, where they differ from the usual ones."""
+    verifier: str | None = None
+    """For your own rows: `number`, `boxed`, `exact`, or `file.py:function` (with `allow_custom_code`)."""
+    allow_custom_code: bool = False
+    """Run the verifier's file."""
+    allow_code_execution: bool = False
+    """Let a verifier execute what the model wrote (mbpp, some reasoning-gym scorers)."""
+    stop: list[str] | None = None
+    """Texts that end an answer. None: the task's own."""
+    prompt: PromptFormat | None = None
+    """Another prompt format than the recipe's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the task or of its generator."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question.
+
+    Attributes:
+        id: Stable name; results of two models are paired by it.
+        question: As it goes into the prompt.
+        reference: The right answer, in the form that the verifier reads.
+        extra: What the verifier needs beyond the reference.
+    """
+
+    id: str
+    question: str
+    reference: str
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems and how they are judged.
+
+    Attributes:
+        version: Rises when figures no longer compare.
+        verify: (problem, output) -> Verdict.
+        stop: Texts that end an answer.
+        prompt: This task's own prompt format, if it has one.
+        metric: What the share of correct answers is called.
+    """
+
+    name: str
+    version: str
+    problems: tuple[Problem, ...] = field(repr=False)
+    verify: Callable[[Problem, str], Verdict] = field(repr=False)
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    seed: int = 0
+    prompt: PromptFormat | None = None
+    metric: str = "accuracy"
+
+
+def build_task(config: TaskConfig) -> Task:
+    """The task with its problems, read or generated.
+
+    Raises:
+        UnknownName: neither a built-in task nor rows of your own.
+        TaskError: settings that this task cannot use, or fewer problems than asked for.
+    """
+    kind, _, variant = config.name.partition(":")
+    if kind in TASKS and (kind == "reasoning-gym") == bool(variant):
+        return TASKS[kind](config)
+    if config.path is not None:
+        return _rows(config)
+    raise UnknownName("task", config.name, [*(n for n in TASKS if n != "reasoning-gym"), "reasoning-gym:NAME"])
+
+
+def _gsm8k(config: TaskConfig) -> Task:
+    rows = _read(config, "test.jsonl", ("openai/gsm8k", "main"), {"question": "question", "answer": "answer"})
+    return _task(config, "1", _problems("gsm8k", rows, config), _plain("number"), max_new_tokens=400)
+
+
+def _math(config: TaskConfig) -> Task:
+    columns = {"question": "problem", "answer": "answer"}
+    rows = _read(config, "test.jsonl", ("HuggingFaceH4/MATH-500", None), columns)
+    return _task(config, "1", _problems("math", rows, config), _plain("boxed"), max_new_tokens=1024)
+
+
+def _rows(config: TaskConfig) -> Task:
+    if config.path is None or config.verifier is None:
+        raise TaskError(
+            "your own rows need `path` and `verifier`",
+            value=config.name,
+            valid="number, boxed, exact, file.py:function",
+            fix="add `path: rows.jsonl` and `verifier: number`",
+        )
+    rows = read_rows(expand_path(config.path), config.columns or {"question": "question", "answer": "answer"})
+    verify = find_verifier(config.verifier, config.allow_custom_code)
+    return _task(config, "1", _problems(config.name, rows, config), _adapt(verify), max_new_tokens=512)
+
+
+def _gsm_symbolic(config: TaskConfig) -> Task:
+    entries = gym_entries("gsm_symbolic", config.n or 200, config.seed, "test", config.options)
+    problems = tuple(_generated(str(e["question"]), str(e["answer"])) for e in entries)
+    return _task(config, "1", problems, _plain("number"), max_new_tokens=400)
+
+
+def _demo(config: TaskConfig) -> Task:
+    from prunetune.demo.problems import problems
+
+    drawn = tuple(_generated(q, a) for q, a in problems(config.n or 200, config.seed, "test"))
+    return _task(config, "1", drawn, _plain("number"), max_new_tokens=64)
+
+
+def _gym(config: TaskConfig) -> Task:
+    name = config.name.partition(":")[2]
+    if name in EXECUTING and not config.allow_code_execution:
+        raise TaskError(
+            "this task's scorer evaluates the model's answer as Python code, which runs only if you allow it",
+            value=config.name,
+            fix="allow_code_execution: true (--allow-code-execution), or choose another task",
+        )
+    entries = gym_entries(name, config.n or 200, config.seed, "test", config.options)
+    problems = tuple(_generated(str(e["question"]), str(e["answer"]), e["drawn"]) for e in entries)
+
+    def verify(problem: Problem, output: str) -> Verdict:
+        answer = extract_answer(output)
+        job = {**problem.extra, "question": problem.question, "answer": answer}
+        reply = grader("gym").ask(job)
+        if "error" in reply:
+            return Verdict(False, answer, f"not graded: {reply['error']}")
+        correct = reply["score"] >= 1.0
+        return Verdict(correct, answer, "" if correct else f"score {reply['score']:g}", {"score": reply["score"]})
+
+    return _task(config, "1", problems, verify, max_new_tokens=512)
+
+
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {
+    "demo": _demo,
+    "gsm8k": _gsm8k,
+    "gsm_symbolic": _gsm_symbolic,
+    "math": _math,
+    "reasoning-gym": _gym,
+    "rows": _rows,
+}
+
+# reasoning-gym scorers that pass the model's answer to `eval` or to sympy's parser, which evaluates it.
+EXECUTING = frozenset({
+    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24",
+    "simple_integration", "spiral_matrix", "string_insertion",
+})  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- shared parts
+
+
+def _task(
+    config: TaskConfig,
+    version: str,
+    problems: tuple[Problem, ...],
+    verify: Callable[[Problem, str], Verdict],
+    *,
+    max_new_tokens: int,
+    stop: tuple[str, ...] = NEXT_QUESTION,
+    metric: str = "accuracy",
+) -> Task:
+    return Task(
+        name=config.name,
+        version=version,
+        problems=problems,
+        verify=verify,
+        stop=stop if config.stop is None else tuple(config.stop),
+        max_new_tokens=config.max_new_tokens or max_new_tokens,
+        seed=config.seed,
+        prompt=config.prompt,
+        metric=metric,
+    )
+
+
+def _read(config: TaskConfig, file: str, hub: tuple[str, str | None], columns: dict[str, str]) -> list[Row]:
+    columns = config.columns or columns
+    if config.path is None:
+        return hub_rows(*hub, "test", columns=columns, limit=None)
+    return read_rows(local_file(config.path, file), columns)
+
+
+def local_file(path: str, file: str) -> Path:
+    """The rows of a built-in task: the file itself, or `file` in a folder."""
+    found = expand_path(path)
+    if found.is_dir():
+        found /= file
+    if not found.is_file():
+        raise MissingPath("no such data file", value=str(found), fix="check `path` of the task")
+    return found
+
+
+def _problems(prefix: str, rows: list[Row], config: TaskConfig) -> tuple[Problem, ...]:
+    all_of_them = [Problem(f"{prefix}/{i}", str(r["question"]), str(r["answer"])) for i, r in enumerate(rows)]
+    return draw(all_of_them, config)
+
+
+def draw(problems: list[Problem], config: TaskConfig) -> tuple[Problem, ...]:
+    """`n` of the problems, chosen by the seed, in their own order. All of them without `n`."""
+    if config.n is None:
+        return tuple(problems)
+    if config.n > len(problems):
+        raise TaskError(f"{config.name} has {len(problems)} problems", value=config.n, fix="ask for at most so many")
+    chosen = random.Random(config.seed).sample(range(len(problems)), config.n)
+    return tuple(problems[i] for i in sorted(chosen))
+
+
+def _generated(question: str, reference: str, extra: Mapping[str, Any] | None = None) -> Problem:
+    name = hashlib.sha256(question.encode()).hexdigest()[:12]
+    return Problem(name, question, reference, extra or {})
+
+
+def _plain(verifier: str) -> Callable[[Problem, str], Verdict]:
+    return _adapt(find_verifier(verifier, allow_custom_code=False))
+
+
+def _adapt(verify: Verifier) -> Callable[[Problem, str], Verdict]:
+    return lambda problem, output: verify(output, problem.reference)
