@@ -1,0 +1,81 @@
+"""Numbers as people read them: 135 M, 6.10 T, 2 h 05 min, 70.6 % ± 1.3; a dash where nothing was recorded."""
+
+from __future__ import annotations
+
+DASH = "–"
+_SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def _three(x: float) -> str:
+    """Three significant digits without an exponent."""
+    digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
+    return f"{x:,.{digits}f}"
+
+
+def count(n: float | None) -> str:
+    """A count in thousands, millions or billions: 134 M, 5.01 B."""
+    if n is None:
+        return DASH
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(n) >= size:
+            return f"{_three(n / (1e3 if unit == 'k' else size))} {unit}"
+    return f"{n:,.0f}"
+
+
+def flops(n: float | None) -> str:
+    """FLOPs with an SI prefix, as the paper prints them: 6.10 T."""
+    if n is None:
+        return DASH
+    for size, unit in _SI:
+        if abs(n) >= size:
+            return f"{_three(n / size)} {unit}"
+    return _three(n)
+
+
+def size(n: float | None) -> str:
+    """Bytes in kB, MB or GB (powers of ten)."""
+    if n is None:
+        return DASH
+    for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(n) >= step:
+            return f"{_three(n / step)} {unit}"
+    return f"{n:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 4.2 s, 3 min 10 s, 2 h 05 min."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def accuracy(value: float | None, stderr: float | None = None) -> str:
+    """An accuracy (share of 1) with its standard error: 70.6 % ± 1.3."""
+    if value is None:
+        return DASH
+    return percent(value) if stderr is None else f"{percent(value)} ± {100 * stderr:.1f}"
+
+
+def ratio(new: float | None, old: float | None) -> float | None:
+    """The ratio new / old, or None where either is missing or old is zero."""
+    return None if new is None or not old else new / old
+
+
+def times(x: float | None) -> str:
+    """A factor: 1.34×."""
+    return DASH if x is None else f"{x:.2f}×"
+
+
+def p_value(p: float) -> str:
+    """A probability: 0.032, or < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

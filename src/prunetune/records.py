@@ -1,0 +1,304 @@
+"""A run folder read back as values (the contract is in the README): stages, plans, samples, the pruned-once control.
+
+Everything is optional where a run may not have got there yet, so a report of half a run says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prunetune.errors import BadCheckpoint, MissingPath
+from prunetune.plan import PrunePlan
+from prunetune.stats import Paired, pair
+from prunetune.store import read_json
+
+ACTIONS = ("score", "plan", "apply", "tune", "evaluate")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class CostRecord(_Record):
+    """What a model of one stage costs; `flops` is the mean a question, by task."""
+
+    params: int | None = None
+    weight_bytes: int | None = None
+    kv_bytes_per_token: int | None = None
+    flops: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvalRecord(_Record):
+    """One task's result; `value` and `stderr` are shares of 1, `seconds` is wall time for all `n` questions."""
+
+    task: str
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+    version: str | int | float | None = None
+    metric: str = "accuracy"
+    seed: int | None = None
+    prompt_tokens: float | None = None
+    new_tokens: float | None = None
+    seconds: float | None = None
+    correct: int | None = None
+
+
+class TuneRecord(_Record):
+    """One recovery method's result within a stage."""
+
+    samples: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    steps: int | None = None
+    log: tuple[dict[str, Any], ...] = ()
+    truncated: int | None = None
+    tokens_per_s: float | None = None
+    peak_bytes: int | None = None
+    mfu: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class StageRecord(_Record):
+    """A stage.json: the untouched model (index 0) or what one step made of it."""
+
+    index: int
+    name: str
+    attempt: int = 1
+    step: dict[str, Any] | None = None
+    model_sha: str | None = None
+    depth: int | None = None
+    width: int | None = None
+    cost: CostRecord = CostRecord()
+    evals: tuple[EvalRecord, ...] = ()
+    samples: tuple[int, int] | None = None
+    tokens: int | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    tune: tuple[TuneRecord, ...] = ()
+    removed: dict[str, Any] | None = None
+    pruned_loss: float | None = None
+    verdict: dict[str, Any] | None = None
+
+    def eval_of(self, task: str) -> EvalRecord | None:
+        """The result on a task, if it was measured."""
+        return next((e for e in self.evals if e.task == task), None)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the loop went on from this stage (a stage without a verdict counts as accepted)."""
+        return self.verdict is None or bool(self.verdict.get("accepted", True))
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Wall time of the whole stage."""
+        return sum(self.seconds.values()) if self.seconds else None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder.
+
+    Attributes:
+        path: The folder.
+        original: The untouched model, measured the same way; None in a control that shares its parent's.
+        stages: Every attempt, in order; rejected ones too.
+        summary: summary.json, or {} while the run is not finished.
+        recipe: The resolved recipe.
+        control: RUN/control, a run of its own, if there is one.
+    """
+
+    path: Path
+    original: StageRecord | None
+    stages: tuple[StageRecord, ...]
+    summary: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    control: RunRecord | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether summary.json is there."""
+        return bool(self.summary)
+
+    @property
+    def accepted(self) -> tuple[StageRecord, ...]:
+        """The stages that the final model went through."""
+        return tuple(s for s in self.stages if s.accepted)
+
+    @cached_property
+    def final(self) -> StageRecord | None:
+        """The stage that `final/` holds: the summary's, else the newest accepted one, else None."""
+        name = (self.summary.get("final") or {}).get("name")
+        if self.original is not None and name == self.original.name:
+            return self.original
+        named = [s for s in self.stages if s.name == name]
+        return named[-1] if named else next(iter(self.accepted[::-1]), None)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task that was measured, in order of appearance."""
+        everyone = ([self.original] if self.original else []) + list(self.stages)
+        return tuple(dict.fromkeys(e.task for s in everyone for e in s.evals))
+
+    def folder(self, stage: StageRecord) -> Path:
+        """The folder of one of this run's stages."""
+        return self.path / stage.name
+
+    def plans(self) -> list[tuple[StageRecord, PrunePlan]]:
+        """The accepted stages that have a plan.json, with it."""
+        found = [(s, self.folder(s) / "plan.json") for s in self.accepted]
+        return [(s, PrunePlan.read(p)) for s, p in found if p.is_file()]
+
+    def recovery_tokens(self) -> int | None:
+        """Tokens spent on recovery in all stages, rejected attempts too; None if not recorded."""
+        if not self.stages or any(s.tokens is None for s in self.stages):
+            return None
+        return sum(s.tokens or 0 for s in self.stages)
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time by action over all stages, the original's evaluation included."""
+        everyone = ([self.original] if self.original else []) + list(self.stages)
+        actions = [*ACTIONS, *{a for s in everyone for a in s.seconds if a not in ACTIONS}]
+        return {
+            a: sum(s.seconds.get(a, 0.0) for s in everyone) for a in actions if any(a in s.seconds for s in everyone)
+        }
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder; MissingPath if it is none, BadCheckpoint for a record that cannot be read."""
+    if not path.is_dir():
+        raise MissingPath("no such run folder", value=str(path), fix="check the path")
+    run = _read(path)
+    if run.original is None and not run.stages:
+        raise MissingPath(
+            "this folder holds no run: it has neither original/stage.json nor a finished stage",
+            value=str(path),
+            fix="pass the folder that `prunetune run --out` wrote",
+        )
+    return run
+
+
+def _read(path: Path) -> RunRecord:
+    first = path / "original" / "stage.json"
+    found = sorted(p for p in path.glob("[0-9]*/stage.json"))
+    stages = sorted((_stage(p) for p in found), key=lambda s: (s.index, s.attempt))
+    summary, recipe = path / "summary.json", path / "recipe.yaml"
+    control = path / "control"
+    child = _read(control) if control.is_dir() else None
+    return RunRecord(
+        path=path,
+        original=_stage(first) if first.is_file() else None,
+        stages=tuple(stages),
+        summary=read_json(summary) if summary.is_file() else {},
+        recipe=_yaml(recipe) if recipe.is_file() else {},
+        control=child if child is not None and child.stages else None,
+    )
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(path), fix="restore the file") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _stage(path: Path) -> StageRecord:
+    try:
+        raw = {k: v for k, v in read_json(path).items() if v is not None}
+        return StageRecord.model_validate(raw)
+    except (ValidationError, AttributeError) as e:
+        detail = e.errors()[0] if isinstance(e, ValidationError) else {"loc": (), "msg": "not an object"}
+        where = ".".join(str(p) for p in detail["loc"]) or "stage"
+        raise BadCheckpoint(
+            f"this stage record is not valid: {where}: {detail['msg']}", value=str(path), fix="run the stage again"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ samples of two models
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered question of an evaluation's JSONL."""
+
+    id: str
+    question: str
+    output: str
+    extracted: str | None
+    correct: bool
+    reason: str = ""
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
+    """The per-sample records of one task by question id, {} if there are none. BadCheckpoint for a broken line."""
+    path = stage_folder / "eval" / f"{task.replace('/', '_')}.jsonl"
+    if not path.is_file():
+        path = stage_folder / "eval" / f"{task}.jsonl"
+    return {s.id: s for s in _samples(path)} if path.is_file() else {}
+
+
+def _samples(path: Path) -> Iterator[Sample]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                yield Sample(
+                    id=str(row["id"]),
+                    question=str(row.get("question", "")),
+                    output=str(row["output"]),
+                    extracted=None if row.get("extracted") is None else str(row["extracted"]),
+                    correct=bool(row["correct"]),
+                    reason=str(row.get("reason") or ""),
+                    prompt_tokens=row.get("prompt_tokens"),
+                    new_tokens=row.get("new_tokens"),
+                )
+            except (json.JSONDecodeError, KeyError, TypeError) as e:
+                raise BadCheckpoint(
+                    f"line {number} of these samples cannot be read ({type(e).__name__}: {e})",
+                    value=str(path),
+                    fix="delete the file and evaluate again",
+                ) from None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The same questions answered by two models; `examples` holds the first of each class by id (Fig. 2)."""
+
+    task: str
+    counts: Paired
+    examples: dict[str, tuple[Sample, Sample]]
+
+
+CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True)}
+
+
+def _by_id(name: str) -> tuple[int, str]:
+    """Order ids by their last number if they have one, else as text."""
+    digits = "".join(c if c.isdigit() else " " for c in name).split()
+    return (int(digits[-1]) if digits else 0, name)
+
+
+def side_by_side(task: str, first: dict[str, Sample], second: dict[str, Sample]) -> SideBySide | None:
+    """Pair two models' samples on the questions that both answered; None if there is no such question."""
+    shared = sorted(first.keys() & second.keys(), key=_by_id)
+    if not shared:
+        return None
+    examples: dict[str, tuple[Sample, Sample]] = {}
+    for name, verdicts in CLASSES.items():
+        hit = next((i for i in shared if (first[i].correct, second[i].correct) == verdicts), None)
+        if hit is not None:
+            examples[name] = (first[hit], second[hit])
+    return SideBySide(task, pair((first[i].correct, second[i].correct) for i in shared), examples)
