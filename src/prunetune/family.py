@@ -82,7 +82,10 @@ _REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"), "a mixture of experts"),
     (("quantization_config",), "already quantised"),
     (("is_encoder_decoder",), "an encoder-decoder"),
-    (("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs"), "not uniform over its layers"),
+    (
+        ("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs"),
+        "not uniform over its layers",
+    ),
 )
 
 
@@ -98,11 +101,15 @@ def family_of(config: Any) -> Family:
         for key in keys:
             if d.get(key) not in (None, False, 0, [], {}):
                 raise UnsupportedModel(
-                    f"this model ({model_type}) is {reason}", value=f"{key}: {d[key]}", valid=f"dense models of {supported}"
+                    f"this model ({model_type}) is {reason}",
+                    value=f"{key}: {d[key]}",
+                    valid=f"dense models of {supported}",
                 )
     if isinstance(d.get("intermediate_size"), list):
         raise UnsupportedModel(
-            f"this model ({model_type}) has another FFN width in each layer", value="intermediate_size: [...]", valid=f"dense models of {supported}"
+            f"this model ({model_type}) has another FFN width in each layer",
+            value="intermediate_size: [...]",
+            valid=f"dense models of {supported}",
         )
     if model_type not in FAMILIES:
         raise UnsupportedModel("this model family is not supported", value=model_type, valid=supported)
