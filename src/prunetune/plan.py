@@ -6,11 +6,13 @@ the result keeps one scalar `intermediate_size` and stays a stock architecture.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunetune.errors import MissingPath, PlanError
+from prunetune.errors import MissingPath, OutOfReach, PlanError
 from prunetune.store import write_json
 
 
@@ -70,6 +72,11 @@ class PrunePlan(BaseModel):
         """FFN width of the result."""
         return self.width - len(next(iter(self.drop_neurons.values()), ()))
 
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether the result is the source itself."""
+        return not self.drop_layers and self.new_width == self.width
+
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
         write_json(path, self.model_dump(mode="json"))
@@ -92,3 +99,90 @@ def _ascending(name: str, indices: tuple[int, ...], size: int) -> None:
         raise ValueError(f"{name} has an index outside 0..{size - 1}")
     if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
         raise ValueError(f"{name} must be ascending, without repeats")
+
+
+# --------------------------------------------------------------------------------------------------- scores -> plan
+
+Row = Sequence[float]
+
+
+def make_plan(
+    neurons: Sequence[Row],
+    layers: Row,
+    model_sha: str,
+    *,
+    n_neurons: int = 0,
+    n_layers: int = 0,
+    which_layers: Collection[int] | None = None,
+    protected: Sequence[Row] | None = None,
+    protect_share: float = 0.0,
+) -> PrunePlan:
+    """The plan that removes the lowest scores: counts of neurons in every layer, and of layers. Pure.
+
+    Args:
+        neurons: Neuron scores, [layers][width]; low = redundant.
+        layers: Layer scores, [layers].
+        model_sha: The model that was scored.
+        n_neurons: Neurons that every kept layer loses.
+        n_layers: Layers that go.
+        which_layers: Only these may go (an explicit choice of layers).
+        protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
+        protect_share: That share of the current width.
+    """
+    depth, width = len(neurons), len(neurons[0])
+    candidates = sorted(range(depth) if which_layers is None else which_layers, key=lambda i: (layers[i], i))
+    drop_layers = tuple(sorted(candidates[:n_layers]))
+    if len(drop_layers) < n_layers or n_layers >= depth:
+        raise OutOfReach("this many layers cannot go", value=n_layers, valid=f"0 to {min(len(candidates), depth - 1)}")
+    drop: dict[int, tuple[int, ...]] = {}
+    if n_neurons:
+        for i in (i for i in range(depth) if i not in drop_layers):
+            free = _eligible(width, protected[i] if protected is not None else None, protect_share)
+            if n_neurons > len(free) or n_neurons >= width:
+                raise OutOfReach(
+                    "this many neurons cannot go", value=n_neurons, valid=f"at most {min(len(free), width - 1)} of {width} a layer",
+                    fix="a smaller step, or a smaller protect.share",
+                )  # fmt: skip
+            row = neurons[i]
+            drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
+    return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop)
+
+
+def threshold_counts(
+    neurons: Sequence[Row],
+    layers_max: Row,
+    *,
+    sigma_neuron: float | None,
+    sigma_layer: float | None,
+    align: int,
+    protected: Sequence[Row] | None = None,
+    protect_share: float = 0.0,
+) -> tuple[int, tuple[int, ...]]:
+    """How many neurons a layer, and which layers, the thresholds call redundant (Eq. 4, 6).
+
+    One width for all layers: the smallest common count is removed, and the width left is rounded up to `align`. At
+    least one layer and one neuron stay.
+
+    Returns:
+        (neurons every kept layer loses, layers that go).
+    """
+    depth, width = len(neurons), len(neurons[0])
+    gone: list[int] = []
+    if sigma_layer is not None:
+        gone = sorted((i for i in range(depth) if layers_max[i] <= sigma_layer), key=lambda i: (layers_max[i], i))
+        gone = gone[: depth - 1]
+    if sigma_neuron is None:
+        return 0, tuple(sorted(gone))
+    counts = []
+    for i in (i for i in range(depth) if i not in gone):
+        free = set(_eligible(width, protected[i] if protected is not None else None, protect_share))
+        counts.append(sum(neurons[i][j] <= sigma_neuron for j in free))
+    left = max(1, math.ceil((width - min(counts)) / align) * align)
+    return max(0, width - left), tuple(sorted(gone))
+
+
+def _eligible(width: int, protected: Row | None, share: float) -> list[int]:
+    if protected is None or not share:
+        return list(range(width))
+    safe = set(sorted(range(width), key=lambda j: (-protected[j], j))[: math.ceil(share * width)])
+    return [j for j in range(width) if j not in safe]

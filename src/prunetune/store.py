@@ -205,12 +205,23 @@ def check_model_folder(path: Path) -> None:
     raise MissingPath("this model folder has no *.safetensors weights", value=str(path), fix="check the path")
 
 
+def hub_config(ref: str) -> Path:
+    """A folder with the config.json of a hub model, and nothing else fetched."""
+    return _snapshot(ref, ["config.json"])
+
+
 def _from_hub(ref: str) -> Path:
+    folder = _snapshot(ref, ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"])
+    check_model_folder(folder)
+    return folder
+
+
+def _snapshot(ref: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(ref, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(ref, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise MissingPath(
             f"neither a local folder nor a model that the hub gave us ({type(e).__name__})",
@@ -218,8 +229,6 @@ def _from_hub(ref: str) -> Path:
             valid="`demo`, a folder, a .gguf file, `package:NAME`, or a hub name such as `Qwen/Qwen2.5-0.5B`",
             fix="check the name and the network, or pass a local folder",
         ) from e
-    check_model_folder(folder)
-    return folder
 
 
 def _packaged_gguf(name: str) -> Path:

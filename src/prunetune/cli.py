@@ -1,0 +1,400 @@
+"""The command line: each command is one call. Bad input is one message on stderr and exit code 2.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunetune.errors import PrunetuneError, RecipeError
+from prunetune.ui import Watch
+
+if TYPE_CHECKING:
+    from prunetune.recipe import Recipe
+
+app = typer.Typer(
+    name="prunetune",
+    help="Make a reasoning language model half its size without losing its reasoning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Model = Annotated[str, typer.Argument(help="demo, a folder, a .gguf file, package:NAME, or a hub name.")]
+Data = Annotated[
+    list[str], typer.Option("--data", "-d", help="FILE (JSONL, JSON, Parquet, text), generator:NAME, preset:NAME, demo, or a hub name.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except PrunetuneError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _emit(as_json: bool, value: Any, text: str = "") -> None:
+    """JSON for machines, text for people."""
+    if as_json:
+        print(json.dumps(value, indent=2, default=str))
+    elif text:
+        print(text)
+
+
+def _quiet() -> None:
+    """Libraries say only what a user must act on."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
+    """`--data` as a data source of a recipe."""
+    kind, _, name = text.partition(":")
+    if text == "demo":
+        return {"type": "demo", "size": 20000, "seed": seed}
+    if kind == "generator" and name:
+        return {"type": "generator", "name": name, "size": 5000, "seed": seed}
+    if kind == "preset" and name:
+        return {"type": "preset", "name": name}
+    path = Path(os.path.expandvars(text)).expanduser()
+    if path.exists() or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw") or text.startswith(("/", ".", "~", "$")):
+        return {"type": "file", "path": text}
+    return {"type": "hub", "name": text}
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+
+
+@app.command()
+def run(
+    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or a shipped recipe such as demo.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead of a recipe: the model.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Instead of a recipe: reasoning data.")] = None,
+    target: Annotated[float | None, typer.Option(help="Share of the parameters to keep (0.6), or a count.")] = None,
+    step: Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Tasks to measure, such as gsm8k.")] = None,
+    launcher: Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compact a model: prune a little, tune a little, until the target size."""
+    from prunetune.recipe import Recipe
+
+    if (recipe is None) == (model is None):
+        raise RecipeError("give either a recipe or --model", valid="prunetune run RECIPE, or prunetune run --model M --data D --target 0.6")
+    if recipe is not None:
+        read = Recipe.read(recipe)
+    else:
+        if not data or target is None:
+            raise RecipeError("--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN")
+        read = Recipe.parse({
+            "model": model,
+            "data": [parse_data(d) for d in data],
+            "prune": {"target": _number(target)},
+            "evaluate": {"tasks": [{"name": t} for t in task or []]},
+        }, "the options")  # fmt: skip
+    read = _overridden(read, target if recipe else None, step, task if recipe else None, launcher)
+    out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
+    if dry_run:
+        return _emit(as_json, *_preview(read))
+    _quiet()
+    from prunetune.loop import prune_tune_loop
+
+    watch = Watch()
+    if not as_json:
+        watch.line(_preview(read)[1])
+    summary = prune_tune_loop(read, out, watch)
+    _emit(as_json, summary, _closing(summary, out))
+    return None
+
+
+def _number(target: float) -> float | int:
+    return int(target) if target > 1 and target == int(target) else target
+
+
+def _overridden(
+    recipe: Recipe, target: float | None, step: float | None, tasks: list[str] | None, launcher: str | None
+) -> Recipe:
+    """The recipe with what the command line says."""
+    value = recipe.model_dump(mode="json", exclude_unset=True)
+    if target is not None:
+        value["prune"]["target"] = _number(target)
+    if step is not None:
+        value["prune"]["step"] = step
+    if tasks:
+        value.setdefault("evaluate", {})["tasks"] = [{"name": t} for t in tasks]
+    if launcher is not None:
+        value["launcher"] = launcher
+    return type(recipe).parse(value, "the options")
+
+
+def _preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The steps with predicted size and FLOPs, before anything runs."""
+    from prunetune.cost import cost_of
+    from prunetune.schedule import Sizes, check_protection, plan_ahead
+    from prunetune.store import load_config, resolve_model
+
+    config = load_config(resolve_model(recipe.model))
+    sizes = Sizes.of(config)
+    ahead = plan_ahead(recipe.prune, sizes)
+    if recipe.protect:
+        check_protection(ahead, sizes.width, recipe.protect.share)
+    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
+    rows = []
+    for name, depth, width in shapes:
+        cost = cost_of(config, depth=depth, width=width)
+        rows.append({
+            "step": name, "depth": depth, "width": width, "params": cost.params, "params_ratio": cost.params / sizes.original,
+            "weight_bytes": cost.weight_bytes, "flops_prefill_512": cost.flops(512, 1).prefill, "flops_512_256": cost.flops(512, 256).total,
+        })  # fmt: skip
+    if recipe.prune.by_threshold:
+        text = f"steps: unknown, at most {recipe.prune.max_rounds} rounds (thresholds decide)"
+        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": recipe.prune.max_rounds}, text
+    lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
+    lines += [
+        f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}{r['flops_512_256'] / 1e9:>20,.1f}"
+        for r in rows
+    ]
+    return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines) + "\n(a question: 512 prompt tokens, 256 generated)"
+
+
+def _closing(summary: dict[str, Any], out: Path) -> str:
+    """Original, compacted and control side by side, and where things are."""
+    from prunetune.human import accuracy, count
+
+    original, final, control = summary["original"], summary["final"], summary["control"]
+    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
+    full = original["cost"]["params"]
+
+    def line(name: str, params: float, values: list[tuple[float, float]]) -> str:
+        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{accuracy(*v):>22}" for v in values)
+
+    tasks = summary["accuracy"].values()
+    lines.append(line("original", full, [(a["original"], a["original_stderr"]) for a in tasks]))
+    lines.append(line("compacted", final["cost"]["params"], [(a["final"], a["final_stderr"]) for a in tasks]))
+    if control:
+        theirs = [(a["final"], a["final_stderr"]) for a in control["accuracy"].values()]
+        lines.append(line("pruned once", control["params_ratio"] * full, theirs))
+        lines.append(f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once")
+    lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- inspect
+
+
+@app.command()
+def inspect(
+    model: Model,
+    target: Annotated[float | None, typer.Option(help="Share of the parameters to keep, or a count.")] = None,
+    step: Annotated[float, typer.Option(help="Share of the original parameters a round removes.")] = 0.1,
+    gpu: Annotated[str, typer.Option(help="GPU for the estimate of memory and hours.")] = "A100-80G",
+    tokens: Annotated[int, typer.Option(help="Recovery tokens of the whole run, for the estimate of hours.")] = 100_000_000,
+    as_json: Json = False,
+) -> None:
+    """Shape and cost of a model, and what a target would take. No weights are loaded."""
+    from prunetune.cost import cost_of, gpu_of
+    from prunetune.family import family_of
+    from prunetune.human import count, flops, size
+    from prunetune.schedule import PruneConfig, Sizes, plan_ahead
+    from prunetune.store import load_config
+
+    config = load_config(_config_folder(model))
+    family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
+    memory_gib, _ = gpu_of(gpu)
+    value: dict[str, Any] = {
+        "family": family.model_type, "depth": sizes.depth, "width": sizes.width, "hidden": sizes.hidden, **cost.to_json(),
+        "flops": vars(cost.flops(512, 256)), "gpu": gpu, "gpu_bytes": memory_gib * 2**30,
+        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)), "train_hours": cost.train_hours(tokens, gpu), "train_tokens": tokens,
+    }  # fmt: skip
+    lines = [
+        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
+        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, {size(cost.kv_bytes_per_token)} of KV cache a token)",
+        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
+        f"neurons hold      {sizes.depth * sizes.width * sizes.neuron / sizes.original:.0%} of the parameters",
+        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
+        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
+    ]
+    if target is not None:
+        ahead = plan_ahead(PruneConfig.model_validate({"target": _number(target), "step": step}), sizes)
+        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
+        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
+        lines += [f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}{a.params / sizes.original:>8.1%}" for a in ahead]
+    _emit(as_json, value, "\n".join(lines))
+
+
+def _config_folder(model: str) -> Path:
+    """A folder with config.json; weights need not be there (a hub model's config alone is fetched)."""
+    from prunetune.store import resolve_model
+
+    path = Path(model).expanduser()
+    if path.is_file() and path.name.endswith(".json"):
+        return path.parent
+    if (path / "config.json").is_file():
+        return path
+    if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
+        from prunetune.store import hub_config
+
+        return hub_config(model)
+    return resolve_model(model)
+
+
+# ------------------------------------------------------------------------------------------- the stages, one at a time
+
+
+@app.command()
+def score(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scores file to write.")],
+    data: Data,
+    criterion: Annotated[str, typer.Option(help="Neuron criterion.")] = "contribution",
+    reduce: Annotated[str, typer.Option(help="Reduction over tokens: mean, rms, max, q99.")] = "mean",
+    layer_criterion: Annotated[str, typer.Option(help="Layer criterion: l2, relative, cosine.")] = "l2",
+    samples: Annotated[int, typer.Option(help="Sequences to score.")] = 256,
+    max_length: Annotated[int, typer.Option(help="Longer sequences are cut.")] = 1024,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
+    from prunetune.criteria import criterion as find
+    from prunetune.criteria import layer_criterion as find_layer
+
+    find(criterion), find_layer(layer_criterion)
+    _quiet()
+    from prunetune.commands import score_file
+
+    scores = score_file(model, [parse_data(d, seed) for d in data], out, criterion=criterion, reduce=reduce, layer_criterion=layer_criterion,
+                        samples=samples, max_length=max_length, seed=seed, device=device, watch=Watch())  # fmt: skip
+    layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
+    _emit(as_json, {"out": str(out), "tokens": scores.tokens, "layers": scores.layers.tolist(), "criterion": scores.criterion},
+          f"{scores.tokens:,} tokens scored into {out}\nlayers, most redundant first: {', '.join(map(str, layers))}")  # fmt: skip
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(help="Scores file of `prunetune score`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Plan (JSON) to write.")],
+    neurons: Annotated[int, typer.Option(min=0, help="Neurons that every layer loses.")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="Layers that go.")] = 0,
+    protect: Annotated[Path | None, typer.Option(help="Scores on a corpus whose neurons stay.")] = None,
+    protect_share: Annotated[float, typer.Option(min=0, max=1, help="Top share that stays.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Decide what goes: a reviewable JSON file."""
+    from prunetune.plan import make_plan
+    from prunetune.score import Scores
+
+    found = Scores.read(scores)
+    guarded = Scores.read(protect).neurons.tolist() if protect else None
+    made = make_plan(found.neurons.tolist(), found.layers.tolist(), found.model_sha, n_neurons=neurons, n_layers=layers,
+                     protected=guarded, protect_share=protect_share if protect else 0.0)  # fmt: skip
+    made.write(out)
+    _emit(as_json, made.model_dump(mode="json"), f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}: {out}")
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="Plan of `prunetune plan`.")],
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Cut a model as a plan says, streaming from shards to shards."""
+    from prunetune.plan import PrunePlan
+
+    read = PrunePlan.read(plan)
+    from prunetune.store import resolve_model
+    from prunetune.surgery import apply_on_disk
+
+    with Watch().bar("apply") as bar:
+        apply_on_disk(resolve_model(model), read, out, progress=bar)
+    _emit(as_json, {"out": str(out), "depth": read.new_depth, "width": read.new_width}, f"{read.new_depth} layers, width {read.new_width}: {out}")
+
+
+@app.command()
+def tune(
+    method: Annotated[str, typer.Argument(help="cpt, sft, distill or grpo.")],
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    data: Data,
+    config: Annotated[Path | None, typer.Option(help="YAML with the method's settings.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget in examples.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task whose verifier rewards (grpo).")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher model (distill).")] = None,
+    launcher: Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Recover (or teach) a model with one method; killed and started again, it continues."""
+    from prunetune.commands import method_of, tune_model
+
+    chosen = method_of(method, config, tokens=tokens, samples=samples)
+    _quiet()
+    result = tune_model(chosen, model, out, [parse_data(d, seed) for d in data], task=task, teacher=teacher, launcher=launcher,
+                        seed=seed, device=device, watch=Watch())  # fmt: skip
+    _emit(as_json, result.to_json(), f"{result.samples:,} examples, {result.tokens:,} tokens in {result.seconds:.0f} s "
+          f"({result.tokens_per_s:,.0f} tokens/s; {result.truncated} examples cut): {out}")  # fmt: skip
+
+
+@app.command(name="eval")
+def eval_(
+    model: Model,
+    task: Annotated[list[str], typer.Option("--task", "-t", help="gsm8k, gsm_symbolic, math, demo, reasoning-gym:NAME.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for every sample (JSONL); again = resume.")] = None,
+    n: Annotated[int | None, typer.Option(help="Problems of each task.")] = None,
+    path: Annotated[str | None, typer.Option(help="Local data of the task (file or folder).")] = None,
+    verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions at once; default: by memory.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on tasks with verifiers."""
+    from prunetune.tasks import TaskConfig, build_task
+
+    tasks = [build_task(TaskConfig(name=t, n=n, seed=seed, path=path, verifier=verifier)) for t in task]
+    _quiet()
+    from prunetune.commands import eval_model
+
+    results = eval_model(model, tasks, out, batch_size=batch_size, chat=chat, device=device, watch=Watch())
+    _emit(as_json, [r.to_json() for r in results], "\n".join(
+        f"{r.task:<24}{100 * r.value:6.1f} % ± {100 * r.stderr:.1f}   n = {r.n}, seed {r.seed}, {r.new_tokens:.0f} tokens an answer" for r in results))  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
+    """Write report.md, report.html and figures/ of a run anew."""
+    from prunetune.report import write_report
+
+    write_report(run)
+    _emit(as_json, {"report": str(run / "report.html")}, f"{run / 'report.md'}\n{run / 'report.html'}")

@@ -1,0 +1,125 @@
+"""What the single-stage commands do: score a model, tune it, measure it. The loop does not use this; people do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from prunetune.data import DataSource, load_stream
+from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
+from prunetune.prompt import PromptFormat, encode_example
+from prunetune.store import load_model, load_tokenizer, model_sha, once, replacing, resolve_model
+from prunetune.tasks import Task, TaskConfig
+from prunetune.tune import METHODS, Method
+from prunetune.ui import Watch
+
+if TYPE_CHECKING:
+    from prunetune.evaluate import EvalResult
+    from prunetune.score import Scores
+    from prunetune.tune.job import TuneResult
+
+
+def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
+    """Data sources from mappings."""
+    try:
+        return TypeAdapter(list[DataSource]).validate_python(values)
+    except ValidationError as e:
+        raise RecipeError(f"--data: {e.errors()[0]['msg']}", value=e.errors()[0]["input"]) from None
+
+
+def device_of(name: str) -> str:
+    """`auto` -> a GPU if there is one."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ["auto", "cpu", "cuda", "mps"])
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def score_file(
+    model: str, data: Sequence[dict[str, Any]], out: Path, *, criterion: str, reduce: str, layer_criterion: str,
+    samples: int, max_length: int, seed: int, device: str, watch: Watch,
+) -> Scores:  # fmt: skip
+    """Score a model on the first `samples` of the data, and write the scores."""
+    from prunetune.score import make_batches, score
+
+    folder = resolve_model(model)
+    stream = load_stream(sources_of(data), seed)
+    tokenizer, fmt = load_tokenizer(folder), PromptFormat()
+    rows = [encode_example(tokenizer, e.question, e.answer, fmt, max_length) for e in stream.take(0, min(samples, len(stream)))]
+    batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
+    with watch.bar("score") as bar:
+        scores = score(load_model(folder, device=device_of(device)), batches, neuron_criterion=criterion, reduce=reduce,
+                       layers_by=layer_criterion, seed=seed, model_sha=model_sha(folder), data_sha=stream.sha, progress=bar)  # fmt: skip
+    with replacing(out) as tmp:
+        scores.write(tmp)
+    return scores
+
+
+def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
+    """A recovery method from its name, a YAML file with its settings, and a budget."""
+    if name not in METHODS:
+        raise UnknownName("recovery method", name, METHODS)
+    value: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise MissingPath("no such settings file", value=str(config), fix="check --config")
+        try:
+            value = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as e:
+            raise RecipeError(f"these settings are not valid YAML ({e})", value=str(config)) from None
+    value |= {k: v for k, v in budget.items() if v is not None}
+    try:
+        return METHODS[name].model_validate(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise RecipeError(
+            f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}", value=first["input"], valid=sorted(METHODS[name].model_fields)
+        ) from None
+
+
+def tune_model(
+    method: Any, model: str, out: Path, data: Sequence[dict[str, Any]], *, task: str | None, teacher: str | None,
+    launcher: str | None, seed: int, device: str, watch: Watch,
+) -> TuneResult:  # fmt: skip
+    """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
+    from prunetune.tune.job import TuneJob, launch
+
+    if out.exists():
+        raise NotWritable("the output folder is there already", value=str(out), fix="choose another one, or remove it")
+    work = out.with_name(f".{out.name}.work")
+    results: list[TuneResult] = []
+
+    def make(tmp: Path) -> None:
+        job = TuneJob(
+            model=resolve_model(model), out=tmp, work=work, method=method, sources=tuple(sources_of(data)), data_seed=seed,
+            end=method.samples, tokens=method.tokens, seed=seed, teacher=resolve_model(teacher or model),
+            task=TaskConfig(name=task) if task else None, device=device,
+        )  # fmt: skip
+        with watch.bar(f"tune {method.type}") as bar:
+            results.append(launch(job, launcher, bar))
+
+    once(out, {"model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed}, make)
+    shutil.rmtree(work, ignore_errors=True)
+    return results[0]
+
+
+def eval_model(
+    model: str, tasks: Sequence[Task], out: Path | None, *, batch_size: int | None, chat: bool, device: str, watch: Watch
+) -> list[EvalResult]:
+    """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
+    from prunetune.evaluate import evaluate
+
+    folder = resolve_model(model)
+    loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
+    fmt, results, sha = PromptFormat(template="chat" if chat else "plain"), [], model_sha(folder)
+    for task in tasks:
+        with watch.bar(f"evaluate {task.name}") as bar:
+            file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None
+            results.append(evaluate(loaded, tokenizer, task, fmt=fmt, out=file, batch_size=batch_size, progress=bar, key=sha))
+    return results

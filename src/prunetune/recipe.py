@@ -1,0 +1,234 @@
+"""The recipe: one YAML file (or a few options) that decides a whole run. Unknown keys are errors.
+
+    recipe = Recipe.read("recipe.yaml")             # or Recipe(model="demo", data=[...], prune={"target": 0.6})
+    recipe.write(path)                              # fully resolved: every default spelled out
+
+Some fields may change between two starts of the same run, because they leave all bytes already made as they are:
+`FREE`. Any other difference is RecipeChanged.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from prunetune.data import DataSource
+from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
+from prunetune.prompt import PromptFormat
+from prunetune.schedule import PruneConfig
+from prunetune.store import replacing
+from prunetune.tasks import TaskConfig
+from prunetune.tune import TuneConfig
+from prunetune.tune.cpt import Cpt
+
+# Fields that may change when a run is continued, with what that means.
+FREE = {
+    "launcher": "where recovery runs",
+    "evaluate": "tasks may be added or measured on more problems",
+    "keep": "which models stay on disk",
+    "control": "the control is a run of its own",
+    "device": "where scoring and evaluation run",
+    "prune.target": "a deeper target goes on from the end",
+    "prune.max_rounds": "more rounds go on from the end",
+}
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreConfig(_Config):
+    """How redundancy is measured (Eq. 2-6)."""
+
+    criterion: Literal["contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random"] = "contribution"
+    """How redundant a neuron is; see `criteria.CRITERIA`."""
+    reduce: str = "mean"
+    """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
+    layer_criterion: Literal["l2", "relative", "cosine"] = "l2"
+    """How redundant a layer is; see `criteria.LAYER_CRITERIA`."""
+    samples: int = Field(256, gt=0)
+    """Sequences scored in each round: the first of the data stream, which are not trained on."""
+    held_out: int = Field(64, gt=0)
+    """Further sequences that are never trained on: the loss on them after pruning and after recovery is recorded."""
+    max_length: int = Field(1024, gt=1)
+    """Longer sequences are cut."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Places of a scoring batch, padding included."""
+    vote_share: float = Field(0.5, gt=0, le=1)
+    """`ptl_vote`: how many neurons a sample votes for, as a share of the width."""
+
+
+class ProtectConfig(_Config):
+    """Neurons that matter on a second corpus are not removed (method, section 2)."""
+
+    data: list[DataSource] = Field(min_length=1)
+    """The corpus: general text, or another task."""
+    share: float = Field(0.05, gt=0, lt=1)
+    """Top share of each layer's current width that is not eligible."""
+    samples: int = Field(256, gt=0)
+    """Sequences scored, once a round."""
+
+
+class EvaluateConfig(_Config):
+    """What is measured: the original, every round and the final model, the same way."""
+
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    """Tasks with verifiers."""
+    round_n: int | None = Field(None, gt=0)
+    """Problems a task after each round; the original and the final model answer all `n`. None: all."""
+    batch_size: int | None = Field(None, gt=0)
+    """Questions answered at once; None: chosen by memory."""
+    latency_repeats: int = Field(5, ge=0)
+    """Repetitions of the prefill and decode measurement of original and final model; 0: not measured."""
+
+
+class Recipe(_Config):
+    """Everything that decides a run."""
+
+    model: str
+    """`demo`, a folder, a .gguf file, `package:NAME`, or a hub name."""
+    data: list[DataSource] = Field(min_length=1)
+    """Reasoning sequences (question and chain-of-thought answer) for scoring and recovery: one shuffled stream."""
+    prune: PruneConfig
+    """How far, and in which steps."""
+    score: ScoreConfig = ScoreConfig()
+    """How redundancy is measured."""
+    protect: ProtectConfig | None = None
+    """A second corpus whose neurons stay."""
+    recover: list[TuneConfig] = Field(default_factory=lambda: [Cpt()])
+    """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured."""
+    prompt: PromptFormat = PromptFormat()
+    """How questions become prompts, everywhere."""
+    control: Literal["none", "once"] = "none"
+    """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control."""
+    keep: Literal["best", "all"] = "best"
+    """Models kept on disk: the newest and the best, or all."""
+    launcher: str | None = None
+    """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where scoring, evaluation and (without a launcher) recovery run."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the model has no name")
+        return value
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "recipe") -> Recipe:
+        """Validate a mapping; RecipeError names the first bad key, its value, and what is valid."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as e:
+            raise _explain(e, where) from None
+
+    @classmethod
+    def read(cls, ref: str | Path) -> Recipe:
+        """Read a YAML file, or a shipped recipe by its name (`demo`)."""
+        path = shipped().get(str(ref), Path(ref))
+        if not path.is_file():
+            if path.suffix in (".yaml", ".yml") or "/" in str(ref):
+                raise MissingPath("no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped()))
+            raise UnknownName("recipe", str(ref), shipped())
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise RecipeError(f"this recipe is not valid YAML ({e})", value=str(path)) from None
+        if not isinstance(value, dict):
+            raise RecipeError("a recipe is a mapping of keys to values", value=str(path))
+        return cls.parse(value, str(path))
+
+    def write(self, path: Path) -> None:
+        """Write fully resolved YAML, atomically."""
+        text = io.StringIO()
+        yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, allow_unicode=True, width=120)
+        with replacing(path) as tmp:
+            tmp.write_text(text.getvalue(), encoding="utf-8")
+
+    def changed(self, **values: Any) -> Recipe:
+        """A copy with other values of top-level fields."""
+        return self.model_copy(update=values)
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes inside the package: name (`demo`, `paper/gemma2-9b`) -> file."""
+    root = Path(str(importlib.resources.files("prunetune"))) / "recipes"
+    return {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe."""
+    old, new = _flat(before), _flat(now)
+    differs = [
+        k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in FREE)
+    ]
+    if differs:
+        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differs[:5])
+        raise RecipeChanged(
+            "this run folder holds results of another recipe",
+            value=shown + ("; ..." if len(differs) > 5 else ""),
+            valid="changes of " + ", ".join(FREE),
+            fix="choose a new --out, or undo the change",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _explain(error: ValidationError, where: str) -> RecipeError:
+    """The first error of a validation, as one message that names the key."""
+    first = error.errors()[0]
+    key = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        keys = _siblings(first["loc"])
+        message = UnknownName("recipe key", str(first["loc"][-1]), keys) if keys else None
+        return RecipeError(
+            f"unknown key {key!r} in {where}", valid=message.valid if message else None, fix=message.fix if message else None
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{where} lacks the key {key!r}", fix=f"add {key}: ...")
+    text = first["msg"].removeprefix("Value error, ")
+    return RecipeError(f"{where}: {key or 'recipe'}: {text}", value=first["input"])
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields beside an unknown key, where its model can be found from the path."""
+    import typing
+
+    model: Any = Recipe
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        for candidate in _models(model):
+            if part in candidate.model_fields:
+                model = candidate.model_fields[part].annotation
+                break
+            tagged = [m for m in _models(model) if typing.get_args(m.model_fields["type"].annotation) == (part,)] \
+                if all("type" in m.model_fields for m in _models(model)) else []
+            if tagged:
+                model = tagged[0]
+                break
+        else:
+            return []
+    return sorted({name for m in _models(model) for name in m.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    import typing
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in typing.get_args(annotation) for m in _models(a)]
