@@ -1,5 +1,6 @@
-"""A headless Chromium through ChromeDriver's HTTP interface (no dependency): what a page logs, asks for and measures."""
+"""A headless Chromium through ChromeDriver's HTTP interface: what a page logs, asks for and measures."""
 
+# ruff: noqa: E501  (flags and scripts)
 from __future__ import annotations
 
 import base64
@@ -85,7 +86,8 @@ class Browser:
             clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
             png = base64.b64decode(self.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"])
         events = [json.loads(e["message"])["message"] for e in self.log("performance")]
-        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        asked = [p["request"]["url"] for p in sent if p["documentURL"].startswith(page.resolve().as_uri())]
         return Seen(
             console=[e["message"] for e in self.log("browser")],
             requests=[u for u in asked if not u.startswith(("data:", page.resolve().as_uri()))],

@@ -62,6 +62,7 @@ def themed(plot: Plot) -> str:
     svg = re.sub(r'\bid="', f'id="{plot.name}-', svg)
     svg = svg.replace('href="#', f'href="#{plot.name}-').replace("url(#", f"url(#{plot.name}-")
     svg = re.sub(r"font: (?:[\w.]+ )*?([\d.]+px)[^;\"]*", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", svg)
     for colour, name in CSS_NAMES.items():
         svg = svg.replace(colour, f"var({name})")
     label = f'role="img" aria-label="{plot.title}"'

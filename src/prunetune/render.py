@@ -26,10 +26,10 @@ def fence(text: str, language: str = "text") -> str:
 
 def paired(p: SideBySide, first: str, second: str) -> str:
     """One sentence on the same questions answered by two models, with McNemar's exact test."""
-    c, (low, high) = p.counts, p.counts.interval()
+    c, points, (low, high) = p.counts, 100 * p.counts.difference, p.counts.interval()
     return (
         f"Of {c.n:,} questions both are right on {c.both:,}, {first} alone on {c.lost:,}, {second} alone on "
-        f"{c.gained:,}, neither on {c.neither:,}. {second.capitalize()} minus {first}: {100 * c.difference:+.1f} points "
+        f"{c.gained:,}, neither on {c.neither:,}. {second.capitalize()} minus {first}: {points:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}; McNemar's exact p = {human.p_value(c.mcnemar())})."
     )
 

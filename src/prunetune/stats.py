@@ -84,9 +84,11 @@ def mcnemar(lost: int, gained: int, *, mid_p: bool = False) -> float:
     n, k = lost + gained, min(lost, gained)
     if n == 0:
         return 1.0
-    ways = 2 * sum(math.comb(n, i) for i in range(k + 1))  # exact integers: no rounding however large n is
-    if mid_p:
-        ways -= math.comb(n, k)
+    term, below = 1, 1  # exact integers: C(n, i), and their sum up to i
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        below += term
+    ways = 2 * below - (term if mid_p else 0)
     return min(1.0, ways / 2**n)
 
 

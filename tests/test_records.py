@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fake_run import TASKS, fake_run
+from prunetune.errors import BadCheckpoint, MissingPath
+from prunetune.records import Sample, read_run, read_samples, side_by_side
+from prunetune.stats import Paired
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_finished_run(folder) -> None:
+    run = read_run(folder)
+    assert run.finished
+    assert run.original is not None
+    assert [s.name for s in run.stages] == ["01-neurons-16", "02-neurons-16", "03-neurons-16", "04-layers-2"]
+    assert run.final is run.stages[-1]
+    assert run.tasks == tuple(TASKS)
+    assert run.control is not None
+    assert run.control.final is not None
+    assert run.recovery_tokens() == run.control.recovery_tokens() == 4 * 20480
+    assert run.seconds()["score"] == 16.0
+    assert [p.new_width for _, p in run.plans()] == [80, 64, 48, 48]
+
+
+def test_half_a_run_is_read_too(tmp_path) -> None:
+    run = read_run(fake_run(tmp_path / "half", finished=False))
+    assert not run.finished
+    assert run.control is None
+    assert run.final is not None
+    assert run.final.name == "02-neurons-16"
+
+
+def test_final_is_the_newest_accepted_stage(tmp_path) -> None:
+    at = fake_run(tmp_path / "run", finished=False)
+    stage = json.loads((at / "02-neurons-16/stage.json").read_text())
+    (at / "02-neurons-16/stage.json").write_text(json.dumps({**stage, "verdict": {"accepted": False, "why": "fell"}}))
+    run = read_run(at)
+    assert [s.name for s in run.accepted] == ["01-neurons-16"]
+    assert run.final is run.stages[0]
+    assert run.recovery_tokens() == 2 * 20480, "a rejected attempt's tokens were spent all the same"
+
+
+def test_nulls_and_missing_keys_are_unknown_not_zero(tmp_path) -> None:
+    at = tmp_path / "run/original"
+    at.mkdir(parents=True)
+    (at / "stage.json").write_text('{"index": 0, "name": "original", "cost": null, "evals": null, "tokens": null}')
+    run = read_run(tmp_path / "run")
+    assert run.original is not None
+    assert (run.original.tokens, run.original.cost.params, run.tasks, run.final) == (None, None, (), None)
+    assert run.recovery_tokens() is None
+
+
+@pytest.mark.parametrize("content", ["[]", '{"index": "x", "name": "original"}', '{"name": "original"}', "{"])
+def test_a_broken_record_is_named(tmp_path, content) -> None:
+    at = tmp_path / "run/original"
+    at.mkdir(parents=True)
+    (at / "stage.json").write_text(content)
+    with pytest.raises(BadCheckpoint, match=r"stage\.json"):
+        read_run(tmp_path / "run")
+
+
+def test_no_run(tmp_path) -> None:
+    with pytest.raises(MissingPath, match="no such run folder"):
+        read_run(tmp_path / "none")
+    with pytest.raises(MissingPath, match="holds no run"):
+        read_run(tmp_path)
+
+
+def test_samples(folder) -> None:
+    run = read_run(folder)
+    samples = read_samples(folder / "original", "demo")
+    assert run.original is not None
+    result = run.original.eval_of("demo")
+    assert result is not None
+    assert (len(samples), sum(s.correct for s in samples.values())) == (result.n, result.correct)
+    assert read_samples(folder / "original", "other") == {}
+
+
+def test_a_broken_line_of_samples_is_named(tmp_path) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/t.jsonl").write_text('{"id": 1, "output": "x", "correct": true}\n{"id": 2}\n')
+    with pytest.raises(BadCheckpoint, match="line 2"):
+        read_samples(tmp_path, "t")
+
+
+def _samples(verdicts: dict[str, bool]) -> dict[str, Sample]:
+    return {k: Sample(id=k, question=k, output="", extracted=None, correct=v) for k, v in verdicts.items()}
+
+
+def test_side_by_side_takes_the_first_of_each_class_by_id() -> None:
+    first = _samples({"q-10": True, "q-9": True, "q-2": False, "q-3": True, "q-1": True, "only-here": True})
+    second = _samples({"q-10": False, "q-9": False, "q-2": True, "q-3": True, "q-1": True})
+    found = side_by_side("t", first, second)
+    assert found is not None
+    assert found.counts == Paired(both=2, lost=2, gained=1, neither=0)
+    assert {k: a.id for k, (a, _) in found.examples.items()} == {"both right": "q-1", "lost": "q-9", "gained": "q-2"}
+    assert side_by_side("t", first, {}) is None
