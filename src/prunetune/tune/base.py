@@ -1,7 +1,7 @@
-"""What every recovery method shares: its settings, with the paper's continual pre-training values as defaults (method, section 5).
+"""What every recovery method shares: its settings; defaults are the paper's for continual pre-training (method, 5).
 
-A method is one file of this folder: a pydantic model whose `type` names it and whose `train` does it. The config *is* the
-method. Nothing here imports torch, so that recipes are read quickly.
+A method is one file of this folder: a pydantic model whose `type` names it and whose `train` does it. The config *is*
+the method. Nothing here imports torch, so that recipes are read quickly.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, gt=0)
+    rank: int = Field(default=16, gt=0)
     """Rank of every adapter."""
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(default=32, gt=0)
     """Scale: the adapter's product is multiplied by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers to adapt; empty: all of them except the head."""
@@ -38,7 +38,7 @@ class Replay(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float = Field(0.1, gt=0, lt=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
     """Share of all examples of the stage that are replayed ones."""
     sources: tuple[DataSource, ...] = Field(min_length=1)
     """Where they come from."""
@@ -51,34 +51,34 @@ class Method(BaseModel):
 
     type: str
     """Name of the method."""
-    samples: int | None = Field(None, gt=0)
+    samples: int | None = Field(default=None, gt=0)
     """Budget in examples (prompts for `grpo`); None: all that the data hold."""
-    tokens: int | None = Field(None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
     """Budget in trained tokens; whichever of the two budgets is met first ends the stage."""
     per: Literal["run", "round"] = "run"
     """What the budget covers: the whole run, shared out over its rounds, or each round."""
-    epochs: int = Field(1, gt=0)
+    epochs: int = Field(default=1, gt=0)
     """Passes over the stage's own examples; the paper makes one."""
 
-    learning_rate: float = Field(8e-6, gt=0)
+    learning_rate: float = Field(default=8e-6, gt=0)
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps during which the learning rate rises."""
     optimizer: Optimizer = "adamw"
     """`adamw` is fused where the device has it; the 8-bit and paged ones need bitsandbytes and a GPU."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
-    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """Decay of the second moment."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0: never."""
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Sequences of one optimiser step, over all devices."""
-    micro_batch_size: int | None = Field(None, gt=0)
+    micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences of one forward pass on one device; None: what fits; always a divisor of the share of a device."""
-    max_length: int = Field(1024, gt=1)
+    max_length: int = Field(default=1024, gt=1)
     """Tokens of an example; longer ones are cut, counted and reported."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -86,7 +86,7 @@ class Method(BaseModel):
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass; None: only where they would not fit into memory."""
     loss_head: Literal["auto", "bounded", "plain"] = "auto"
-    """`bounded` never holds [tokens, vocabulary] logits; `plain` is the model's own loss; auto: by measurement (docs/performance.md)."""
+    """`bounded` never holds [tokens, vocabulary] logits; `plain` is the model's own loss; auto: docs/performance.md."""
     lora: Lora | None = None
     """Train adapters in place of all weights."""
     replay: Replay | None = None
@@ -94,9 +94,9 @@ class Method(BaseModel):
     seed: int | None = None
     """Seed of the order of batches and of sampling; None: the job's."""
 
-    checkpoint_minutes: float = Field(10.0, gt=0)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A killed stage goes on from a checkpoint at most this old."""
-    diverged_at: float = Field(3.0, gt=0)
+    diverged_at: float = Field(default=3.0, gt=0)
     """Stop when the loss (mean of eight steps, nats) rises this far above its lowest."""
 
     @model_validator(mode="after")

@@ -18,9 +18,9 @@ class Distill(Method):
     type: Literal["distill"] = "distill"
     teacher: str | None = None
     """Model reference of the teacher; None: the original model of the run."""
-    kl_weight: float = Field(0.9, ge=0, le=1)
+    kl_weight: float = Field(default=0.9, ge=0, le=1)
     """Share of the KL term; the rest is the next-token loss."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Both distributions are softened by it; the KL is scaled by its square, so that gradients keep their size."""
     completion_only: bool = False
     """Only the answer's tokens count."""

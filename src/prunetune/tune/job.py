@@ -1,6 +1,6 @@
 """A recovery step as a value: `TuneJob` in, a tuned plain model folder and a `TuneResult` out.
 
-    job = TuneJob(model=at / "pruned", out=at / "tuned", work=at / ".tuned-0", method=Cpt(), sources=(...), start=0, end=3200)
+    job = TuneJob(model=at / "pruned", out=at / "tuned", work=at / ".tuned", method=Cpt(), sources=(...), end=3200)
     result = run_job(job)
 
 The same job runs in this process (`run_job`), or in several under `accelerate launch` (`launch`). A job that was killed
@@ -44,11 +44,11 @@ class TuneJob(BaseModel):
     """The recovery data: one shuffled stream (`data.load_stream`)."""
     data_seed: int = 0
     """Seed of that stream's shuffle."""
-    start: int = Field(0, ge=0)
+    start: int = Field(default=0, ge=0)
     """First example of the stream that is this step's."""
-    end: int | None = Field(None, ge=0)
+    end: int | None = Field(default=None, ge=0)
     """One past the last; None: to the end of the stream."""
-    tokens: int | None = Field(None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
     """Stop taking examples of [start, end) once they hold this many tokens."""
     seed: int = 0
     """Seed of everything random in this step."""

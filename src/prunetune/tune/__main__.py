@@ -1,0 +1,36 @@
+"""`python -m prunetune.tune JOB.json`: one recovery job as a process, alone or under `accelerate launch`.
+
+Progress goes to stdout as lines `step DONE TOTAL`; the result to `result.json` in the job's work folder. Exit 2 with
+one message on a user's error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from prunetune.errors import PrunetuneError
+from prunetune.store import write_json
+from prunetune.tune.job import TuneJob, result_path, run_job
+
+
+def main(argv: list[str]) -> int:
+    """Run the job named by the only argument."""
+    if len(argv) != 1:
+        print("usage: python -m prunetune.tune JOB.json", file=sys.stderr)
+        return 2
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        job = TuneJob.read(Path(argv[0]))
+        result = run_job(job, (lambda done, total: print(f"step {done} {total}", flush=True)) if first else None)
+        if first:
+            write_json(result_path(job), result.to_json())
+    except PrunetuneError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

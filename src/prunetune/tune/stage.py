@@ -1,0 +1,178 @@
+"""The edge of a recovery step: read the folder and the data, train, write the folder."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunetune.data import Example, Stream, load_stream
+from prunetune.errors import BadCheckpoint, TuneError
+from prunetune.store import TOKENIZER_FILES, copy_files, disk_errors, load_config, load_model, load_tokenizer
+from prunetune.tune.machine import peak_bytes, pick_device, reset_peak
+
+if TYPE_CHECKING:
+    from prunetune.tune.job import Progress, TuneJob, TuneResult
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method's `train` gets.
+
+    Attributes:
+        job: All settings.
+        model: The model to train, fp32, on the device; trained in place.
+        tokenizer: Its tokenizer.
+        examples: The step's own part of the stream.
+        device: Where.
+        seed: Seed of everything random.
+        progress: Called with (steps done, steps in all).
+    """
+
+    job: TuneJob
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[Example]
+    device: torch.device
+    seed: int
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a method's `train` returns; see `TuneResult` for the units."""
+
+    model: PreTrainedModel
+    samples: int
+    tokens: int
+    seconds: float
+    steps: int
+    log: list[dict[str, Any]]
+    truncated: int = 0
+    mfu: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    writes: bool = True
+    """Whether this process holds the weights to be written (the first of several)."""
+
+
+def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
+    """See `job.run_job`."""
+    from prunetune.tune.job import TuneResult
+
+    load_config(job.model)
+    dtypes = tensor_types(job.model)
+    examples = take(load_stream(job.sources, job.data_seed), job)
+    if not examples:
+        raise TuneError(
+            "there is no data to train on",
+            value=f"samples [{job.start}, {job.end}) of {len(job.sources)} sources",
+            fix="give a larger data set, or a budget (samples, tokens) above zero",
+        )
+    with disk_errors(job.work):
+        job.work.mkdir(parents=True, exist_ok=True)
+    device = pick_device(job.device)
+    with own_randomness(), disk_errors(job.work):
+        reset_peak(device)
+        stage = Stage(
+            job=job,
+            model=load_model(job.model, dtype=torch.float32, device=str(device)),
+            tokenizer=load_tokenizer(job.model),
+            examples=examples,
+            device=device,
+            seed=job.seed if job.method.seed is None else job.method.seed,
+            progress=progress,
+        )
+        trained = job.method.train(stage)
+        peak = peak_bytes(device)
+        if trained.writes:
+            write_model(trained.model, job.model, job.out, dtypes)
+    return TuneResult(
+        method=job.method.type,
+        samples=trained.samples,
+        tokens=trained.tokens,
+        seconds=trained.seconds,
+        steps=trained.steps,
+        log=trained.log,
+        truncated=trained.truncated,
+        tokens_per_s=trained.tokens / max(trained.seconds, 1e-9),
+        peak_bytes=peak,
+        mfu=trained.mfu,
+        notes=trained.notes,
+    )
+
+
+def take(stream: Stream, job: TuneJob) -> list[Example]:
+    """The step's own part of the stream, ended by the method's budget in samples if the job names no end."""
+    end = len(stream) if job.end is None else job.end
+    if job.end is None and job.method.samples is not None:
+        end = min(end, job.start + job.method.samples)
+    return stream.take(min(job.start, end), end)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the global random states as they were, and be quiet: trainers seed for themselves, and draw bars."""
+    from transformers.utils import logging
+
+    python, numpy_state, verbosity = random.getstate(), np.random.get_state(), logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+# -------------------------------------------------------------------------------------------------------- the output
+
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def tensor_types(folder: Path) -> dict[str, torch.dtype]:
+    """Tensor name -> type, from the headers of a folder's safetensors files."""
+    import json
+
+    out: dict[str, torch.dtype] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as f:
+                header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        except (struct.error, ValueError, MemoryError, OverflowError) as e:
+            raise BadCheckpoint("this is no safetensors file", value=str(path), fix="copy the model again") from e
+        for name, entry in header.items():
+            if name != "__metadata__":
+                out[name] = _TYPES.get(entry["dtype"], torch.float32)
+    return out
+
+
+def write_model(model: PreTrainedModel, source: Path, out: Path, dtypes: dict[str, torch.dtype]) -> None:
+    """Write a plain folder: tensors in the types that they have in `source`; config.json and tokenizer are its own."""
+    common = max(set(dtypes.values()), key=list(dtypes.values()).count) if dtypes else torch.float32
+    state = {name: t.detach().to("cpu", dtypes.get(name, common)) for name, t in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    for name in tied & set(state):
+        if name not in dtypes:
+            del state[name]
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out, state_dict=state, safe_serialization=True)
+        if not (source / GENERATION_CONFIG).exists():
+            (out / GENERATION_CONFIG).unlink(missing_ok=True)
+        shutil.copyfile(source / "config.json", out / "config.json")
+        copy_files(source, out, TOKENIZER_FILES)
