@@ -10,6 +10,7 @@ To add a family, add an entry and its line in tests/test_family.py.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,3 +115,10 @@ def family_of(config: Any) -> Family:
     if model_type not in FAMILIES:
         raise UnsupportedModel("this model family is not supported", value=model_type, valid=supported)
     return FAMILIES[model_type]
+
+
+def layer_of(family: Family, name: str) -> tuple[int, str] | None:
+    """(layer, suffix) of a tensor inside a decoder layer, else None. `model.` may be missing (a base model's file)."""
+    prefix, _, last = family.layers.rpartition(".")
+    found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else None

@@ -1,166 +1,31 @@
 """Remove neurons and layers for good (the step "prune" of Algorithm 1): one pure function, two drivers.
 
-`cut_tensor` says what becomes of one tensor; `cut_config` what becomes of the config. The drivers feed them all tensors
-of a model, from memory or shard by shard from disk, and so agree bit for bit. A layer is never deleted from the
-ModuleList, whose modules remember their index: the config is cut, the model is built from it, the cut tensors are
-loaded (method, section 8).
+`cut_tensor` and `cut_config` (cuts.py) say what becomes of one tensor and of the config. The drivers feed them all
+tensors of a model, from memory or shard by shard from disk, and so agree bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from transformers import PreTrainedModel
 
-from prunetune.errors import BadCheckpoint, PlanError, UnsupportedModel
-from prunetune.family import Cut, Family, family_of
+from prunetune.cuts import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
+from prunetune.errors import BadCheckpoint, PlanError
+from prunetune.family import Family, family_of, layer_of
 from prunetune.plan import PrunePlan
 from prunetune.shards import ShardReader, ShardWriter, TensorInfo, open_shards, shard_name, write_index
 from prunetune.store import check_model_folder, copy_files, disk_errors, load_config, model_sha, read_json
 
-Patch = Mapping[str, Shaped[torch.Tensor, "..."]]
-Tensor = Shaped[torch.Tensor, "..."]
+__all__ = ["PatchTensors", "apply_in_memory", "apply_on_disk", "check_shape", "cut_config", "cut_name", "cut_tensor"]
 
 EXTRA_FILES = ("chat_template.json", "tekken.json", "LICENSE", "LICENSE.txt", "NOTICE")
 EXTRA_FOLDERS = ("additional_chat_templates",)
-
-
-# ------------------------------------------------------------------------------------------------------ pure decisions
-
-
-def layer_of(family: Family, name: str) -> tuple[int, str] | None:
-    """(layer, suffix) of a tensor inside a decoder layer, else None. `model.` may be missing (a base model's file)."""
-    prefix, _, last = family.layers.rpartition(".")
-    found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", name)
-    return (int(found[1]), found[2]) if found else None
-
-
-def cut_name(plan: PrunePlan, family: Family, name: str) -> str | None:
-    """The name that a source tensor has in the result, its layer renumbered; None if its layer is dropped."""
-    at = layer_of(family, name)
-    if at is None:
-        return name
-    layer, suffix = at
-    _check_layer(plan, layer, name)
-    if layer in plan.drop_layers:
-        return None
-    new = layer - sum(dropped < layer for dropped in plan.drop_layers)
-    return f"{name[: -len(f'{layer}.{suffix}')]}{new}.{suffix}"
-
-
-def cut_tensor(plan: PrunePlan, patch: Patch, family: Family, name: str, tensor: Tensor) -> Tensor | None:
-    """What becomes of one tensor of the source.
-
-    Args:
-        plan: What goes.
-        patch: Tensors, by their name in the source, that replace the cut ones (compensated weights); of the cut shape.
-        family: Where the neurons are.
-        name: The tensor's name in the source.
-        tensor: The tensor.
-
-    Returns:
-        None if its layer is dropped; the tensor itself, not a copy, if nothing of it goes; else a new tensor.
-
-    Raises:
-        PlanError: the tensor or its patch does not have the shape that the plan says.
-    """
-    at = layer_of(family, name)
-    if at is None:
-        return _patched(patch, name, tensor)
-    layer, suffix = at
-    _check_layer(plan, layer, name)
-    if layer in plan.drop_layers:
-        return None
-    cut = next((c for c in family.cuts if c.suffix == suffix), None)
-    if cut is None:
-        return _patched(patch, name, tensor)
-    if tensor.shape[cut.dim] != plan.width * cut.copies:
-        raise PlanError(
-            f"{name} has another FFN width than the plan",
-            value=tensor.shape[cut.dim] // cut.copies,
-            valid=f"{plan.width}",
-            fix="make the plan for this model",
-        )
-    if not plan.drop_neurons:
-        return _patched(patch, name, tensor)
-    return _patched(patch, name, tensor.index_select(cut.dim, _kept_rows(plan, cut, layer).to(tensor.device)))
-
-
-def _kept_rows(plan: PrunePlan, cut: Cut, layer: int) -> torch.Tensor:
-    kept = torch.tensor(plan.kept_neurons(layer))
-    return torch.cat([kept + half * plan.width for half in range(cut.copies)])
-
-
-def _check_layer(plan: PrunePlan, layer: int, name: str) -> None:
-    if layer >= plan.depth:
-        raise PlanError(
-            f"this model has a layer that the plan does not know ({name})", value=layer, valid=f"0..{plan.depth - 1}"
-        )
-
-
-def _patched(patch: Patch, name: str, tensor: Tensor) -> Tensor:
-    if name not in patch:
-        return tensor
-    new = patch[name]
-    if new.shape != tensor.shape:
-        raise PlanError(
-            f"the patch of {name} does not fit the plan", value=tuple(new.shape), valid=f"{tuple(tensor.shape)}"
-        )
-    return new.to(tensor)
-
-
-def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-    """The raw config.json with only the cut fields changed.
-
-    Args:
-        plan: What goes.
-        family: Which fields have one entry a layer, or count layers.
-        raw: The source's config.json as it is written.
-        resolved: The same after transformers filled in its defaults (`config.to_dict()`).
-
-    Old files lack lists such as `layer_types`, which transformers then derives from a layer's index. Where layers go
-    and that list is not constant, it is written, sliced, so that each kept layer stays what it was.
-    """
-    check_shape(plan, resolved)
-    out = dict(raw)
-    if plan.new_width != plan.width:
-        out["intermediate_size"] = plan.new_width
-    if not plan.drop_layers:
-        return out
-    out["num_hidden_layers"] = plan.new_depth
-    for key in family.per_layer_keys:
-        full = resolved.get(key) if raw.get(key) is None else raw[key]
-        if not full or (raw.get(key) is None and len(set(full)) == 1):
-            continue
-        if len(full) < plan.depth:
-            raise UnsupportedModel(
-                f"`{key}` of this config is shorter than the model", value=len(full), valid=f"{plan.depth}"
-            )
-        out[key] = [full[layer] for layer in plan.kept_layers]
-    for key in family.layer_count_keys:
-        count = resolved.get(key)
-        if count is not None and (raw.get(key) is not None or count < plan.depth):
-            out[key] = sum(layer < count for layer in plan.kept_layers)
-    return out
-
-
-def check_shape(plan: PrunePlan, config: Mapping[str, Any]) -> None:
-    """PlanError unless the plan was made for a model of this depth and width."""
-    for field, key, planned in (("depth", "num_hidden_layers", plan.depth), ("width", "intermediate_size", plan.width)):
-        if config.get(key) != planned:
-            raise PlanError(
-                f"this plan is for a model of another {field}",
-                value=f"plan: {planned}, model: {config.get(key)}",
-                fix="make the plan for this model with `prunetune plan`",
-            )
 
 
 def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> None:
@@ -176,15 +41,12 @@ def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> No
                 )
 
 
-def _check_patch(patch: Patch, names: Iterable[str]) -> None:
+def _check_patch(patch: PatchTensors, names: Iterable[str]) -> None:
     if unknown := set(patch) - set(names):
         raise PlanError("the patch names tensors that this model does not have", value=sorted(unknown)[:3])
 
 
-# ------------------------------------------------------------------------------------------------------------- drivers
-
-
-def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: Patch | None = None) -> PreTrainedModel:
+def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors | None = None) -> PreTrainedModel:
     """A new, smaller model; the given one is left as it is and shares no memory with the result.
 
     Args:
@@ -223,7 +85,7 @@ def apply_on_disk(
     source: Path,
     plan: PrunePlan,
     out: Path,
-    patch: Patch | None = None,
+    patch: PatchTensors | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the smaller model into the folder `out`, tensor by tensor: one tensor in memory at a time.
@@ -273,7 +135,7 @@ def apply_on_disk(
 
 def _write_shards(
     plan: PrunePlan,
-    patch: Patch,
+    patch: PatchTensors,
     family: Family,
     shards: Mapping[Path, Mapping[str, TensorInfo]],
     out: Path,
