@@ -85,7 +85,7 @@ def _stage(
         "index": index, "name": folder.name, "attempt": 1, "step": None, "model_sha": f"{size:016x}", "depth": depth, "width": width,
         "cost": {"params": size, "weight_bytes": 2 * size, "kv_bytes_per_token": 64 * depth, "flops": {t: 2.0 * size * 105 for t in tasks}},
         "evals": _evaluate(folder, tasks, chances, index, size),
-        "samples": [0, 0], "tokens": 0, "seconds": {"evaluate": 31.0}, "tune": [], "removed": None, "pruned_loss": None, "verdict": None,
+        "samples": [0, 0], "tokens": 0, "seconds": {"evaluate": 31.0}, "tune": [], "removed": None, "pruned_loss": None, "held_out_loss": 0.26, "verdict": None,
         **more,
     }  # fmt: skip
     _write(folder / "stage.json", stage)
@@ -136,7 +136,7 @@ def _prune(
     return _stage(
         folder, index, new[0], new[1], chances, tasks,
         step={"index": index, "attempt": 1, "neurons": old[1] - new[1], "layers": old[0] - new[0]},
-        samples=[1000 * share * (index - 1), 1000 * share * index], tokens=20480 * share, removed=removed, pruned_loss=0.9 + 0.1 * index,
+        samples=[1000 * share * (index - 1), 1000 * share * index], tokens=20480 * share, removed=removed, pruned_loss=0.42 + 0.03 * index, held_out_loss=0.27 + 0.012 * index,
         seconds={"score": 4.0, "plan": 0.1, "apply": 0.6, "tune": 44.0 * share, "evaluate": 30.0 - 2 * index}, tune=[tune],
         verdict={"accepted": True, "why": "within 0.97 of the original"},
     )  # fmt: skip
@@ -157,11 +157,12 @@ def _summary(original: dict[str, Any], stages: list[dict[str, Any]], recipe: dic
             for t in before
         },
         "speedup": {**{t: {"question": 1.31, "token": 1.27} for t in before}, "prefill": 1.42, "decode": 1.21},
+        "latency": {n: {"prefill_ms": p, "prefill_iqr_ms": 0.1, "decode_ms_per_token": d, "decode_iqr_ms": 0.05, "prompt_tokens": 128, "new_tokens": 32} for n, p, d in (("original", 4.2, 1.6), ("final", 2.96, 1.32))},
         "recovery_tokens": sum(s["tokens"] for s in stages),
         "seconds": {k: sum(s["seconds"].get(k, 0) for s in [original, *stages]) for k in ("score", "plan", "apply", "tune", "evaluate")},
         "environment": {"prunetune": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "device": "cpu", "threads": 2},
         "recipe": recipe,
-        "leaks": {"demo": {"exact": 0, "normalised": 0, "digits": 3, "examples": ["Ann has 1 apple & <2> pears."]}, "gsm_symbolic": {"exact": 0, "normalised": 0, "digits": 0, "examples": []}},
+        "leaks": {"demo": {"exact": 0, "normalised": 0, "digits": 3, "questions": 240, "examples": ["Ann has 1 apple & <2> pears."]}, "gsm_symbolic": {"exact": 0, "normalised": 0, "digits": 0, "questions": 120, "examples": []}},
         "truncated": sum(t["truncated"] for s in stages for t in s["tune"]),
     }  # fmt: skip
 

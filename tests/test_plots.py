@@ -20,7 +20,7 @@ def run(tmp_path_factory) -> RunRecord:
 
 def test_every_figure_of_a_finished_run(run) -> None:
     found = {p.name: p for p in plots(run)}
-    assert list(found) == ["accuracy-size", "accuracy-round", "removed", "loss", "time"]
+    assert list(found) == ["accuracy-size", "accuracy-round", "held-out-loss", "removed", "loss", "time"]
     for plot in found.values():
         assert ET.fromstring(plot.svg).tag.endswith("svg")
         assert ET.fromstring(themed(plot)).attrib["role"] == "img"

@@ -78,7 +78,7 @@ def test_figures_come_from_the_records(folder) -> None:
         text = (folder / name).read_text()
         ratio = final.cost.params / run.original.cost.params
         assert f"{ratio:.3f}" in text
-        assert f"{100 * ratio:.1f} % of the parameters" in text
+        assert f"{100 * ratio:.1f} % of the parameters" in text.replace("\u00a0", " ")
         for e in (*run.original.evals, *final.evals, *run.control.final.evals):
             assert f"{100 * e.value:.1f} % ± {100 * e.stderr:.1f}" in text
         assert "pruned once" in text
@@ -177,7 +177,7 @@ def test_a_leak_is_a_warning(folder, tmp_path) -> None:
     summary["leaks"]["demo"]["exact"] = 4
     (at / "summary.json").write_text(json.dumps(summary))
     write_report(at)
-    assert "Warning: evaluation questions occur in the recovery data" in (at / "report.md").read_text()
+    assert "Warning: the recovery data hold questions of demo" in (at / "report.md").read_text()
     assert 'class="note warn">Warning' in (at / "report.html").read_text()
 
 

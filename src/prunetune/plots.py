@@ -71,7 +71,15 @@ def themed(plot: Plot) -> str:
 
 def plots(run: RunRecord) -> list[Plot]:
     """Every figure that the run's records allow, in the report's order."""
-    makers: tuple[Callable[[RunRecord], Plot | None], ...] = (by_size, by_round, removed, losses, rewards, time_spent)
+    makers: tuple[Callable[[RunRecord], Plot | None], ...] = (
+        by_size,
+        by_round,
+        saw,
+        removed,
+        losses,
+        rewards,
+        time_spent,
+    )
     return [p for p in (make(run) for make in makers) if p is not None]
 
 
@@ -86,10 +94,6 @@ def _plot(name: str, title: str, caption: str, draw: Callable[[], Figure]) -> Pl
         out = io.StringIO()
         draw().savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return Plot(name, title, caption, out.getvalue())
-
-
-def _params(stage: StageRecord) -> int | None:
-    return stage.cost.params
 
 
 def _measured(stages: Sequence[StageRecord], task: str) -> list[tuple[StageRecord, EvalRecord]]:
@@ -109,10 +113,10 @@ def _bars(axes: Axes, xs: Sequence[float], evals: Sequence[EvalRecord], colour: 
 
 def by_size(run: RunRecord) -> Plot | None:
     """Accuracy against the share of parameters, the original to the pruned-once control."""
-    if run.original is None or not _params(run.original):
+    if run.original is None or not run.original.params:
         return None
-    base = float(_params(run.original) or 1)
-    stages = [s for s in (run.original, *run.accepted) if _params(s)]
+    base = float(run.original.params or 1)
+    stages = [s for s in (run.original, *run.accepted) if s.params]
     if len(stages) < 2 or not run.tasks:
         return None
     control = run.control.final if run.control is not None else None
@@ -123,7 +127,7 @@ def by_size(run: RunRecord) -> Plot | None:
             points = _measured(stages, task)
             _bars(
                 axes,
-                [100 * (_params(s) or 0) / base for s, _ in points],
+                [100 * (s.params or 0) / base for s, _ in points],
                 [e for _, e in points],
                 colour,
                 marker="o",
@@ -131,10 +135,10 @@ def by_size(run: RunRecord) -> Plot | None:
             )
             if points and points[0][0] is run.original:
                 axes.axhline(100 * points[0][1].value, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
-            if control is not None and _params(control) and (e := control.eval_of(task)) is not None:
+            if control is not None and control.params and (e := control.eval_of(task)) is not None:
                 _bars(
                     axes,
-                    [100 * (_params(control) or 0) / base],
+                    [100 * (control.params or 0) / base],
                     [e],
                     colour,
                     marker="D",
@@ -163,7 +167,7 @@ def by_round(run: RunRecord) -> Plot | None:
     rejected = [s for s in run.stages if not s.accepted]
 
     def label(s: StageRecord) -> str:
-        share = human.ratio(_params(s), _params(run.original) if run.original else None)
+        share = human.ratio(s.params, run.original.params if run.original else None)
         return ("orig." if s is run.original else str(s.index)) + (f"\n{100 * share:.0f} %" if share else "")
 
     def draw() -> Figure:
@@ -326,6 +330,43 @@ def _curves(run: RunRecord, key: str, name: str, title: str, caption: str) -> Pl
     return _plot(name, title, caption, draw)
 
 
+def saw(run: RunRecord) -> Plot | None:
+    """Held-out loss up with every cut and down with every recovery: the loop at work."""
+    rows = [s for s in run.accepted if s.pruned_loss is not None and s.held_out_loss is not None]
+    start = run.original.held_out_loss if run.original else None
+    if not rows or start is None:
+        return None
+
+    def draw() -> Figure:
+        figure, axes = _figure(3.2)
+        before = start
+        for i, s in enumerate(rows):
+            cut, tuned = s.pruned_loss or 0.0, s.held_out_loss or 0.0
+            first = i == 0
+            axes.plot(
+                [i, i + 0.5], [before, cut], color=SERIES[4], linestyle=(0, (3, 2)), label="pruned" if first else None
+            )
+            axes.plot(
+                [i + 0.5, i + 1],
+                [cut, tuned],
+                color=SERIES[2],
+                marker="o",
+                markevery=[1],
+                label="tuned" if first else None,
+            )
+            before = tuned
+        axes.plot([0], [start], marker="o", color=INK)
+        axes.set_xticks(range(len(rows) + 1), ["orig.", *(str(s.index) for s in rows)])
+        axes.set_xlabel("round")
+        axes.set_ylabel("held-out loss")
+        axes.legend(loc="upper left", ncols=2)
+        axes.margins(y=0.18)
+        return figure
+
+    caption = "Loss on held-out sequences: up when a round prunes, down when it tunes."
+    return _plot("held-out-loss", "Prune, tune, repeat", caption, draw)
+
+
 def losses(run: RunRecord) -> Plot | None:
     """Training loss over all rounds."""
     return _curves(
@@ -333,7 +374,7 @@ def losses(run: RunRecord) -> Plot | None:
         "loss",
         "loss",
         "Recovery loss",
-        "Training loss as logged; a round's jump is what pruning cost, the fall is what tuning gave back.",
+        "Training loss as logged, step by step; the numbers are the rounds.",
     )
 
 

@@ -49,6 +49,7 @@ class EvalRecord(_Record):
     new_tokens: float | None = None
     seconds: float | None = None
     correct: int | None = None
+    truncated: int | None = None
 
 
 class TuneRecord(_Record):
@@ -84,11 +85,17 @@ class StageRecord(_Record):
     tune: tuple[TuneRecord, ...] = ()
     removed: dict[str, Any] | None = None
     pruned_loss: float | None = None
+    held_out_loss: float | None = None
     verdict: dict[str, Any] | None = None
 
     def eval_of(self, task: str) -> EvalRecord | None:
         """The result on a task, if it was measured."""
         return next((e for e in self.evals if e.task == task), None)
+
+    @property
+    def params(self) -> int | None:
+        """Parameters, tied ones once."""
+        return self.cost.params
 
     @property
     def accepted(self) -> bool:
@@ -131,6 +138,11 @@ class RunRecord:
         """The stages that the final model went through."""
         return tuple(s for s in self.stages if s.accepted)
 
+    @property
+    def measured(self) -> tuple[StageRecord, ...]:
+        """The original, if it is there, and every attempt."""
+        return (*((self.original,) if self.original else ()), *self.stages)
+
     @cached_property
     def final(self) -> StageRecord | None:
         """The stage that `final/` holds: the summary's, else the newest accepted one, else None."""
@@ -143,8 +155,7 @@ class RunRecord:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Every task that was measured, in order of appearance."""
-        everyone = ([self.original] if self.original else []) + list(self.stages)
-        return tuple(dict.fromkeys(e.task for s in everyone for e in s.evals))
+        return tuple(dict.fromkeys(e.task for s in self.measured for e in s.evals))
 
     def folder(self, stage: StageRecord) -> Path:
         """The folder of one of this run's stages."""
@@ -163,7 +174,7 @@ class RunRecord:
 
     def seconds(self) -> dict[str, float]:
         """Wall time by action over all stages, the original's evaluation included."""
-        everyone = ([self.original] if self.original else []) + list(self.stages)
+        everyone = self.measured
         actions = [*ACTIONS, *{a for s in everyone for a in s.seconds if a not in ACTIONS}]
         return {
             a: sum(s.seconds.get(a, 0.0) for s in everyone) for a in actions if any(a in s.seconds for s in everyone)

@@ -24,6 +24,11 @@ def fence(text: str, language: str = "text") -> str:
     return f"{ticks}{language}\n{text.strip()}\n{ticks}"
 
 
+def unbroken(text: str) -> str:
+    """The same with no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=[%a-zA-Z]{1,3}\b|%)", "\u00a0", text)
+
+
 def paired(p: SideBySide, first: str, second: str) -> str:
     """One sentence on the same questions answered by two models, with McNemar's exact test."""
     c, points, (low, high) = p.counts, 100 * p.counts.difference, p.counts.interval()
@@ -43,7 +48,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         trim_blocks=False,
     )
-    made.filters.update(cell=cell, fence=fence)
+    made.filters.update(cell=cell, fence=fence, nb=unbroken)
     made.globals.update(paired=paired)
     return made
 

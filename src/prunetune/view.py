@@ -9,8 +9,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from prunetune import human
+from prunetune import human, tables
 from prunetune.records import EvalRecord, RunRecord, SideBySide, StageRecord, read_samples, side_by_side
+from prunetune.tables import Table
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class View:
     control_name: str | None
     control_note: str
     headline: tuple[Row, ...]
-    stages: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
-    spent: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
+    rounds: Table
+    spent: Table
     pairs: tuple[SideBySide, ...]
     control_pairs: tuple[SideBySide, ...]
-    leaks: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
+    leaks: Table
     leak_note: str
     truncation: str
     notes: tuple[str, ...]
@@ -62,7 +63,7 @@ class View:
 def view(run: RunRecord) -> View:
     """Everything that a report of this run says."""
     final, control = run.final, _control(run)
-    leaks, leak_note = _leaks(run)
+    leaks, leak_note = tables.leaks(run)
     recipe = run.path / "recipe.yaml"
     return View(
         model=model_name(run),
@@ -73,13 +74,13 @@ def view(run: RunRecord) -> View:
         control_name=_control_name(run),
         control_note=_control_note(run),
         headline=tuple(_headline(run)),
-        stages=_stages(run),
-        spent=_spent(run),
+        rounds=tables.rounds(run),
+        spent=tables.spent(run),
         pairs=_pairs(run, run, run.original, run, final),
         control_pairs=_pairs(run, run.control, control, run, final) if run.control is not None else (),
         leaks=leaks,
         leak_note=leak_note,
-        truncation=_truncation(run),
+        truncation=tables.truncation(run),
         notes=tuple(dict.fromkeys(n for s in run.stages for t in s.tune for n in t.notes)),
         environment=tuple((k, _text(v)) for k, v in (run.summary.get("environment") or {}).items()),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
@@ -102,7 +103,7 @@ def _text(value: object) -> str:
 
 
 def _params(stage: StageRecord | None) -> int | None:
-    return stage.cost.params if stage is not None else None
+    return stage.params if stage is not None else None
 
 
 def _of(stage: StageRecord | None, task: str) -> EvalRecord | None:
@@ -162,13 +163,18 @@ def _sentence(run: RunRecord) -> str:
     share = human.ratio(_params(final), _params(original))
     if final is None or original is None or share is None:
         return "No stage is finished yet."
-    kept = []
+    if final is original:
+        return "Nothing was removed."
+    kept: list[str] = []
     for task in run.tasks:
         before, after = _of(original, task), _of(final, task)
         if before is not None and after is not None and before.value:
-            kept.append(f"{human.percent(after.value / before.value)} of its accuracy on {task}")
+            of = "" if kept else "of the accuracy "
+            kept.append(f"{human.percent(after.value / before.value)} {of}on {task}")
     start = f"{human.percent(share)} of the parameters"
-    return f"{start} keep {' and '.join(kept)}." if kept else f"{start}; accuracy was not measured."
+    if not kept:
+        return f"{start}; accuracy was not measured."
+    return f"{start} keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}."
 
 
 def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
@@ -233,12 +239,31 @@ def _headline(run: RunRecord) -> list[Row]:
         rows.append(Row(f"accuracy, {task}{n}", texts[0], texts[1], said, _control_accuracy(run, task)))
     for task in run.tasks:
         rows.append(line(f"FLOPs a question, {task}", human.flops, lambda s, t=task: _task_flops(s, t)))
-    rows += _speed_rows(run)
+    rows += [*_latency_rows(run), *_speed_rows(run)]
     tokens, seconds = run.recovery_tokens(), sum(run.seconds().values()) or None
     theirs = sum(run.control.seconds().values()) or None if run.control is not None else None
     once = _control_tokens(run)
     rows.append(Row("recovery tokens", "0" if a else human.DASH, human.count(tokens), "", human.count(once)))
     rows.append(Row("wall time, all stages", "", human.duration(seconds), "", human.duration(theirs)))
+    return rows
+
+
+def _latency_rows(run: RunRecord) -> list[Row]:
+    """Measured times at batch 1, median and interquartile range."""
+    ours = run.summary.get("latency") or {}
+    once = (run.control.summary.get("latency") or {}) if run.control is not None else {}
+    models = (ours.get("original"), ours.get("final"), once.get("final"))
+    if not models[0] or not models[1]:
+        return []
+    prompt, new = models[1].get("prompt_tokens"), models[1].get("new_tokens")
+    rows = []
+    for label, key, spread in (
+        (f"prefill of {prompt} tokens", "prefill_ms", "prefill_iqr_ms"),
+        (f"decode, one of {new} tokens", "decode_ms_per_token", "decode_iqr_ms"),
+    ):
+        texts = [f"{m[key]:.2f} ms (IQR {m.get(spread, 0.0):.2f})" if m and key in m else human.DASH for m in models]
+        share = human.ratio(models[1].get(key), models[0].get(key))
+        rows.append(Row(label, texts[0], texts[1], human.DASH if share is None else f"{share:.3f}", texts[2]))
     return rows
 
 
@@ -261,78 +286,7 @@ def _speed_rows(run: RunRecord) -> list[Row]:
     return [r for r in found if r is not None]
 
 
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def _stages(run: RunRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    header = (
-        "stage",
-        "parameters",
-        "share",
-        "layers",
-        "width",
-        *run.tasks,
-        "loss after pruning",
-        "tokens",
-        "time",
-        "verdict",
-    )
-    rows = []
-    for s in [*([run.original] if run.original else []), *run.stages]:
-        scores = (_of(s, t) for t in run.tasks)
-        why = str((s.verdict or {}).get("why") or "")
-        verdict = (
-            ""
-            if s is run.original or s.verdict is None
-            else ("accepted" if s.accepted else "rejected") + (f": {why}" if why else "")
-        )
-        rows.append(
-            (
-                s.name,
-                human.count(_params(s)),
-                human.percent(human.ratio(_params(s), _params(run.original))),
-                str(s.depth or human.DASH),
-                str(s.width or human.DASH),
-                *(human.accuracy(e.value, e.stderr) if e else human.DASH for e in scores),
-                human.DASH if s.pruned_loss is None else f"{s.pruned_loss:.3f}",
-                human.DASH if s.tokens is None else human.count(s.tokens),
-                human.duration(s.total_seconds),
-                verdict,
-            )
-        )
-    return header, tuple(rows)
-
-
-def _spent(run: RunRecord) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    actions = tuple(run.seconds())
-    header = ("stage", *actions, "all", "samples", "tokens", "tokens/s", "truncated")
-    rows = []
-    for s in [*([run.original] if run.original else []), *run.stages]:
-        rates = [t.tokens_per_s for t in s.tune if t.tokens_per_s]
-        cut = [t.truncated for t in s.tune if t.truncated is not None]
-        samples = f"{s.samples[0]:,}–{s.samples[1]:,}" if s.samples and s.samples[1] > s.samples[0] else human.DASH
-        times = tuple(human.duration(s.seconds.get(a)) for a in actions)
-        tail = (
-            samples,
-            human.count(s.tokens),
-            human.count(rates[0]) if rates else human.DASH,
-            str(sum(cut)) if cut else human.DASH,
-        )
-        rows.append((s.name, *times, human.duration(s.total_seconds), *tail))
-    if run.seconds():
-        total = run.seconds()
-        rows.append(
-            (
-                "all",
-                *(human.duration(total[a]) for a in actions),
-                human.duration(sum(total.values())),
-                "",
-                human.count(run.recovery_tokens()),
-                "",
-                "",
-            )
-        )
-    return header, tuple(rows)
+# --------------------------------------------------------------------------------------------------------------- pairs
 
 
 def _pairs(
@@ -345,41 +299,6 @@ def _pairs(
         for t in run.tasks
     )
     return tuple(p for p in found if p is not None)
-
-
-def _leaks(run: RunRecord) -> tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], str]:
-    header = ("evaluation", "exact", "normalised", "same but for digits")
-    raw = run.summary.get("leaks")
-    if not isinstance(raw, dict):
-        return (header, ()), "No leak check was recorded."
-    keys = ("exact", "normalised", "digits")
-    rows = tuple(
-        (str(t), *(f"{v[k]:,}" if isinstance(v.get(k), int) else human.DASH for k in keys))
-        for t, v in raw.items()
-        if isinstance(v, dict)
-    )
-    if not rows:
-        return (header, ()), "The leak check compared nothing."
-    if any(isinstance(v, dict) and (v.get("exact") or v.get("normalised")) for v in raw.values()):
-        return (
-            header,
-            rows,
-        ), "Warning: evaluation questions occur in the recovery data, so those accuracies are too high."
-    return (header, rows), "No evaluation question occurs in the recovery data, exactly or normalised."
-
-
-def _truncation(run: RunRecord) -> str:
-    counts = [(t.truncated, t.samples) for s in run.stages for t in s.tune if t.truncated is not None]
-    if not counts:
-        said = run.summary.get("truncated")
-        return (
-            f"{said:,} examples were cut by the length limit."
-            if isinstance(said, int)
-            else "Truncation was not recorded."
-        )
-    cut, seen = sum(c for c, _ in counts), sum(n or 0 for _, n in counts)
-    share = f" of {seen:,} ({human.percent(cut / seen, 2)})" if seen else ""
-    return f"{cut:,}{share} recovery examples were cut by the length limit."
 
 
 def _missing(run: RunRecord) -> list[str]:
