@@ -14,6 +14,7 @@ from typing import Any, Literal
 from prunetune.errors import DataError, UnknownName
 
 CHUNK = 512
+GIVE_UP = 5000  # draws without a new problem
 TEST_SHARE = 8  # one question in so many is for tests
 
 Entry = dict[str, Any]
@@ -38,14 +39,16 @@ def gym_entries(name: str, size: int, seed: int, side: Side, options: Mapping[st
     """
     entries: list[Entry] = []
     seen: set[str] = set()
+    last_new = 0
     for drawn, entry in enumerate(_draws(name, seed, options or {})):
         question = str(entry["question"])
         if question not in seen and side_of(question) == side:
             seen.add(question)
             entries.append(entry)
+            last_new = drawn
             if len(entries) == size:
                 return entries
-        if drawn > 100 * TEST_SHARE * max(size, 10):
+        if drawn - last_new > GIVE_UP:
             raise DataError(
                 f"{name} has only about {len(entries)} different {side} problems with these options",
                 value=size,
@@ -72,7 +75,15 @@ def gym_dataset(name: str, seed: int = 0, size: int = 1, options: Mapping[str, A
 def solution_of(entry: Entry) -> str:
     """The worked solution where the data set writes one (gsm_symbolic), else the bare answer after `####`."""
     worked = entry.get("metadata", {}).get("answer_cot")
-    return str(worked) if worked else f"#### {entry['answer']}"
+    if worked:
+        return str(worked)
+    if entry["answer"] is None:
+        raise DataError(
+            "this reasoning-gym data set writes no answer, so there is nothing to train on",
+            value=entry["drawn"]["dataset"]["name"],
+            fix="use it for GRPO or evaluation only",
+        )
+    return f"#### {entry['answer']}"
 
 
 def _draws(name: str, seed: int, options: Mapping[str, Any]) -> Iterator[Entry]:

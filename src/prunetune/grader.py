@@ -24,7 +24,7 @@ from prunetune.errors import TaskError
 
 CPU_SECONDS = 0.8  # for one answer
 MEMORY_BYTES = 6 << 30
-WALL_SECONDS = 120.0  # on the slowest machine; the CPU limit ends an answer long before
+WALL_SECONDS = 60.0  # on the slowest machine; the CPU limit ends an answer long before
 
 Reply = dict[str, Any]
 
@@ -44,7 +44,14 @@ class Grader:
             if self._server is None or self._server.poll() is not None or self._owner != os.getpid():
                 self._start()
             self._send(json.dumps(job).encode() + b"\n")
-            return self._receive()
+            begun = False
+            while True:
+                reply = self._receive()
+                if "died" not in reply and "begun" not in reply:
+                    return reply
+                if "died" in reply and begun:  # a child that died idle took no answer with it
+                    return {"error": reply["died"]}
+                begun = "begun" in reply
 
     def close(self) -> None:
         """End the server."""
@@ -59,8 +66,9 @@ class Grader:
     def _start(self) -> None:
         self.close()
         code = f"from prunetune.grader import serve; serve({self.kind!r})"
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        pipe = subprocess.PIPE
+        self._server = subprocess.Popen(  # bufsize 0: select() must see every line that has come
+            [sys.executable, "-c", code], stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
         )
         self._owner = os.getpid()
         if "error" in self._receive():
@@ -69,8 +77,8 @@ class Grader:
     def _send(self, line: bytes) -> None:
         if self._server is None or self._server.stdin is None:
             raise TaskError("the grader is not running", value=self.kind)
-        self._server.stdin.write(line)
-        self._server.stdin.flush()
+        while line:
+            line = line[self._server.stdin.write(line) :]
 
     def _receive(self) -> Reply:
         if self._server is None or self._server.stdout is None:
@@ -112,11 +120,14 @@ def serve(kind: str) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):  # the caller closed its end (0), or a bug of ours (its traceback is on stderr)
             os._exit(os.WEXITSTATUS(status))
-        os.write(out, b'{"error": "timed out"}\n')
+        number = os.WTERMSIG(status)
+        why = "timed out" if number == signal.SIGPROF else f"killed by signal {number}"
+        os.write(out, json.dumps({"died": why}).encode() + b"\n")
 
 
 def _grade_all(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out: int) -> None:
     for line in _lines(0):
+        os.write(out, b'{"begun": true}\n')
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF's default action ends the process
         try:
             reply = grade(context, json.loads(line))

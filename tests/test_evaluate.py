@@ -1,0 +1,172 @@
+"""Evaluation: figures, samples on disk, resume, memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import prunetune.evaluate as module
+from prunetune.errors import BadCheckpoint, TaskError
+from prunetune.evaluate import EvalResult, evaluate, read_samples
+from prunetune.prompt import PromptFormat, prompt_ids
+from prunetune.tasks import Problem, Task, Verdict
+from tiny import tiny_model, tiny_tokenizer
+
+FMT = PromptFormat(question="{question}=")
+
+
+def problems(n: int) -> tuple[Problem, ...]:
+    return tuple(Problem(f"p{i}", "1+" * (i % 5) + str(i), str(i % 2)) for i in range(n))
+
+
+def judge(problem: Problem, output: str) -> Verdict:
+    """Right or wrong by the problem alone, so that the figures are known."""
+    correct = problem.reference == "1"
+    return Verdict(correct, output[:3], "" if correct else "even", {"f1": 0.5 if correct else 0.25})
+
+
+def task(n: int = 10, **changes: Any) -> Task:
+    values: dict[str, Any] = {
+        "name": "t",
+        "version": "1",
+        "problems": problems(n),
+        "verify": judge,
+        "stop": (),
+        "max_new_tokens": 6,
+        **changes,
+    }
+    return Task(**values)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+def test_accuracy_with_its_standard_error(model: PreTrainedModel) -> None:
+    result = evaluate(model, tiny_tokenizer(), task(9, seed=3), fmt=FMT, out=None)
+    assert (result.correct, result.n, result.value, result.seed) == (4, 9, 4 / 9, 3)
+    assert result.stderr == pytest.approx(math.sqrt(4 / 9 * 5 / 9 / 9))
+    lengths = [len(prompt_ids(tiny_tokenizer(), p.question, FMT)) for p in problems(9)]
+    assert result.prompt_tokens == pytest.approx(sum(lengths) / 9)
+    assert 0 < result.new_tokens <= 6
+    assert result.scores["f1"] == pytest.approx((4 * 0.5 + 5 * 0.25) / 9)
+    assert result.scores["f1_stderr"] == pytest.approx(0.125 * 2 * math.sqrt(4 / 9 * 5 / 9 / 8))
+    assert EvalResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_every_sample_is_on_disk_and_batch_size_does_not_matter(model: PreTrainedModel, tmp_path: Path) -> None:
+    texts = []
+    for size in (1, 3, None):
+        out = tmp_path / f"{size}.jsonl"
+        evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=size)
+        samples = {s["id"]: s for s in read_samples(out)}
+        assert set(samples) == {p.id for p in problems(10)}
+        assert samples["p3"]["prompt"] == "1+1+1+3=" and samples["p3"]["correct"] is True
+        texts.append([(s["output"], s["new_tokens"], s["prompt_tokens"]) for _, s in sorted(samples.items())])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_killed_evaluation_asks_only_what_is_missing(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.jsonl"
+    whole = evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=2)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:5]) + lines[5][:20])  # killed inside the sixth line
+    asked: list[int] = []
+    real = module.generate
+
+    def counting(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return real(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(module, "generate", counting)
+    seen: list[tuple[int, int]] = []
+    again = evaluate(
+        model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=2, progress=lambda *p: seen.append(p)
+    )
+    assert sum(asked) == 5
+    assert seen == [(5, 10), (7, 10), (9, 10), (10, 10)]
+    assert len(read_samples(out)) == 10 == len({s["id"] for s in read_samples(out)})
+    assert (again.value, again.new_tokens) == (whole.value, whole.new_tokens)
+    asked.clear()
+    evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out)
+    assert asked == []
+
+
+@pytest.mark.parametrize("change", ["key", "limit", "format", "version"])
+def test_samples_of_another_setting_are_not_mixed_in(model: PreTrainedModel, tmp_path: Path, change: str) -> None:
+    out = tmp_path / "t.jsonl"
+    evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out, key="model a")
+    line = json.loads(out.read_text().splitlines()[0]) | {"output": "STALE"}
+    out.write_text(json.dumps(line) + "\n")
+    tasks = {"limit": task(max_new_tokens=5), "version": task(version="2")}
+    evaluate(
+        model,
+        tiny_tokenizer(),
+        tasks.get(change, task()),
+        fmt=PromptFormat(question="{question} =") if change == "format" else FMT,
+        out=out,
+        key="model b" if change == "key" else "model a",
+    )
+    assert "STALE" not in out.read_text()
+
+
+def test_more_problems_reuse_those_already_asked(model: PreTrainedModel, tmp_path: Path) -> None:
+    out = tmp_path / "t.jsonl"
+    evaluate(model, tiny_tokenizer(), task(4), fmt=FMT, out=out)
+    before = out.read_text()
+    assert evaluate(model, tiny_tokenizer(), task(10), fmt=FMT, out=out).n == 10
+    assert out.read_text().startswith(before)
+    assert evaluate(model, tiny_tokenizer(), task(4), fmt=FMT, out=out).n == 4
+
+
+def test_the_batch_is_halved_when_memory_runs_out(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = module.generate, []
+
+    def small(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return real(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(module, "generate", small)
+    assert evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=None).n == 10
+    assert sizes == [10, 5, 3, 3, 3, 1]
+
+    def never(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(module, "generate", never)
+    with pytest.raises(TaskError, match="does not fit into memory"):
+        evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=None)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(module, "generate", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=None)
+
+
+def test_the_tasks_own_prompt_format_wins(model: PreTrainedModel, tmp_path: Path) -> None:
+    own = task(prompt=PromptFormat(question="own {question}"))
+    evaluate(model, tiny_tokenizer(), own, fmt=FMT, out=tmp_path / "t.jsonl")
+    assert all(s["prompt"].startswith("own ") for s in read_samples(tmp_path / "t.jsonl"))
+
+
+def test_a_spoilt_sample_file_and_an_empty_task_are_errors(model: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("{bad}\n{}\n")
+    with pytest.raises(BadCheckpoint, match="not valid JSON"):
+        read_samples(tmp_path / "t.jsonl")
+    with pytest.raises(TaskError, match="no problems"):
+        evaluate(model, tiny_tokenizer(), task(0), fmt=FMT, out=None)
