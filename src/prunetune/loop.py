@@ -384,7 +384,6 @@ class Bench:
             cost = cost_of(load_config(final))
             stage["cost"]["flops"] = {t.name: per_question(cost, samples_of(at, t)) for t in self.tasks}
             del model
-        if stage["index"]:
             write_json(at / "stage.json", stage)  # the final model answers all n problems, not round_n
         latency = self._latency(final)
         used = [e for s in run.stages for e in self.stream.take(*s["samples"])]

@@ -1,0 +1,96 @@
+"""Recipes: every shipped one parses, every default is spelled out, every mistake is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tiny_run import tiny_recipe
+
+from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
+from prunetune.recipe import FREE, Recipe, check_unchanged, shipped
+
+MINIMAL = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_parses_and_says_what_it_is(name):
+    recipe = Recipe.read(name)
+    assert recipe.model
+    assert shipped()[name].read_text().startswith("#")
+
+
+def test_demo_is_shipped():
+    assert "demo" in shipped()
+
+
+def test_resolved_recipe_round_trips(tmp_path):
+    recipe = Recipe.parse(MINIMAL)
+    recipe.write(tmp_path / "r.yaml")
+    assert Recipe.read(tmp_path / "r.yaml") == recipe
+    written = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    assert written["recover"][0]["learning_rate"] == 8e-6  # the paper's default, spelled out
+    assert written["score"]["criterion"] == "contribution"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"modle": "x"}, "did you mean 'model'"),
+        ({"prune": {"target": 0.6, "stpe": 0.1}}, "did you mean 'step'"),
+        ({"recover": [{"type": "cpt", "learning_rat": 1}]}, "learning_rate"),
+        ({"recover": [{"type": "cptt"}]}, "cpt"),
+        ({"score": {"criterion": "contributions"}}, "contribution"),
+        ({"data": []}, "data"),
+        ({"data": [{"type": "file"}]}, "path"),
+        ({"prune": {"target": 0.6, "order": "sideways"}}, "alternating"),
+        ({"prune": {}}, "target"),
+        ({"model": " "}, "no name"),
+        ({"control": "twice"}, "once"),
+    ],
+)
+def test_mistakes_are_named(changes, says):
+    with pytest.raises(RecipeError) as e:
+        Recipe.parse({**MINIMAL, **changes})
+    assert says in str(e.value)
+
+
+def test_missing_key():
+    with pytest.raises(RecipeError, match="lacks the key 'data'"):
+        Recipe.parse({"model": "demo", "prune": {"target": 0.5}})
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(MissingPath):
+        Recipe.read(tmp_path / "none.yaml")
+    with pytest.raises(UnknownName, match="demo"):
+        Recipe.read("dem")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        Recipe.read(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(RecipeError, match="mapping"):
+        Recipe.read(tmp_path / "list.yaml")
+
+
+def test_changes_that_leave_the_bytes_alone_are_free(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    before = recipe.model_dump(mode="json")
+    for free in ({"launcher": "ddp"}, {"keep": "all"}, {"control": "once"}, {"evaluate": {"tasks": []}}, {"device": "cpu"}):
+        assert next(iter(free)) in FREE
+        check_unchanged(before, Recipe.parse({**before, **free}).model_dump(mode="json"))
+    check_unchanged(before, Recipe.parse({**before, "prune": {**before["prune"], "target": 0.6}}).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"score": {"criterion": "random"}}, {"recover": [{"type": "cpt", "samples": 5}]}])
+def test_changes_that_would_change_bytes_are_named(tmp_path, change):
+    before = tiny_recipe(tmp_path).model_dump(mode="json")
+    with pytest.raises(RecipeChanged, match=f"{next(iter(change))}.*->"):
+        check_unchanged(before, Recipe.parse({**before, **change}).model_dump(mode="json"))
+
+
+def test_reading_a_recipe_needs_no_torch():
+    code = "import sys; from prunetune.recipe import Recipe, shipped; [Recipe.read(n) for n in shipped()]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
