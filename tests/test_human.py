@@ -23,8 +23,10 @@ from prunetune import human
         (human.duration, 7500, "2 h 05 min"),
         (human.percent, 0.5664, "56.6 %"),
         (human.times, 1.336, "1.34×"),
-        (human.p_value, 0.0004, "< 0.001"),
-        (human.p_value, 0.0923, "0.092"),
+        (human.p_value, 0.0004, "p < 0.001"),
+        (human.p_value, 0.0923, "p = 0.092"),
+        (human.points, -0.0541, "−5.4"),
+        (human.points, 0.017, "+1.7"),
     ],
 )
 def test_numbers_as_people_read_them(function, value, text) -> None:

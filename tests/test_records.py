@@ -7,8 +7,7 @@ import pytest
 
 from fake_run import TASKS, fake_run
 from prunetune.errors import BadCheckpoint, MissingPath
-from prunetune.records import Sample, read_run, read_samples, side_by_side
-from prunetune.stats import Paired
+from prunetune.records import read_run
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +71,3 @@ def test_no_run(tmp_path) -> None:
         read_run(tmp_path / "none")
     with pytest.raises(MissingPath, match="holds no run"):
         read_run(tmp_path)
-
-
-def test_samples(folder) -> None:
-    run = read_run(folder)
-    samples = read_samples(folder / "original", "demo")
-    assert run.original is not None
-    result = run.original.eval_of("demo")
-    assert result is not None
-    assert (len(samples), sum(s.correct for s in samples.values())) == (result.n, result.correct)
-    assert read_samples(folder / "original", "other") == {}
-
-
-def test_a_broken_line_of_samples_is_named(tmp_path) -> None:
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval/t.jsonl").write_text('{"id": 1, "output": "x", "correct": true}\n{"id": 2}\n')
-    with pytest.raises(BadCheckpoint, match="line 2"):
-        read_samples(tmp_path, "t")
-
-
-def _samples(verdicts: dict[str, bool]) -> dict[str, Sample]:
-    return {k: Sample(id=k, question=k, output="", extracted=None, correct=v) for k, v in verdicts.items()}
-
-
-def test_side_by_side_takes_the_first_of_each_class_by_id() -> None:
-    first = _samples({"q-10": True, "q-9": True, "q-2": False, "q-3": True, "q-1": True, "only-here": True})
-    second = _samples({"q-10": False, "q-9": False, "q-2": True, "q-3": True, "q-1": True})
-    found = side_by_side("t", first, second)
-    assert found is not None
-    assert found.counts == Paired(both=2, lost=2, gained=1, neither=0)
-    assert {k: a.id for k, (a, _) in found.examples.items()} == {"both right": "q-1", "lost": "q-9", "gained": "q-2"}
-    assert side_by_side("t", first, {}) is None

@@ -77,5 +77,10 @@ def times(x: float | None) -> str:
 
 
 def p_value(p: float) -> str:
-    """A probability: 0.032, or < 0.001."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """A probability: p = 0.032, or p < 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in points with its sign: −5.4, +1.7."""
+    return f"{100 * share:+.1f}".replace("-", "−")

@@ -1,72 +1,22 @@
 """Figures of a run: accuracy against size, by round (Fig. 3), loss, what was removed, time. Records in, SVG out.
 
-Every figure is drawn once, in mid-tones that read on white and on black; `themed` then swaps each tone for a CSS
-variable, so that the same drawing follows the page's light or dark theme and its font.
+A figure whose records are missing is left out, never drawn empty.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunetune import human
+from prunetune.draw import GRID, INK, SERIES, Plot, blank, plot
+from prunetune.heatmap import removed
 from prunetune.records import ACTIONS, EvalRecord, RunRecord, StageRecord
-
-# Tones for standalone files (contrast about 4:1 on white and on near-black), and the CSS variable each becomes.
-INK, GRID = "#747c87", "#b4bac3"
-SERIES = ("#4c78dd", "#d9752b", "#2e9e77", "#9a67cf", "#d9566a", "#a08a1c", "#3196b5", "#8d6e63")
-HEAT = ("#a9bfee", "#88a6ea", "#698fe4", "#4d76d4", "#3a5fb4", "#2c4a90")
-GONE = "#d9566b"
-CSS_NAMES = {
-    INK: "--ink", GRID: "--grid", GONE: "--gone",
-    **{c: f"--s{i}" for i, c in enumerate(SERIES)}, **{c: f"--h{i}" for i, c in enumerate(HEAT)},
-}  # fmt: skip
-
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": 8.5, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.5, "grid.alpha": 0.45, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "ytick.left": False,
-    "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "lines.markersize": 5,
-    "axes.facecolor": "none", "figure.facecolor": "none",
-}  # fmt: skip
-WIDE = 5.4  # inches; 389 units, so that text keeps its size on a phone
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure: file name without suffix, heading, a sentence on how to read it, and the SVG document."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-
-
-def themed(plot: Plot) -> str:
-    """The drawing as an inline `<svg>` element: no prolog, ids of its own, colours and font from the page."""
-    svg = plot.svg[plot.svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{plot.name}-', svg)
-    svg = svg.replace('href="#', f'href="#{plot.name}-').replace("url(#", f"url(#{plot.name}-")
-    svg = re.sub(r"font: (?:[\w.]+ )*?([\d.]+px)[^;\"]*", r"font: \1 var(--sans)", svg)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", svg)
-    for colour, name in CSS_NAMES.items():
-        svg = svg.replace(colour, f"var({name})")
-    label = f'role="img" aria-label="{plot.title}"'
-    return svg.replace("<svg", f"<svg {label}", 1)
 
 
 def plots(run: RunRecord) -> list[Plot]:
@@ -81,19 +31,6 @@ def plots(run: RunRecord) -> list[Plot]:
         time_spent,
     )
     return [p for p in (make(run) for make in makers) if p is not None]
-
-
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDE, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _plot(name: str, title: str, caption: str, draw: Callable[[], Figure]) -> Plot:
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(style):
-        out = io.StringIO()
-        draw().savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return Plot(name, title, caption, out.getvalue())
 
 
 def _measured(stages: Sequence[StageRecord], task: str) -> list[tuple[StageRecord, EvalRecord]]:
@@ -122,7 +59,7 @@ def by_size(run: RunRecord) -> Plot | None:
     control = run.control.final if run.control is not None else None
 
     def draw() -> Figure:
-        figure, axes = _figure(3.5)
+        figure, axes = blank(3.5)
         for colour, task in zip(SERIES, run.tasks, strict=False):
             points = _measured(stages, task)
             _bars(
@@ -155,7 +92,7 @@ def by_size(run: RunRecord) -> Plot | None:
 
     once = " The open diamond is the same size pruned once." if control is not None else ""
     caption = f"Each point is a round; bars are one standard error, the dotted line is the original.{once}"
-    return _plot("accuracy-size", "Accuracy against size", caption, draw)
+    return plot("accuracy-size", "Accuracy against size", caption, draw)
 
 
 def by_round(run: RunRecord) -> Plot | None:
@@ -171,7 +108,7 @@ def by_round(run: RunRecord) -> Plot | None:
         return ("orig." if s is run.original else str(s.index)) + (f"\n{100 * share:.0f} %" if share else "")
 
     def draw() -> Figure:
-        figure, axes = _figure(3.2)
+        figure, axes = blank(3.2)
         for colour, task in zip(SERIES, run.tasks, strict=False):
             points = _measured(stages, task)
             _bars(axes, [place[id(s)] for s, _ in points], [e for _, e in points], colour, marker="o", label=task)
@@ -192,95 +129,12 @@ def by_round(run: RunRecord) -> Plot | None:
         return figure
 
     crosses = " Crosses are rejected attempts." if rejected else ""
-    return _plot(
+    return plot(
         "accuracy-round",
         "Accuracy by round",
         f"All tasks after each round; bars are one standard error.{crosses}",
         draw,
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- removed
-
-BINS = 64
-
-
-def removed_map(run: RunRecord) -> tuple[np.ndarray, dict[int, str]] | None:
-    """Share of the original neurons removed, [layers, bins], and the stage in which a whole layer went.
-
-    Plans number what their own source model holds; composing them gives places in the original model.
-    """
-    plans = run.plans()
-    if not plans:
-        return None
-    depth, width = plans[0][1].depth, plans[0][1].width
-    alive = {layer: np.arange(width) for layer in range(depth)}  # original layer -> original neurons still there
-    order, gone = list(range(depth)), {}
-    for stage, plan in plans:
-        if plan.depth != len(order) or any(len(alive[layer]) != plan.width for layer in order):
-            return None  # a plan of another model: the chain is broken, so no honest picture
-        for now, layer in enumerate(order):
-            if now in plan.drop_layers:
-                gone[layer] = stage.name
-            else:
-                alive[layer] = np.delete(alive[layer], plan.drop_neurons.get(now, ()))
-        order = [order[i] for i in plan.kept_layers]
-    edges = np.linspace(0, width, min(BINS, width) + 1).round().astype(int)
-    share = np.ones((depth, len(edges) - 1))
-    for layer in order:
-        share[layer] = 1 - np.histogram(alive[layer], bins=edges)[0] / np.diff(edges)
-    return share, gone
-
-
-def removed(run: RunRecord) -> Plot | None:
-    """Heat map: which layers and which parts of their FFNs went."""
-    found = removed_map(run)
-    if found is None:
-        return None
-    share, gone = found
-    depth, bins = share.shape
-
-    def draw() -> Figure:
-        figure, axes = _figure(min(6.0, 1.1 + 0.17 * max(depth, 8)))
-        axes.grid(False)
-        level = np.minimum((share * len(HEAT)).astype(int), len(HEAT) - 1)
-        for i, colour in enumerate(HEAT):
-            cells = [
-                (y, x)
-                for y in range(depth)
-                if y not in gone
-                for x in range(bins)
-                if share[y, x] > 0 and level[y, x] == i
-            ]
-            boxes = [[(x, y + 0.06), (x + 1, y + 0.06), (x + 1, y + 0.94), (x, y + 0.94)] for y, x in cells]
-            upto = f"{100 * (i + 1) / len(HEAT):.0f} %"
-            axes.add_collection(PolyCollection(boxes, facecolors=colour, edgecolors="none", label=f"to {upto}"))
-        if gone:
-            boxes = [[(0, y + 0.06), (bins, y + 0.06), (bins, y + 0.94), (0, y + 0.94)] for y in gone]
-            axes.add_collection(PolyCollection(boxes, facecolors=GONE, edgecolors="none", label="whole layer"))
-        axes.set_xlim(0, bins)
-        axes.set_ylim(depth, 0)
-        every = max(1, depth // 16)
-        axes.set_yticks([y + 0.5 for y in range(0, depth, every)], [str(y) for y in range(0, depth, every)])
-        axes.set_xticks([0, bins / 2, bins], ["first neuron", "", "last"])
-        axes.set_ylabel("layer of the original")
-        figure.legend(
-            loc="outside lower center",
-            ncols=len(HEAT) + bool(gone),
-            fontsize=6.5,
-            handlelength=0.9,
-            columnspacing=0.8,
-            handletextpad=0.35,
-        )
-        return figure
-
-    whole = (
-        f" Layers removed whole: {', '.join(str(i) for i in sorted(gone))}." if gone else " No layer was removed whole."
-    )
-    caption = (
-        f"A row is a layer, a cell a group of its neurons in their first order; the stronger, the more went.{whole}"
-    )
-    return _plot("removed", "What was removed, by layer", caption, draw)
 
 
 # ------------------------------------------------------------------------------------------------------ loss and time
@@ -308,7 +162,7 @@ def _curves(run: RunRecord, key: str, name: str, title: str, caption: str) -> Pl
         return None
 
     def draw() -> Figure:
-        figure, axes = _figure(2.8)
+        figure, axes = blank(2.8)
         for i, (stage, xs, ys) in enumerate(found):
             axes.plot(xs, ys, color=SERIES[i % len(SERIES)], linewidth=1.4, marker="." if len(xs) < 3 else None)
             axes.annotate(
@@ -327,7 +181,7 @@ def _curves(run: RunRecord, key: str, name: str, title: str, caption: str) -> Pl
         axes.margins(y=0.14)
         return figure
 
-    return _plot(name, title, caption, draw)
+    return plot(name, title, caption, draw)
 
 
 def saw(run: RunRecord) -> Plot | None:
@@ -338,7 +192,7 @@ def saw(run: RunRecord) -> Plot | None:
         return None
 
     def draw() -> Figure:
-        figure, axes = _figure(3.2)
+        figure, axes = blank(3.2)
         before = start
         for i, s in enumerate(rows):
             cut, tuned = s.pruned_loss or 0.0, s.held_out_loss or 0.0
@@ -364,7 +218,7 @@ def saw(run: RunRecord) -> Plot | None:
         return figure
 
     caption = "Loss on held-out sequences: up when a round prunes, down when it tunes."
-    return _plot("held-out-loss", "Prune, tune, repeat", caption, draw)
+    return plot("held-out-loss", "Prune, tune, repeat", caption, draw)
 
 
 def losses(run: RunRecord) -> Plot | None:
@@ -393,7 +247,7 @@ def time_spent(run: RunRecord) -> Plot | None:
     actions = [*ACTIONS, *sorted({a for s in stages for a in s.seconds} - set(ACTIONS))]
 
     def draw() -> Figure:
-        figure, axes = _figure(1.0 + 0.25 * max(len(stages), 3))
+        figure, axes = blank(1.0 + 0.25 * max(len(stages), 3))
         left = np.zeros(len(stages))
         for colour, action in zip(SERIES, actions, strict=False):
             widths = np.array([s.seconds.get(action, 0.0) / per for s in stages])
@@ -411,4 +265,4 @@ def time_spent(run: RunRecord) -> Plot | None:
         )
         return figure
 
-    return _plot("time", "Where the time went", "Wall time of each stage by action.", draw)
+    return plot("time", "Where the time went", "Wall time of each stage by action.", draw)

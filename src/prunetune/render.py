@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from prunetune import human
-from prunetune.records import SideBySide
+from prunetune.samples import SideBySide
 
 
 def cell(text: object) -> str:
@@ -26,16 +26,18 @@ def fence(text: str, language: str = "text") -> str:
 
 def unbroken(text: str) -> str:
     """The same with no line break between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=[%a-zA-Z]{1,3}\b|%)", "\u00a0", text)
+    text = re.sub(r"(?<=\d) (?=[%a-zA-Z]{1,3}\b|%)", "\u00a0", text)
+    return re.sub(r"\b([np]) ([=<]) (?=\d)", "\\1\u00a0\\2\u00a0", text)
 
 
 def paired(p: SideBySide, first: str, second: str) -> str:
     """One sentence on the same questions answered by two models, with McNemar's exact test."""
-    c, points, (low, high) = p.counts, 100 * p.counts.difference, p.counts.interval()
+    c = p.counts
+    change, low, high = map(human.points, (c.difference, *c.interval()))
     return (
         f"Of {c.n:,} questions both are right on {c.both:,}, {first} alone on {c.lost:,}, {second} alone on "
-        f"{c.gained:,}, neither on {c.neither:,}. {second.capitalize()} minus {first}: {points:+.1f} points "
-        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}; McNemar's exact p = {human.p_value(c.mcnemar())})."
+        f"{c.gained:,}, neither on {c.neither:,}. {second.capitalize()} minus {first}: {change} points "
+        f"(95 % interval {low} to {high}; McNemar's exact {human.p_value(c.mcnemar())})."
     )
 
 

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prunetune.card import model_card
-from prunetune.plots import Plot, plots, themed
+from prunetune.draw import Plot, themed
+from prunetune.plots import plots
 from prunetune.records import RunRecord, read_run
 from prunetune.render import render, source
 from prunetune.store import replacing

@@ -1,0 +1,151 @@
+"""The headline: original, final and the pruned-once control, measure by measure. Rows of text; see `view.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prunetune import human
+from prunetune.records import EvalRecord, RunRecord, StageRecord
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure: original, final, final / original, and the pruned-once control."""
+
+    label: str
+    original: str
+    final: str
+    ratio: str
+    control: str
+
+
+def params_of(stage: StageRecord | None) -> int | None:
+    """Parameters of a stage, None if there is no stage or no record."""
+    return stage.params if stage is not None else None
+
+
+def result_of(stage: StageRecord | None, task: str) -> EvalRecord | None:
+    """The result of a stage on a task, None if it was not measured."""
+    return stage.eval_of(task) if stage is not None else None
+
+
+def flops_of(stage: StageRecord | None, task: str) -> float | None:
+    """Mean FLOPs a question of a task, None if not recorded."""
+    value = stage.cost.flops.get(task) if stage is not None else None
+    value = value.get("total") if isinstance(value, dict) else value
+    return float(value) if isinstance(value, int | float) else None
+
+
+def control_of(run: RunRecord) -> StageRecord | None:
+    """The stage that the pruned-once control ended in, None without a control."""
+    return run.control.final if run.control is not None else None
+
+
+def control_name(run: RunRecord) -> str | None:
+    """What the run calls its control, None without one."""
+    said = run.summary.get("control") or {}
+    return str(said.get("name") or "pruned once") if said or control_of(run) is not None else None
+
+
+def control_tokens(run: RunRecord) -> int | None:
+    """Recovery tokens that the control spent."""
+    said = run.summary.get("control") or {}
+    return run.control.recovery_tokens() if run.control is not None else said.get("recovery_tokens")
+
+
+def control_note(run: RunRecord) -> str:
+    """Says whether the control had the same tokens: from the records, not from its name."""
+    if control_name(run) is None:
+        return ""
+    ours, theirs = run.recovery_tokens(), control_tokens(run)
+    if not ours or not theirs:
+        return "recovery tokens not recorded"
+    if abs(theirs / ours - 1) <= 0.01:
+        return "same recovery tokens"
+    return f"{theirs / ours:.2f} × the recovery tokens"
+
+
+def _control_accuracy(run: RunRecord, task: str) -> str:
+    found = result_of(control_of(run), task)
+    if found is not None:
+        return human.accuracy(found.value, found.stderr)
+    said = (run.summary.get("control") or {}).get("accuracy", {}).get(task)
+    if isinstance(said, dict):
+        return human.accuracy(said.get("final", said.get("value")), said.get("final_stderr", said.get("stderr")))
+    return human.accuracy(said)
+
+
+def _shape(stage: StageRecord | None) -> str:
+    return f"{stage.depth} × {stage.width}" if stage is not None and stage.depth and stage.width else human.DASH
+
+
+def headline(run: RunRecord) -> list[Row]:
+    """Every measure that the records hold; a task, a time or a control that is not there leaves no row or a dash."""
+    a, b, c = run.original, run.final, control_of(run)
+
+    def line(label: str, show: Any, get: Any) -> Row:
+        x, y, z = (get(s) if s is not None else None for s in (a, b, c))
+        share = human.ratio(y, x)
+        return Row(label, show(x), show(y), human.DASH if share is None else f"{share:.3f}", show(z))
+
+    rows = [
+        line("parameters", human.count, lambda s: s.cost.params),
+        Row("layers × FFN width", _shape(a), _shape(b), "", _shape(c)),
+        line("weights", human.size, lambda s: s.cost.weight_bytes),
+        line("KV cache a token", human.size, lambda s: s.cost.kv_bytes_per_token),
+    ]
+    for task in run.tasks:
+        old, new = result_of(a, task), result_of(b, task)
+        share = human.ratio(new.value if new else None, old.value if old else None)
+        n = f", n = {new.n}" if new is not None and new.n else ""
+        texts = [human.accuracy(e.value, e.stderr) if e else human.DASH for e in (old, new)]
+        said = human.DASH if share is None else f"{share:.3f}"
+        rows.append(Row(f"accuracy, {task}{n}", texts[0], texts[1], said, _control_accuracy(run, task)))
+    for task in run.tasks:
+        rows.append(line(f"FLOPs a question, {task}", human.flops, lambda s, t=task: flops_of(s, t)))
+    rows += [*_latency_rows(run), *_speed_rows(run)]
+    tokens, seconds = run.recovery_tokens(), sum(run.seconds().values()) or None
+    theirs = sum(run.control.seconds().values()) or None if run.control is not None else None
+    once = control_tokens(run)
+    rows.append(Row("recovery tokens", "0" if a else human.DASH, human.count(tokens), "", human.count(once)))
+    rows.append(Row("wall time, all stages", "", human.duration(seconds), "", human.duration(theirs)))
+    return rows
+
+
+def _latency_rows(run: RunRecord) -> list[Row]:
+    """Measured times at batch 1, median and interquartile range."""
+    ours = run.summary.get("latency") or {}
+    once = (run.control.summary.get("latency") or {}) if run.control is not None else {}
+    models = (ours.get("original"), ours.get("final"), once.get("final"))
+    if not models[0] or not models[1]:
+        return []
+    prompt, new = models[1].get("prompt_tokens"), models[1].get("new_tokens")
+    rows = []
+    for label, key, spread in (
+        (f"prefill of {prompt} tokens", "prefill_ms", "prefill_iqr_ms"),
+        (f"decode, one of {new} tokens", "decode_ms_per_token", "decode_iqr_ms"),
+    ):
+        texts = [f"{m[key]:.2f} ms (IQR {m.get(spread, 0.0):.2f})" if m and key in m else human.DASH for m in models]
+        share = human.ratio(models[1].get(key), models[0].get(key))
+        rows.append(Row(label, texts[0], texts[1], human.DASH if share is None else f"{share:.3f}", texts[2]))
+    return rows
+
+
+def _speed_rows(run: RunRecord) -> list[Row]:
+    ours = run.summary.get("speedup") or {}
+    once = (run.control.summary.get("speedup") or {}) if run.control is not None else {}
+
+    def row(label: str, *keys: str) -> Row | None:
+        values = []
+        for found in (ours, once):
+            value: Any = found
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+            values.append(human.times(value if isinstance(value, int | float) else None))
+        return None if values == [human.DASH] * 2 else Row(label, human.times(1.0), values[0], "", values[1])
+
+    named = [(f"speed-up a question, {t}", t, "question") for t in run.tasks]
+    named += [(f"speed-up a generated token, {t}", t, "token") for t in run.tasks]
+    found = [row(*n) for n in named] + [row(f"speed-up, {k}", k) for k in ("prefill", "decode")]
+    return [r for r in found if r is not None]
