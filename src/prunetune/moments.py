@@ -1,0 +1,252 @@
+"""Second moments of the FFN's activations, and what follows from them by linear algebra alone.
+
+a [tokens, width] is the input of `down_proj`, C = E[a a^T]. When the neurons r go and k stay, the FFN loses
+u = W_r a_r for each token. The kept columns can make up for the part of u that is linear in a_k:
+
+    D = E[u a_k^T] (C_kk + ridge I)^-1      W_k + D  instead of  W_k               (least squares with a ridge)
+
+so D = W_r C_rk (C_kk + ridge I)^-1. The error left over is E||u||^2 - 2 <D, E[u a_k^T]> + <D C_kk, D>, which held-out
+tokens give for every ridge without another pass. With the whole C the same algebra ranks neurons by the error left
+*after* compensation: ||W_j||^2 / (C^-1)_jj for one neuron (the optimal brain surgeon's saliency, Hassibi & Stork 1993,
+for a column), and neuron after neuron for a greedy order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = (
+    512  # rows of a product that are computed at a time; C is symmetric, so only the blocks on and above the diagonal
+)
+WIDE = 4096  # beyond this width the sums are kept in fp32, else in fp64
+
+
+def sum_dtype(width: int) -> torch.dtype:
+    """fp64, or fp32 where the matrices of fp64 would be too large (1.6 GiB at 14336)."""
+    return torch.float64 if width <= WIDE else torch.float32
+
+
+class Gram:
+    """C = E[x x^T] over tokens, in memory that does not grow with the number of tokens."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(width, width, dtype=sum_dtype(width), device=device)
+        self.tokens = 0
+
+    def update(self, x: Float[Tensor, "tokens width"]) -> None:
+        """Add a batch of tokens; the products run in fp32 at least."""
+        x = x.float()
+        for i in range(0, x.shape[1], BLOCK):
+            rows = self.total[i : i + BLOCK, i:]
+            if self.total.dtype == x.dtype:
+                rows.addmm_(x[:, i : i + BLOCK].T, x[:, i:])
+            else:
+                rows += x[:, i : i + BLOCK].T @ x[:, i:]
+        self.tokens += len(x)
+
+    def finish(self) -> Float[Tensor, "width width"]:
+        """The mean over tokens. Works in place: call it once."""
+        for i in range(0, len(self.total), BLOCK):
+            j = min(i + BLOCK, len(self.total))
+            self.total[j:, i:j] = self.total[i:j, j:].T
+            self.total[i:j, i:j] = torch.triu(self.total[i:j, i:j]) + torch.triu(self.total[i:j, i:j], 1).T
+        return self.total.div_(max(self.tokens, 1))
+
+
+@dataclass(frozen=True)
+class Residue:
+    """What the kept neurons are asked to make up for, over one set of tokens.
+
+    Attributes:
+        kept: C_kk = E[a_k a_k^T].
+        cross: E[u a_k^T], u being what is missing.
+        missing: E||u||^2.
+        energy: E||y||^2 of the whole output, for relative errors.
+        tokens: Number of tokens.
+    """
+
+    kept: Float[Tensor, "kept kept"]
+    cross: Float[Tensor, "hidden kept"]
+    missing: float
+    energy: float
+    tokens: int
+
+    def error(self, change: Float[Tensor, "hidden kept"] | None) -> float:
+        """E||u - change a_k||^2 / E||y||^2; without a change: of plain pruning."""
+        left = self.missing
+        if change is not None:
+            left += float((change * (change @ self.kept - 2 * self.cross)).sum())
+        return max(left, 0.0) / self.energy if self.energy > 0 else 0.0
+
+
+class ResidueSum:
+    """Gathers a `Residue` batch by batch."""
+
+    def __init__(self, kept: int, hidden: int, device: torch.device | str = "cpu") -> None:
+        self.gram = Gram(kept, device)
+        self.cross = torch.zeros(hidden, kept, dtype=sum_dtype(kept), device=device)
+        self.missing = self.energy = 0.0
+
+    def update(
+        self,
+        kept: Float[Tensor, "tokens kept"],
+        missing: Float[Tensor, "tokens hidden"],
+        whole: Float[Tensor, "tokens hidden"],
+    ) -> None:
+        """Add tokens: activations of the kept neurons, what is missing, and the whole output."""
+        self.gram.update(kept)
+        self.cross += missing.float().T @ kept.float()
+        self.missing += float(missing.float().square().sum(dtype=torch.float64))
+        self.energy += float(whole.float().square().sum(dtype=torch.float64))
+
+    def finish(self) -> Residue:
+        """The means over tokens. Works in place: call it once."""
+        n = max(self.gram.tokens, 1)
+        return Residue(self.gram.finish(), self.cross.div_(n), self.missing / n, self.energy / n, self.gram.tokens)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The best change of the kept columns, with relative held-out errors before and after.
+
+    `change` and `ridge` are None where no ridge lowers the held-out error: then `after` equals `before`.
+    """
+
+    change: Float[Tensor, "hidden kept"] | None
+    ridge: float | None
+    before: float
+    after: float
+
+
+def fold(calibration: Residue, held_out: Residue, ridges: Sequence[float]) -> Fold:
+    """Solve for every ridge on the calibration tokens and keep the best on the held-out ones.
+
+    Args:
+        calibration: Tokens to fit on.
+        held_out: Tokens to choose the ridge with, not among those.
+        ridges: Relative to the mean of the diagonal of C_kk.
+    """
+    before = held_out.error(None)
+    best = Fold(None, None, before, before)
+    scale = float(calibration.kept.diagonal().mean())
+    if scale <= 0:
+        return best
+    for ridge in ridges:
+        change = solve(calibration.kept, calibration.cross, ridge * scale)
+        if change is None:
+            continue
+        after = held_out.error(change)
+        if after < best.after:
+            best = Fold(change, ridge, before, after)
+    return best
+
+
+def solve(
+    kept: Float[Tensor, "kept kept"], cross: Float[Tensor, "hidden kept"], ridge: float
+) -> Float[Tensor, "hidden kept"] | None:
+    """Cross times (kept + ridge I)^-1, by Cholesky; None if that is not positive definite in this precision."""
+    matrix = kept.clone()
+    matrix.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    return torch.cholesky_solve(cross.T, factor).T
+
+
+# ------------------------------------------------------------------------------ ranking by the error after compensation
+
+
+def _inverse(second: Float[Tensor, "width width"], ridge: float) -> Float[Tensor, "width width"]:
+    """(C + ridge * mean diagonal)^-1 in C's precision."""
+    matrix = second.clone()
+    scale = float(matrix.diagonal().mean())
+    matrix.diagonal().add_(ridge * scale if scale > 0 else 1.0)
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def leverage(
+    second: Float[Tensor, "width width"], down: Float[Tensor, "hidden width"], ridge: float = 1e-3
+) -> Float[Tensor, " width"]:
+    """E||error||^2 that is left if this one neuron goes and all others make up for it; low = redundant.
+
+    Args:
+        second: C = E[a a^T].
+        down: W_down.
+        ridge: Relative to the mean of C's diagonal.
+    """
+    return (down.to(second).square().sum(0) / _inverse(second, ridge).diagonal()).float()
+
+
+def greedy(
+    second: Float[Tensor, "width width"],
+    down: Float[Tensor, "hidden width"],
+    *,
+    count: int | None = None,
+    ridge: float = 1e-3,
+    block: int = 16,
+) -> Float[Tensor, " width"]:
+    """The error left when neurons go one after another, cheapest first, each made up for by all that still stay.
+
+    The order does not depend on how many go in the end, so one score serves any width down to width - count.
+
+    Args:
+        second: C = E[a a^T].
+        down: W_down.
+        count: Neurons to order (default: three quarters); the others rank behind them, by leverage among those left.
+        ridge: Relative to the mean of C's diagonal.
+        block: Neurons chosen, exactly, among the 4 * block cheapest before all others are updated. Speed only: an
+            update of a block is one matrix product.
+
+    Returns:
+        The cumulative error at the removal of each neuron: low = goes first.
+    """
+    width = len(second)
+    inverse, weight = _inverse(second, ridge), down.to(second).clone()
+    alive = torch.ones(width, dtype=torch.bool, device=second.device)
+    score = torch.zeros(width, dtype=second.dtype, device=second.device)
+    left = min(width - 1, (3 * width) // 4 if count is None else count)
+    total = torch.zeros((), dtype=second.dtype, device=second.device)
+    while left > 0:
+        saliency = _saliency(weight, inverse).masked_fill(~alive, torch.inf)
+        near = saliency.topk(min(4 * block, int(alive.sum())), largest=False).indices
+        chosen, errors = _pick(inverse[near][:, near], weight[:, near], min(block, left))
+        go = near[chosen]
+        score[go] = total + errors.cumsum(0)
+        total = total + errors.sum()
+        rows, removed = inverse[go], weight[:, go]
+        spread = torch.linalg.solve(rows[:, go], rows)  # (H_RR)^-1 H_R
+        weight -= removed @ spread
+        inverse -= rows.T @ spread
+        inverse[go, go] = 1.0  # its row and column are zero now; the diagonal is divided by
+        weight[:, go] = 0
+        alive[go] = False
+        left -= len(go)
+    return torch.where(alive, total + _saliency(weight, inverse), score).float()
+
+
+def _saliency(weight: Float[Tensor, "hidden n"], inverse: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    return weight.square().sum(0) / inverse.diagonal()
+
+
+def _pick(
+    inverse: Float[Tensor, "n n"], weight: Float[Tensor, "hidden n"], count: int
+) -> tuple[Tensor, Float[Tensor, " count"]]:
+    """The exact greedy order among n candidates: (their indices, the error that each adds)."""
+    chosen, errors = [], []
+    gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
+    for _ in range(count):
+        saliency = _saliency(weight, inverse).masked_fill(gone, torch.inf)
+        j = int(saliency.argmin())
+        chosen.append(j)
+        errors.append(saliency[j])
+        gone[j] = True
+        row = inverse[j] / inverse[j, j]
+        weight = weight - weight[:, j, None] * row
+        inverse = inverse - inverse[:, j, None] * row
+        inverse[j, j] = 1.0
+    return torch.tensor(chosen, device=inverse.device), torch.stack(errors)
