@@ -7,20 +7,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from prunetune.errors import PrunetuneError
-from prunetune.recipe import Recipe
-
 if TYPE_CHECKING:
+    from prunetune.errors import PrunetuneError
     from prunetune.loop import prune_tune_loop
+    from prunetune.recipe import Recipe
 
 __all__ = ["PrunetuneError", "Recipe", "prune_tune_loop"]
 
+_HOME = {"PrunetuneError": "errors", "Recipe": "recipe", "prune_tune_loop": "loop"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "prune_tune_loop":  # torch is imported only once it is needed
-        from prunetune.loop import prune_tune_loop
-
-        return prune_tune_loop
+    if name in _HOME:  # pydantic, and torch with the loop, are imported only once they are needed
+        return getattr(importlib.import_module(f"prunetune.{_HOME[name]}"), name)
     raise AttributeError(f"module 'prunetune' has no attribute {name!r}")

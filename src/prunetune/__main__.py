@@ -1,0 +1,5 @@
+"""`python -m prunetune` is the console script."""
+
+from prunetune.cli import main
+
+main()
