@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from prunetune.cost import cost_of
 from prunetune.plan import PrunePlan
 from prunetune.stats import stderr
 
-DEPTH, WIDTH, HIDDEN, EMBED = 8, 96, 64, 9000
+DEPTH, WIDTH, HIDDEN, VOCAB = 8, 96, 64, 140
 TASKS = {"demo": 240, "gsm_symbolic": 120}
 # name, neurons left, layers left, chance to be right (demo, gsm_symbolic)
 ROUNDS = [
@@ -28,8 +29,25 @@ ROUNDS = [
 ]
 
 
+def config(depth: int, width: int) -> dict[str, Any]:
+    """config.json of a Llama of that shape."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN,
+        "intermediate_size": width, "num_hidden_layers": depth, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
 def params(depth: int, width: int) -> int:
-    return EMBED + depth * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * width + 2 * HIDDEN) + HIDDEN
+    return VOCAB * HIDDEN + depth * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * width + 2 * HIDDEN) + HIDDEN
+
+
+def _flops(folder: Path, tasks: dict[str, int], depth: int, width: int) -> dict[str, float]:
+    cost, out = cost_of(config(depth, width)), {}
+    for task in tasks:
+        rows = [json.loads(line) for line in (folder / "eval" / f"{task}.jsonl").read_text().splitlines()]
+        out[task] = sum(cost.flops(r["prompt_tokens"], r["new_tokens"]).total for r in rows) / len(rows)
+    return out
 
 
 def _write(path: Path, value: object) -> None:
@@ -81,10 +99,12 @@ def _stage(
     folder: Path, index: int, depth: int, width: int, chances: tuple[float, ...], tasks: dict[str, int], **more: Any
 ) -> dict[str, Any]:
     size = params(depth, width)
+    evals = _evaluate(folder, tasks, chances, index, size)
+    flops = _flops(folder, tasks, depth, width)
     stage = {
         "index": index, "name": folder.name, "attempt": 1, "step": None, "model_sha": f"{size:016x}", "depth": depth, "width": width,
-        "cost": {"params": size, "weight_bytes": 2 * size, "kv_bytes_per_token": 64 * depth, "flops": {t: 2.0 * size * 105 for t in tasks}},
-        "evals": _evaluate(folder, tasks, chances, index, size),
+        "cost": {"params": size, "weight_bytes": 2 * size, "kv_bytes_per_token": 64 * depth, "flops": flops},
+        "evals": evals,
         "samples": [0, 0], "tokens": 0, "seconds": {"evaluate": 31.0}, "tune": [], "removed": None, "pruned_loss": None, "held_out_loss": 0.26, "verdict": None,
         **more,
     }  # fmt: skip
@@ -186,12 +206,13 @@ def fake_run(path: Path, *, tasks: dict[str, int] | None = None, control: bool =
         old = (depth, width)
     if finished:
         _write(path / "summary.json", _summary(original, stages, recipe))
-        (path / "final").mkdir(exist_ok=True)
+        _write(path / "final" / "config.json", config(stages[-1]["depth"], stages[-1]["width"]))
     if control and finished:
         at = path / "control"
         first = _stage(at / "original", 0, DEPTH, WIDTH, (0.99, 0.7), tasks)
         once = [_prune(at, 1, "01-together-48", (DEPTH, WIDTH), old, (0.86, 0.47), tasks, share=4)]
         _write(at / "summary.json", _summary(first, once, recipe))
+        _write(at / "final" / "config.json", config(once[0]["depth"], once[0]["width"]))
         summary = json.loads((path / "summary.json").read_text())
         summary["control"] = {
             "name": "pruned once",

@@ -266,3 +266,50 @@ def time_spent(run: RunRecord) -> Plot | None:
         return figure
 
     return plot("time", "Where the time went", "Wall time of each stage by action.", draw)
+
+
+# ----------------------------------------------------------------------------------------------------- across runs
+
+
+def across(runs: Sequence[RunRecord], names: Sequence[str]) -> Plot | None:
+    """Mean accuracy over the data sets against parameters left, a line a run (Fig. 4).
+
+    Only data sets that every stage shown measured are averaged, so that no line is easier than another.
+    """
+    lines = [
+        (n, [s for s in (r.original, *r.accepted) if s is not None and s.params])
+        for n, r in zip(names, runs, strict=True)
+    ]
+    lines = [(n, stages) for n, stages in lines if stages]
+    every = [s for _, stages in lines for s in stages]
+    common = [t for t in dict.fromkeys(e.task for s in every for e in s.evals) if all(s.eval_of(t) for s in every)]
+    base = next((float(r.original.params) for r in runs if r.original and r.original.params), None)
+    if not common or base is None:
+        return None
+
+    def draw() -> Figure:
+        figure, axes = blank(3.5)
+        for i, (name, stages) in enumerate(lines):
+            found = [[e for t in common if (e := s.eval_of(t)) is not None] for s in stages]
+            means = [100 * sum(e.value for e in es) / len(es) for es in found]
+            errors = [100 * sum((e.stderr or 0.0) ** 2 for e in es) ** 0.5 / len(es) for es in found]
+            shares = [100 * (s.params or 0) / base for s in stages]
+            axes.errorbar(
+                shares,
+                means,
+                yerr=errors,
+                color=SERIES[i % len(SERIES)],
+                marker="o",
+                capsize=2.5,
+                elinewidth=1,
+                label=name,
+            )
+        axes.invert_xaxis()
+        axes.set_xlabel("parameters, % of the first original")
+        axes.set_ylabel("mean accuracy, %" if len(common) > 1 else "accuracy, %")
+        axes.legend(loc="lower left")
+        axes.margins(x=0.06, y=0.12)
+        return figure
+
+    caption = f"Mean over {', '.join(common)}; bars are one standard error, a point is a round."
+    return plot("across-runs", "Accuracy against size, across runs", caption, draw)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from fake_run import TASKS, fake_run
+from prunetune.compare import compare
+from prunetune.errors import MissingPath, RecipeError
+from prunetune.questions import question_cost, stage_cost
+from prunetune.records import read_run
+from prunetune.samples import read_samples
+from prunetune.stats import mcnemar, wilson
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+def _verdicts(stage: Path, task: str) -> dict[str, bool]:
+    rows = (json.loads(line) for line in (stage / f"eval/{task}.jsonl").read_text().splitlines())
+    return {r["id"]: r["correct"] for r in rows}
+
+
+def test_a_run_is_compared_with_its_control(folder) -> None:
+    found = compare([folder])
+    assert [(m.name, m.kind) for m in found.models] == [
+        ("demo (original)", "original"),
+        ("first", "run"),
+        ("first/control", "control"),
+    ]
+    assert found.tasks == tuple(TASKS)
+    for task in TASKS:
+        ours, theirs = (_verdicts(folder / d, task) for d in ("04-layers-2", "control/01-together-48"))
+        lost = sum(ours[i] and not theirs[i] for i in ours)
+        gained = sum(theirs[i] and not ours[i] for i in ours)
+        paired = found.models[2].tasks[task].paired
+        assert paired is not None
+        assert (paired.lost, paired.gained, paired.n) == (lost, gained, len(ours))
+        assert paired.mcnemar() == mcnemar(lost, gained)
+        assert found.models[1].tasks[task].paired is None
+
+
+def test_every_figure_is_the_records(folder) -> None:
+    found, run = compare([folder]), read_run(folder)
+    model, final = found.models[1], run.final
+    assert final is not None
+    assert run.original is not None
+    assert (model.params, model.share) == (final.params, final.params / run.original.params)
+    assert (model.recovery_tokens, model.recovery_seconds) == (run.recovery_tokens(), run.seconds()["tune"])
+    for e in final.evals:
+        t = model.tasks[e.task]
+        assert t.result == e
+        assert t.interval == wilson(e.correct, e.n)
+        assert t.flops == final.cost.flops[e.task]
+        assert t.cost == question_cost(stage_cost(run, final), read_samples(folder / final.name, e.task).values())
+        assert (t.speedup_question, t.speedup_token) == (1.31, 1.27)
+    original = found.models[0]
+    assert (original.recovery_tokens, original.tasks["demo"].speedup_token) == (0, 1.0)
+
+
+def test_named_runs_are_all_there_is(folder, tmp_path) -> None:
+    other = fake_run(tmp_path / "second", control=False)
+    names = [m.name for m in compare([folder, other]).models]
+    assert names == ["demo (original)", "first", "second"], "one original, since both started from it"
+    assert [m.name for m in compare([folder, folder / "control"]).models][1:] == ["first", "first/control"]
+
+
+def test_runs_of_the_same_name_are_told_apart(folder, tmp_path) -> None:
+    other = tmp_path / "elsewhere" / "first"
+    shutil.copytree(folder, other)
+    names = [m.name for m in compare([folder, other]).models if m.kind == "run"]
+    assert names == [f"{folder.parent.name}/first", "elsewhere/first"]
+
+
+def test_a_task_that_one_run_lacks_is_a_dash(folder, tmp_path) -> None:
+    other = fake_run(tmp_path / "second", tasks={"demo": 240}, control=False)
+    found = compare([folder, other])
+    assert set(found.models[-1].tasks) == {"demo"}
+    last = [line for line in found.to_text().splitlines() if line.startswith("second")][-1]
+    assert "–" in last
+
+
+def test_text_markdown_csv_and_json_say_the_same(folder) -> None:
+    found = compare([folder])
+    text, markdown = found.to_text(), found.to_markdown()
+    final = read_run(folder).final
+    assert final is not None
+    for e in final.evals:
+        accuracy = f"{100 * e.value:.1f} % ± {100 * e.stderr:.1f}"
+        assert accuracy in text
+        assert accuracy in markdown
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    values = json.loads(json.dumps(found.to_json()))
+    assert len(rows) == len(values) == 3 * len(TASKS)
+    for row, value in zip(rows, values, strict=True):
+        assert list(row) == list(value)
+        assert float(row["accuracy"]) == value["accuracy"]
+        assert (row["mcnemar_p"] == "") == (value["mcnemar_p"] is None) == (value["model"] == "first")
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| ")]
+    assert len(tables) == len(TASKS)
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_plot_has_a_line_a_run(folder, tmp_path) -> None:
+    other = fake_run(tmp_path / "second", control=False)
+    plot = compare([folder, other]).plot()
+    assert plot is not None
+    assert {"first", "second"} <= {
+        "".join(e.itertext()).strip() for e in ET.fromstring(plot.svg).iter() if e.tag.endswith("text")
+    }
+
+
+def test_what_cannot_be_compared(tmp_path) -> None:
+    with pytest.raises(RecipeError, match="nothing to compare"):
+        compare([])
+    with pytest.raises(MissingPath, match="no such run folder"):
+        compare([tmp_path / "none"])
+    (tmp_path / "run/original").mkdir(parents=True)
+    (tmp_path / "run/original/stage.json").write_text('{"index": 0, "name": "original"}')
+    with pytest.raises(MissingPath, match="no stage of this run is finished"):
+        compare([tmp_path / "run"])
