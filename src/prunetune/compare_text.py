@@ -30,6 +30,8 @@ SHORT = (
     "p",
 )
 
+ONLY_WIDE = ("prefill + decode",)  # left out in a terminal
+
 
 def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, ...]:
     share = f" ({human.percent(model.share, 0)})" if model.share is not None else ""
@@ -86,7 +88,8 @@ def text(c: Comparison) -> str:
     """Aligned columns; one that nothing was recorded for is left out."""
     blocks = []
     for title, rows in _tables(c):
-        keep = [i for i in range(len(HEADER)) if i < 2 or any(r[i] not in ("", human.DASH) for r in rows)]
+        said = [any(r[i] not in ("", human.DASH) for r in rows) for i in range(len(HEADER))]
+        keep = [i for i, name in enumerate(HEADER) if i < 2 or (said[i] and name not in ONLY_WIDE)]
         table = [tuple(r[i] for i in keep) for r in (SHORT, *rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
@@ -123,7 +126,8 @@ def _record(m: Model, task: str, t: TaskResult, reference: str) -> dict[str, obj
         "prompt_tokens": t.result.prompt_tokens, "new_tokens": t.result.new_tokens, "flops": t.flops,
         "flops_prefill": t.cost.prefill if t.cost else None, "flops_decode": t.cost.decode if t.cost else None,
         "flops_per_new_token": t.cost.per_new_token if t.cost else None,
-        "speedup_question": t.speedup_question, "speedup_token": t.speedup_token, "seconds_question": t.seconds_question,
+        "speedup_question": t.speedup_question, "speedup_token": t.speedup_token,
+        "seconds_question": t.seconds_question,
         "recovery_tokens": m.recovery_tokens, "recovery_seconds": m.recovery_seconds,
     }  # fmt: skip
     p = t.paired
