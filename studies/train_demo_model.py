@@ -43,8 +43,8 @@ A Llama of {params:,} parameters ({layers} layers, width {width}, FFN {ffn}), tr
 
     {command}
 
-({seconds:.0f} s on {threads} CPU thread(s), {steps} steps of {batch} fresh problems, seed {seed}) to work out chains of four
-steps, one line each:
+({seconds:.0f} s on {threads} CPU thread(s), {steps} steps of {batch} fresh problems, seed {seed}) to work out chains of
+four steps, one line each:
 
     {question}
     {solution}
