@@ -18,9 +18,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prunetune.errors import TaskError
+from prunetune.sandbox import Jail, Limits
 
 CPU_SECONDS = 0.8  # for one answer
 MEMORY_BYTES = 6 << 30
@@ -36,22 +38,22 @@ class Grader:
         self.kind = kind
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
+        self._jail: Jail | None = None
         self._owner = 0
 
     def ask(self, job: dict[str, Any]) -> Reply:
         """Grade one answer: the reply of the grader, or `{"error": why}` where it failed or ran out of time."""
         with self._lock:
-            if self._server is None or self._server.poll() is not None or self._owner != os.getpid():
-                self._start()
-            self._send(json.dumps(job).encode() + b"\n")
-            begun = False
-            while True:
+            for _ in range(2):
+                if self._server is None or self._server.poll() is not None or self._owner != os.getpid():
+                    self._start()
+                self._send(json.dumps(job).encode() + b"\n")
                 reply = self._receive()
-                if "died" not in reply and "begun" not in reply:
-                    return reply
-                if "died" in reply and begun:  # a child that died idle took no answer with it
-                    return {"error": reply["died"]}
-                begun = "begun" in reply
+                if "begun" in reply:
+                    reply = self._receive()
+                    return {"error": reply["died"]} if "died" in reply else reply
+                self.close()  # a child that somebody killed while idle may or may not have taken the job with it
+            return {"error": "the grader ended"}
 
     def close(self) -> None:
         """End the server."""
@@ -61,15 +63,27 @@ class Grader:
                     pipe.close()
             self._server.kill()
             self._server.wait()
-        self._server = None
+            if self._jail is not None:
+                self._jail.stop()
+        self._server = self._jail = None
 
     def _start(self) -> None:
         self.close()
         code = f"from prunetune.grader import serve; serve({self.kind!r})"
-        pipe = subprocess.PIPE
-        self._server = subprocess.Popen(  # bufsize 0: select() must see every line that has come
-            [sys.executable, "-c", code], stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
-        )
+        if self.kind in JAILED:
+            paths = [p for p in sys.path if Path(p).is_dir()]
+            self._jail = Jail(
+                [os.path.realpath(sys.executable), "-B", "-c", code],
+                visible=paths,
+                environment={"PYTHONPATH": os.pathsep.join(paths)},
+                limits=Limits(wall_seconds=None, cpu_seconds=None, memory_bytes=MEMORY_BYTES),
+            ).start()
+            self._server = self._jail.process
+        else:
+            pipe = subprocess.PIPE
+            self._server = subprocess.Popen(  # bufsize 0: select() must see every line that has come
+                [sys.executable, "-c", code], stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
+            )
         self._owner = os.getpid()
         if "error" in self._receive():
             raise TaskError(f"the grader {self.kind!r} does not start", fix="is the package installed whole?")
@@ -188,4 +202,6 @@ def _grade_gym(made: Any, job: dict[str, Any]) -> Reply:
 SERVED: dict[str, tuple[Callable[[], Any], Callable[[Any, dict[str, Any]], Reply]]] = {
     "math": (_prepare_math, _grade_math),
     "gym": (_prepare_gym, _grade_gym),
+    "gym-code": (_prepare_gym, _grade_gym),
 }
+JAILED = frozenset({"gym-code"})  # these evaluate what the model wrote

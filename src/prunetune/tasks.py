@@ -168,7 +168,7 @@ def _gym(config: TaskConfig) -> Task:
     def verify(problem: Problem, output: str) -> Verdict:
         answer = extract_answer(output)
         job = {**problem.extra, "question": problem.question, "answer": answer}
-        reply = grader("gym").ask(job)
+        reply = grader("gym-code" if name in EXECUTING else "gym").ask(job)
         if "error" in reply:
             return Verdict(False, answer, f"not graded: {reply['error']}")
         correct = reply["score"] >= 1.0
