@@ -148,7 +148,9 @@ def _compensate(
             truth = [forward(one, h, m) for h, m in zip(truth, masks, strict=True)]
         intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
         if layer in plan.kept_layers and not intact:
-            found = _fit(one, source, plan, layer, _Streams(hidden, masks, truth, len(batches)), ridges=ridges)
+            streams = _Streams(hidden, masks, truth, len(batches))
+            start = next((f.ridge for f in reversed(fits) if f.ridge), None)
+            found = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
             patch = _patch(one, source, plan, layer, found)
             tensors |= patch
             fits.append(LayerFit(layer, found.ridge, found.before, found.after))
@@ -230,7 +232,14 @@ class _Tap:
 
 
 def _fit(
-    one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, streams: _Streams, *, ridges: Sequence[float]
+    one: OneLayer,
+    source: LayerSource,
+    plan: PrunePlan,
+    layer: int,
+    streams: _Streams,
+    *,
+    ridges: Sequence[float],
+    start: float | None,
 ) -> Fold:
     """Gather the residues of both sets of tokens and solve."""
     kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
@@ -246,7 +255,7 @@ def _fit(
                 missing += streams.truth[i][real].float() - out[real].float()
             features = a[:, kept] if tap.down.bias is None else torch.cat([a[:, kept], weight], dim=1)
             sums[i >= streams.calibration].update(features, missing, y)
-    return fold(sums[0].finish(), sums[1].finish(), ridges)
+    return fold(sums[0].finish(), sums[1].finish(), ridges, start)
 
 
 def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:
