@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 import prunetune.evaluate as module
-from prunetune.errors import BadCheckpoint, TaskError
+from prunetune.errors import BadCheckpoint, MissingPath, TaskError
 from prunetune.evaluate import EvalResult, evaluate, read_samples
+from prunetune.heldout import perplexity
 from prunetune.prompt import PromptFormat, prompt_ids
-from prunetune.tasks import Problem, Task, Verdict
+from prunetune.tasks import Problem, Task, TaskConfig, Verdict, build_task
 from tiny import tiny_model, tiny_tokenizer
 
 FMT = PromptFormat(question="{question}=")
@@ -170,3 +171,16 @@ def test_a_spoilt_sample_file_and_an_empty_task_are_errors(model: PreTrainedMode
         read_samples(tmp_path / "t.jsonl")
     with pytest.raises(TaskError, match="no problems"):
         evaluate(model, tiny_tokenizer(), task(0), fmt=FMT, out=None)
+
+
+def test_a_perplexity_is_a_result_like_any_other(model: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "t.raw").write_text("The quick brown fox. " * 20)
+    config = TaskConfig(name="perplexity", path=str(tmp_path / "t.raw"), options={"window": 64})
+    result = evaluate(model, tiny_tokenizer(), build_task(config), fmt=FMT, out=None)
+    wanted = perplexity(model, tiny_tokenizer(), "The quick brown fox. " * 20, window=64)
+    assert (result.metric, result.value, result.n) == ("perplexity", wanted.perplexity, wanted.tokens)
+    assert result.scores == {"bits_per_byte": wanted.bits_per_byte}
+    with pytest.raises(TaskError, match="needs a text file"):
+        build_task(TaskConfig(name="perplexity"))
+    with pytest.raises(MissingPath):
+        build_task(TaskConfig(name="perplexity", path="/nowhere.txt"))

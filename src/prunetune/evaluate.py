@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.errors import BadCheckpoint, TaskError
 from prunetune.generation import Answer, generate
+from prunetune.heldout import perplexity
 from prunetune.prompt import PromptFormat, prompt_ids, prompt_text
 from prunetune.store import disk_errors, is_made, json_sha, remove, replacing
 from prunetune.tasks import Problem, Task
@@ -34,9 +35,9 @@ class EvalResult:
     """One task's figure.
 
     Attributes:
-        value: Share of correct answers.
+        value: Share of correct answers (or the perplexity, where `metric` says so).
         stderr: Standard error of that share, sqrt(p (1 - p) / n).
-        n: Questions.
+        n: Questions (tokens, of a perplexity).
         seed: Seed of the choice of questions.
         prompt_tokens: Mean prompt length.
         new_tokens: Mean answer length, end token included.
@@ -94,6 +95,8 @@ def evaluate(
         progress: Called with (questions done, questions in all).
         key: Whatever else decides the answers, such as the hash of the model.
     """
+    if task.text is not None:
+        return _evaluate_text(model, tokenizer, task)
     if not task.problems:
         raise TaskError("this task has no problems", value=task.name, fix="ask for at least one")
     fmt = task.prompt or fmt
@@ -156,6 +159,25 @@ def summarise(task: Task, records: Sequence[dict[str, Any]]) -> EvalResult:
         correct=correct,
         truncated=sum(r["ended"] == "length" for r in records),
         scores=scores,
+    )
+
+
+def _evaluate_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> EvalResult:
+    start = time.perf_counter()
+    found = perplexity(model, tokenizer, task.text or "", window=task.window, limit=task.windows)
+    return EvalResult(
+        task=task.name,
+        version=task.version,
+        metric=task.metric,
+        value=found.perplexity,
+        stderr=found.stderr,
+        n=found.tokens,
+        seed=task.seed,
+        prompt_tokens=float(found.window),
+        new_tokens=0.0,
+        seconds=time.perf_counter() - start,
+        correct=0,
+        scores={"bits_per_byte": found.bits_per_byte},
     )
 
 

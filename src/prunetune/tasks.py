@@ -10,6 +10,7 @@ A task's `version` rises when its problems, prompt or verdicts would change; fig
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prunetune import mbpp, squad
 from prunetune.errors import MissingPath, TaskError, UnknownName
 from prunetune.generate import gym_entries
 from prunetune.grader import grader
@@ -89,6 +91,9 @@ class Task:
         stop: Texts that end an answer.
         prompt: This task's own prompt format, if it has one.
         metric: What the share of correct answers is called.
+        text: For a perplexity: the text to predict, instead of problems.
+        window: Tokens in one window of it.
+        windows: Windows to use. None: all.
     """
 
     name: str
@@ -100,6 +105,9 @@ class Task:
     seed: int = 0
     prompt: PromptFormat | None = None
     metric: str = "accuracy"
+    text: str | None = field(default=None, repr=False)
+    window: int = 1024
+    windows: int | None = None
 
 
 def build_task(config: TaskConfig) -> Task:
@@ -177,13 +185,70 @@ def _gym(config: TaskConfig) -> Task:
     return _task(config, "1", problems, verify, max_new_tokens=512)
 
 
+def _mbpp(config: TaskConfig) -> Task:
+    if not config.allow_code_execution:
+        raise TaskError(
+            "this task runs what the model wrote, which happens only if you allow it",
+            value=config.name,
+            fix="allow_code_execution: true (--allow-code-execution)",
+        )
+    names = ("task_id", "text", "code", "test_list", "test_setup_code")
+    columns = {name: name for name in names}
+    if config.path is None:
+        where = ("google-research-datasets/mbpp", "full")
+        rows = [row for split in ("prompt", "test") for row in hub_rows(*where, split, columns=columns, limit=None)]
+    else:
+        path = local_file(config.path, "mbpp.jsonl")
+        if path.name.startswith("sanitized"):
+            columns = {name: name for name in ("task_id", "prompt", "code", "test_list", "test_imports")}
+        rows = read_rows(path, columns)
+    template = PromptFormat(question=mbpp.prompt(rows, int(config.options.get("shots", 3))), answer="{answer}")
+    tests = mbpp.test_rows(rows)
+    problems = draw([Problem(f"mbpp/{r['task_id']}", mbpp.question(r), mbpp.reference(r)) for r in tests], config)
+
+    def verify(problem: Problem, output: str) -> Verdict:
+        return mbpp.verify(output, problem.reference, allowed=config.allow_code_execution)
+
+    config = config.model_copy(update={"prompt": config.prompt or template})
+    return _task(config, "1", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
+
+
+def _squad(config: TaskConfig) -> Task:
+    if config.path is None:
+        names = ("id", "context", "question", "answers")
+        rows = hub_rows("rajpurkar/squad", None, "validation", columns={n: n for n in names}, limit=None)
+        found = squad.from_rows(rows)
+    else:
+        path = expand_path(config.path)
+        inside = sorted(path.glob("*.json")) if path.is_dir() else []
+        found = squad.read(inside[0] if len(inside) == 1 else path)
+    problems = draw([Problem(f"squad/{i}", q, a) for i, q, a in found], config)
+    template = PromptFormat(question=squad.PROMPT)
+    config = config.model_copy(update={"prompt": config.prompt or template})
+    return _task(config, "1", problems, _adapt(squad.verify), max_new_tokens=32, stop=squad.STOP, metric="exact_match")
+
+
+def _perplexity(config: TaskConfig) -> Task:
+    if config.path is None:
+        raise TaskError("perplexity needs a text file", value=config.name, fix="path: $PRUNETUNE_DATA/…/wiki.test.raw")
+    path = expand_path(config.path)
+    if not path.is_file():
+        raise MissingPath("no such text file", value=str(path), fix="check `path` of the task")
+    task = _task(config, "1", (), _plain("exact"), max_new_tokens=1, metric="perplexity")
+    window = int(config.options.get("window", 1024))
+    return dataclasses.replace(task, text=path.read_text(encoding="utf-8"), window=window, windows=config.n)
+
+
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "demo": _demo,
     "gsm8k": _gsm8k,
     "gsm_symbolic": _gsm_symbolic,
     "math": _math,
+    "mbpp": _mbpp,
+    "perplexity": _perplexity,
     "reasoning-gym": _gym,
     "rows": _rows,
+    "squad": _squad,
 }
 
 # reasoning-gym scorers that pass the model's answer to `eval` or to sympy's parser, which evaluates it.
