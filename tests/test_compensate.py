@@ -15,9 +15,10 @@ from prunetune.errors import BadCheckpoint, DataError, MissingPath, PlanError, U
 from prunetune.family import FAMILIES
 from prunetune.moments import leverage
 from prunetune.plan import PrunePlan
+from prunetune.shards import ShardReader
 from prunetune.store import load_model, model_sha
 from prunetune.surgery import apply_in_memory, apply_on_disk
-from tiny import tiny_model
+from tiny import tiny_folder, tiny_model
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f: (f, {}) for f in FAMILIES},
@@ -153,6 +154,19 @@ def test_folder_and_memory_give_the_same_patch(family: str, dtype: torch.dtype, 
     apply_on_disk(tmp_path / "m", plan, tmp_path / "out", a.tensors)
     ours, disk = apply_in_memory(model, plan, a.tensors).state_dict(), load_model(tmp_path / "out").state_dict()
     assert all(torch.equal(ours[k], disk[k]) for k in ours)
+
+
+def test_a_folder_is_read_one_layer_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor once, in the order of the layers; the dropped layer, head and final norm never."""
+    folder, names = tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False), []
+    read = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, name: (names.append(name), read(self, name))[1])
+    compensate(folder, make_plan(model_sha(folder)), CALIBRATION, held_out=HELD_OUT)
+    assert len(names) == len(set(names))
+    assert names[0] == "model.embed_tokens.weight"
+    layers = [int(name.split(".")[2]) for name in names[1:]]
+    assert layers == sorted(layers)
+    assert set(layers) == {0, 2, 3}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

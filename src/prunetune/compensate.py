@@ -269,7 +269,7 @@ def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, foun
     if down.bias is not None:
         changed["bias"] = down.bias.to(change) + change[:, -1]
     named = {source.names[layer][f"{source.family.down}.{k}"]: v for k, v in changed.items()}
-    return {name: tensor.to(source.read(name).dtype).cpu() for name, tensor in named.items()}
+    return {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
 
 
 def _cut(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ are transformers' own: the walk equals the whole model's forward pass bit for bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class LayerSource:
         names: Layer -> {suffix inside the layer: name of the tensor in the source}.
         embedding: Name of the embedding matrix.
         read: Name -> tensor. The tensor belongs to the source: do not change it.
+        stored: Name -> the dtype that the tensor has in the source.
         device: Where the layers run.
         dtype: In what they run.
     """
@@ -60,6 +61,7 @@ class LayerSource:
     names: Mapping[int, Mapping[str, str]]
     embedding: str
     read: Callable[[str], Tensor]
+    stored: Callable[[str], torch.dtype]
     device: torch.device
     dtype: torch.dtype
 
@@ -85,19 +87,28 @@ def open_source(
     """
     if isinstance(model, PreTrainedModel):
         state = model.state_dict()
+        family, names, embedding = _names(model.config, state)
         place = torch.device(device or model.device)
-        return _source(model.config, state, state.__getitem__, place, dtype or _dtype(place, model.dtype))
+        run = dtype or _dtype(place, model.dtype)
+        return LayerSource(
+            model.config, family, names, embedding, state.__getitem__, lambda n: state[n].dtype, place, run
+        )
     check_model_folder(model)
     config = load_config(model)
-    where = {name: path for path, infos in open_shards(model).items() for name in infos}
+    shards = open_shards(model)
+    where = {name: path for path, infos in shards.items() for name in infos}
+    family, names, embedding = _names(config, where)
 
     def read(name: str) -> Tensor:
         with ShardReader(where[name]) as reader:
             return reader.read(name)
 
+    def stored(name: str) -> torch.dtype:
+        return shards[where[name]][name].dtype
+
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    stored = getattr(config, "dtype", None) or torch.float32
-    return _source(config, where, read, place, dtype or _dtype(place, stored))
+    run = dtype or _dtype(place, stored(embedding))
+    return LayerSource(config, family, names, embedding, read, stored, place, run)
 
 
 def _dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
@@ -105,15 +116,9 @@ def _dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else stored
 
 
-def _source(
-    config: PretrainedConfig,
-    found: Mapping[str, Any],
-    read: Callable[[str], Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> LayerSource:
-    family = family_of(config)
-    names: dict[int, dict[str, str]] = {i: {} for i in range(config.num_hidden_layers)}
+def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict[int, dict[str, str]], str]:
+    """(family, {layer: {suffix: name}}, name of the embedding) of a checkpoint's tensors."""
+    family, names = family_of(config), {i: dict[str, str]() for i in range(config.num_hidden_layers)}
     for name in found:
         if (at := layer_of(family, name)) and at[0] in names:
             names[at[0]][at[1]] = name
@@ -122,7 +127,7 @@ def _source(
         raise BadCheckpoint(
             "this checkpoint lacks layers or the embedding", value=sorted(found)[:3], fix="save it anew"
         )
-    return LayerSource(config, family, names, embedding[0], read, device, dtype)
+    return family, names, embedding[0]
 
 
 def one_layer(source: LayerSource, layer: int) -> OneLayer:
