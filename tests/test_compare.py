@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fake_run import TASKS, fake_run
+from prunetune.answers import read_samples
 from prunetune.compare import compare
 from prunetune.errors import MissingPath, RecipeError
 from prunetune.questions import question_cost, stage_cost
 from prunetune.records import read_run
-from prunetune.samples import read_samples
 from prunetune.stats import mcnemar, wilson
 
 

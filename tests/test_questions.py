@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from fake_run import config, fake_run
+from prunetune.answers import Sample, read_samples
 from prunetune.cost import cost_of
 from prunetune.questions import question_cost, stage_cost
 from prunetune.records import read_run
-from prunetune.samples import Sample, read_samples
 
 
 def _sample(prompt: int | None, new: int | None) -> Sample:

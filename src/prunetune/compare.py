@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunetune.answers import Sample, read_samples, side_by_side
 from prunetune.errors import MissingPath, RecipeError
 from prunetune.questions import QuestionCost, question_cost, stage_cost
 from prunetune.records import EvalRecord, RunRecord, StageRecord, read_run
-from prunetune.samples import Sample, read_samples, side_by_side
 from prunetune.stats import Paired, wilson
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prunetune.answers import Sample
 from prunetune.cost import Cost, cost_of
 from prunetune.records import RunRecord, StageRecord
-from prunetune.samples import Sample
 from prunetune.store import read_json
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from prunetune import human
-from prunetune.samples import SideBySide
+from prunetune.answers import SideBySide
 
 
 def cell(text: object) -> str:

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from prunetune import human, tables
+from prunetune.answers import SideBySide, read_samples, side_by_side
 from prunetune.headline import (
     Row,
     control_name,
@@ -20,7 +21,6 @@ from prunetune.headline import (
     result_of,
 )
 from prunetune.records import RunRecord, StageRecord
-from prunetune.samples import SideBySide, read_samples, side_by_side
 from prunetune.tables import Table
 
 

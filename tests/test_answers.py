@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fake_run import fake_run
+from prunetune.answers import Sample, read_samples, side_by_side
 from prunetune.errors import BadCheckpoint
 from prunetune.records import read_run
-from prunetune.samples import Sample, read_samples, side_by_side
 from prunetune.stats import Paired
 
 
