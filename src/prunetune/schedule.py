@@ -250,7 +250,7 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         return None
     if prune.order == "together":
         return _together(prune, sizes, index, (depth, width), (final_depth, final_width))
-    neurons = min(neurons_left, _neurons_a_round(prune, sizes, depth, width)) if neurons_left else 0
+    neurons = _neurons_a_round(prune, sizes, depth, width, final_width) if neurons_left else 0
     layers = min(layers_left, _layers_a_round(prune, sizes, width)) if layers_left else 0
     if _axis(prune.order, accepted, neurons_left, layers_left) == "neurons":
         return Step(index, neurons, 0)
@@ -275,17 +275,22 @@ def _axis(order: Order, accepted: Sequence[Done], neurons_left: int, layers_left
     return "neurons" if order == "neurons-then-layers" else "layers"
 
 
-def _neurons_a_round(prune: PruneConfig, sizes: Sizes, depth: int, width: int) -> int:
-    """Neurons a layer loses in a round; the width left is rounded up to `align`, but always falls."""
+def _neurons_a_round(prune: PruneConfig, sizes: Sizes, depth: int, width: int, final: int) -> int:
+    """Neurons a layer loses in a round; the width left is rounded up to `align`, but always falls.
+
+    A count is taken as it is, the rest goes last. A share is a largest step (15 % more is let pass): the rounds it takes
+    are made equal, so that no round is left with a sliver and an equal part of the recovery budget.
+    """
     align = align_of(prune, sizes)
     if isinstance(prune.step, NeuronStep):
-        wanted = float(prune.step.neurons)
+        wanted: float = prune.step.neurons
     else:
-        wanted = prune.step * sizes.original / (depth * sizes.neuron)
+        largest = prune.step * sizes.original / (depth * sizes.neuron)
+        wanted = (width - final) / max(1, math.ceil((width - final) / largest - 0.15))
     left = math.ceil((width - wanted) / align - 1e-9) * align
     if left >= width:
         left = (width - 1) // align * align
-    return width - max(left, 0)
+    return width - max(left, final)
 
 
 def _layers_a_round(prune: PruneConfig, sizes: Sizes, width: int) -> int:
@@ -302,7 +307,7 @@ def _together(
         rounds = max(-(-(now[1] - final[1]) // prune.step.neurons), -(-(now[0] - final[0]) // prune.step.layers))
     else:
         gap = sizes.params(*now) - sizes.params(*final)
-        rounds = math.ceil(gap / (prune.step * sizes.original) - 1e-9)
+        rounds = math.ceil(gap / (prune.step * sizes.original) - 0.15)
     rounds, align = max(1, rounds), align_of(prune, sizes)
     width = now[1] - (now[1] - final[1]) / rounds
     left = final[1] if rounds == 1 else min(now[1], max(final[1], math.ceil(width / align - 1e-9) * align))
