@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,12 +18,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.errors import BadCheckpoint, TaskError
+from prunetune.answers import append_samples, open_samples, read_samples
+from prunetune.errors import TaskError
 from prunetune.generation import Answer, generate
 from prunetune.heldout import perplexity
 from prunetune.prompt import PromptFormat, prompt_ids, prompt_text
-from prunetune.store import disk_errors, is_made, json_sha, remove, replacing
 from prunetune.tasks import Problem, Task
+
+__all__ = ["EvalResult", "evaluate", "guess_batch", "read_samples", "summarise"]
 
 Progress = Callable[[int, int], None]
 LARGEST_BATCH = {"cpu": 64, "cuda": 512, "mps": 64}
@@ -101,12 +102,12 @@ def evaluate(
         raise TaskError("this task has no problems", value=task.name, fix="ask for at least one")
     fmt = task.prompt or fmt
     settings = [task.name, task.version, task.stop, task.max_new_tokens, fmt.model_dump(), key]
-    records = _open(out, settings) if out else {}
+    records = open_samples(out, settings) if out else {}
     wanted = {p.id for p in task.problems}
     records = {i: r for i, r in records.items() if i in wanted}
     todo = [(p, prompt_ids(tokenizer, p.question, fmt)) for p in task.problems if p.id not in records]
     todo.sort(key=lambda pair: -len(pair[1]))  # longest first: too large a batch shows at once
-    size = batch_size or _guess_batch(model, max((len(i) for _, i in todo), default=1) + task.max_new_tokens)
+    size = batch_size or guess_batch(model, max((len(i) for _, i in todo), default=1) + task.max_new_tokens)
     if progress:
         progress(len(records), len(task.problems))
     while todo:
@@ -127,7 +128,7 @@ def evaluate(
             record["seconds"] = share
             records[problem.id] = record
         if out:
-            _append(out, new)
+            append_samples(out, new)
         todo = todo[len(batch) :]
         if progress:
             progress(len(records), len(task.problems))
@@ -216,7 +217,7 @@ def _try_generate(
     return None
 
 
-def _guess_batch(model: PreTrainedModel, tokens: int) -> int:
+def guess_batch(model: PreTrainedModel, tokens: int) -> int:
     """As many rows as half of the free memory holds of KV cache, up to what still pays on the device."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -228,45 +229,3 @@ def _guess_batch(model: PreTrainedModel, tokens: int) -> int:
     else:
         free = min(8 << 30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return max(1, min(LARGEST_BATCH.get(model.device.type, 64), free // 2 // row_bytes))
-
-
-# ------------------------------------------------------------------------------------------------- samples on disk
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The samples of a JSONL file; a last line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    del rest  # whatever follows the last newline was not finished
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadCheckpoint(
-            f"a line of these samples is not valid JSON ({e})",
-            value=str(path),
-            fix="delete the file and evaluate again",
-        ) from None
-
-
-def _open(path: Path, settings: object) -> dict[str, dict[str, Any]]:
-    """The finished samples of `path`, which is made empty if it was made with other settings."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not is_made(path, settings):
-            remove(path)
-            path.touch()
-            with replacing(path.with_name(f".{path.name}.key")) as note:
-                note.write_text(json_sha(settings), encoding="utf-8")
-        records = read_samples(path)
-        whole = path.read_bytes().rpartition(b"\n")
-        if whole[2]:  # a kill cut this line short: appending to it would spoil the next one
-            os.truncate(path, len(whole[0]) + len(whole[1]))
-    return {r["id"]: r for r in records}
-
-
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    with disk_errors(path), path.open("a", encoding="utf-8") as f:
-        f.writelines(json.dumps(r) + "\n" for r in records)
-        f.flush()
-        os.fsync(f.fileno())
