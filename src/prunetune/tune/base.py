@@ -25,7 +25,7 @@ class Lora(BaseModel):
 
     rank: int = Field(default=16, gt=0)
     """Rank of every adapter."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, gt=0)
     """Scale: the adapter's product is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""

@@ -34,12 +34,14 @@ class Row:
         labels: The same ids, with IGNORED where a token does not count in the loss (never the first).
         positions: Position ids of packed rows, starting anew at each example; None: 0, 1, 2, ...
         real: How many of the tokens are an example's, for the count of trained tokens.
+        index: Its place among the rows as they were made; -1: a filler or a packed row.
     """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     positions: tuple[int, ...] | None = None
     real: int = 0
+    index: int = -1
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,18 @@ def make_rows(
     """Encode examples until they are used up or hold `tokens` tokens."""
     rows: list[Row] = []
     used = truncated = empty = total = 0
-    for example in examples:
+    for i, example in enumerate(examples):
         if tokens is not None and total >= tokens:
             break
         encoded = encode_example(tokenizer, example.question, example.answer, fmt, max_length)
-        used, truncated = used + 1, truncated + encoded.truncated
+        used, truncated = i + 1, truncated + encoded.truncated
         skip = encoded.prompt_length if completion_only and example.question else 1
         ids = tuple(encoded.input_ids)
         if len(ids) <= max(1, skip):
             empty += 1
             continue
         skip = max(1, skip)
-        rows.append(Row(ids, (IGNORED,) * skip + ids[skip:], real=len(ids)))
+        rows.append(Row(ids, (IGNORED,) * skip + ids[skip:], real=len(ids), index=len(rows)))
         total += len(ids)
     return Rows(tuple(rows), used, truncated, empty)
 
@@ -143,11 +145,15 @@ def filled(rows: Sequence[Row], multiple: int) -> list[Row]:
 
 
 def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, Tensor]:
-    """Rows as tensors [batch, length], padded on the right to the longest; with position_ids if they are packed."""
+    """Rows as tensors [batch, length], padded on the right to the longest, and their index [batch].
+
+    Packed rows also have position_ids [batch, length].
+    """
     length = max(len(r.ids) for r in rows)
     out = {
         "input_ids": torch.tensor([[*r.ids, *[pad] * (length - len(r.ids))] for r in rows]),
         "labels": torch.tensor([[*r.labels, *[IGNORED] * (length - len(r.ids))] for r in rows]),
+        "index": torch.tensor([r.index for r in rows]),
     }
     if any(r.positions is not None for r in rows):  # padding is an example of its own, from position 0
         out["position_ids"] = torch.tensor([[*(r.positions or ()), *range(length - len(r.ids))] for r in rows])

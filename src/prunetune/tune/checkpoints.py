@@ -13,11 +13,17 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunetune.errors import TuneError
-from prunetune.store import read_json, remove, write_json
-from prunetune.tune.job import Progress
+from prunetune.store import json_sha, model_sha, read_json, remove, write_json
+from prunetune.tune.job import Progress, TuneJob
 
 MARK = "whole.json"
 """Written into a checkpoint after everything else: {key, seconds}. Without it a checkpoint was killed while saving."""
+
+
+def job_key(job: TuneJob, *more: object) -> str:
+    """What a checkpoint must agree on to be gone on from: the job, its input's weights, the shape of a step."""
+    places = {"model", "out", "work", "device"}
+    return json_sha([job.model_dump(mode="json", exclude=places), model_sha(job.model), [str(m) for m in more]])
 
 
 def newest_checkpoint(work: Path, key: str) -> tuple[str | None, float]:

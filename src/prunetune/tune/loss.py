@@ -1,4 +1,4 @@
-"""Next-token loss over a large vocabulary in bounded memory: logits live only for one chunk of tokens at a time.
+"""Losses over a large vocabulary in bounded memory: logits live only for one chunk of tokens at a time.
 
 Plain cross entropy keeps [tokens, vocabulary] logits several times over (in bf16 and in fp32, forward and backward).
 Here the forward pass takes a chunk of tokens, makes its logits, its loss and at once its gradients with respect to the
@@ -8,10 +8,12 @@ hidden states and the head; the backward pass only scales what is there. Per tok
     dloss/dz = (softmax(z') - onehot(label)) * (1 - (z'/cap)^2)
 
 Only positions whose label counts enter. Sums, softmax and the head's gradient are fp32 whatever the compute type is.
+`kl.py` adds the term of distillation to the same machinery.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +24,10 @@ IGNORED = -100
 """Label of a position that does not count (PyTorch's and Hugging Face's convention)."""
 
 CHUNK_BYTES = 128 * 1024 * 1024
-"""Size of one chunk of fp32 logits on CPU; measured in studies/performance/loss_head.py."""
+"""Size of one chunk of fp32 logits on CPU; see studies/performance/loss_head.py."""
+
+Term = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(capped fp32 logits of a chunk, its first token) -> (sum of the loss, its gradient with respect to those logits)."""
 
 
 def chunk_tokens(vocabulary: int, device: torch.device | str = "cpu") -> int:
@@ -62,24 +67,47 @@ def next_token_loss(
     Returns:
         The sum; differentiable once with respect to hidden and weight.
     """
-    total: Tensor = _NextTokenLoss.apply(
-        hidden, weight, labels, softcap, compute, chunk or chunk_tokens(len(weight), hidden.device)
-    )
+    return chunked(hidden, weight, cross_entropy(labels), softcap=softcap, compute=compute, chunk=chunk)
+
+
+def cross_entropy(labels: Int[Tensor, " tokens"]) -> Term:
+    """The next-token term. It overwrites the logits that it is given."""
+
+    def term(logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        target = labels[start : start + len(logits), None]
+        at_target = logits.gather(1, target)
+        peak = logits.amax(-1, keepdim=True)
+        grad = logits.sub_(peak).exp_()
+        mass = grad.sum(-1, keepdim=True)
+        loss = (peak + mass.log() - at_target).sum()
+        grad.div_(mass)
+        grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+        return loss, grad
+
+    return term
+
+
+def chunked(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocabulary width"],
+    term: Term,
+    *,
+    softcap: float | None = None,
+    compute: torch.dtype = torch.float32,
+    chunk: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum of a term of the logits over all tokens, chunk by chunk; arguments as in `next_token_loss`."""
+    size = chunk or chunk_tokens(len(weight), hidden.device)
+    total: Tensor = _Chunked.apply(hidden, weight, term, softcap, compute, size)
     return total
 
 
-class _NextTokenLoss(torch.autograd.Function):
-    """Loss and both gradients in one pass over chunks."""
+class _Chunked(torch.autograd.Function):
+    """A term and both its gradients in one pass over chunks."""
 
     @staticmethod
     def forward(  # noqa: PLR0917  # a Function takes no keywords
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        softcap: float | None,
-        compute: torch.dtype,
-        chunk: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, term: Term, softcap: float | None, compute: torch.dtype, chunk: int
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         head = weight.detach().to(compute)
@@ -87,19 +115,14 @@ class _NextTokenLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(labels), chunk):
-                h, target = hidden[start : start + chunk].detach().to(compute), labels[start : start + chunk, None]
+            for start in range(0, len(hidden), chunk):
+                h = hidden[start : start + chunk].detach().to(compute)
                 logits = capped(h @ head.T, softcap)
-                peak = logits.amax(-1, keepdim=True)
-                at_target = logits.gather(1, target)
                 slope = 1 - (logits / softcap) ** 2 if softcap else None
-                p = logits.sub_(peak).exp_()
-                mass = p.sum(-1, keepdim=True)
-                total += (peak + mass.log() - at_target).sum()
+                loss, grad = term(logits, start)
+                total += loss
                 if not (need_hidden or need_weight):
                     continue
-                grad = p.div_(mass)
-                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
                 if slope is not None:
                     grad.mul_(slope)
                 grad = grad.to(compute)
@@ -119,6 +142,32 @@ class _NextTokenLoss(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(upstream).to(ctx.types[1]),
             None, None, None, None,
         )  # fmt: skip
+
+
+def on_logits(logits: Float[Tensor, "tokens vocabulary"], term: Term, chunk: int | None = None) -> Float[Tensor, ""]:
+    """Sum of a term over logits that the model itself made (a sharded head, which cannot be read from outside)."""
+    total: Tensor = _OnLogits.apply(logits, term, chunk or chunk_tokens(logits.shape[-1], logits.device))
+    return total
+
+
+class _OnLogits(torch.autograd.Function):
+    """A term and its gradient with respect to given logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, term: Term, chunk: int) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        grads = torch.empty_like(logits)
+        for start in range(0, len(logits), chunk):
+            part = logits[start : start + chunk].detach()
+            loss, grad = term(part.float() if part.dtype != torch.float32 else part.clone(), start)
+            total += loss
+            grads[start : start + chunk] = grad
+        ctx.save_for_backward(grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return ctx.saved_tensors[0] * upstream, None, None
 
 
 def capped(logits: Tensor, softcap: float | None) -> Float[Tensor, "tokens vocabulary"]:

