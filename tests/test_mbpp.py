@@ -97,8 +97,8 @@ def test_code_extraction(output: str, code: str) -> None:
     assert mbpp.extract_code(output) == code
 
 
-def test_setup_code_and_imports_run_first() -> None:
-    setup = row(11, test_setup_code="y = 1", test_list=["assert f(y) == 2"])
+def test_setup_code_and_imports_run_before_the_assertions() -> None:
+    setup = row(11, test_setup_code="y = f(1)", test_list=["assert y == 2"])
     assert mbpp.verify("def f(x): return x + 1", mbpp.reference(setup), allowed=True).correct
     clean = {
         "task_id": 11,

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.answers import append_samples, open_samples, read_samples
 from prunetune.errors import TaskError
 from prunetune.generation import Answer, generate
 from prunetune.heldout import perplexity
 from prunetune.prompt import PromptFormat, prompt_ids, prompt_text
+from prunetune.samples import append_samples, open_samples, read_samples
 from prunetune.tasks import Problem, Task
 
 __all__ = ["EvalResult", "evaluate", "guess_batch", "read_samples", "summarise"]
@@ -46,6 +46,7 @@ class EvalResult:
         correct: Questions answered correctly.
         truncated: Answers cut by the length limit.
         scores: Means of further scores, such as `f1`, each with `…_stderr`.
+        shots: Worked examples in each prompt (lm-eval's tasks).
     """
 
     task: str
@@ -61,6 +62,7 @@ class EvalResult:
     correct: int
     truncated: int = 0
     scores: dict[str, float] = field(default_factory=dict)
+    shots: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

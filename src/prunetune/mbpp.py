@@ -28,9 +28,9 @@ def question(row: Row) -> str:
 
 
 def reference(row: Row) -> str:
-    """What a candidate must pass, as JSON: code to run before it and assertions to run after it."""
-    before = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
-    return json.dumps({"before": before, "tests": list(row["test_list"])})
+    """What a candidate must pass, as JSON: code to run after it (which may use it), and then assertions."""
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
+    return json.dumps({"setup": setup, "tests": list(row["test_list"])})
 
 
 def prompt(rows: Sequence[Row], shots: int) -> str:
@@ -67,6 +67,6 @@ def verify(output: str, tests: str, *, allowed: bool, limits: Limits | None = No
     """
     code = extract_code(output)
     needs: dict[str, Any] = json.loads(tests)
-    program = "\n".join([needs["before"], code, *needs["tests"]])
+    program = "\n".join([code, needs["setup"], *needs["tests"]])
     outcome = run_program(program, allowed=allowed, limits=limits or Limits())
     return Verdict(outcome.ok, code, outcome.reason)

@@ -35,13 +35,13 @@ def expand_path(text: str) -> Path:
     return Path(whole).expanduser()
 
 
-def read_rows(path: Path, columns: Mapping[str, str], limit: int | None = None) -> list[Row]:
+def read_rows(path: Path, columns: Mapping[str, str] | None, limit: int | None = None) -> list[Row]:
     """All rows of a file as `{wanted name: value}`.
 
     Args:
         path: `.jsonl`, `.json` (a list, or an object holding one list), `.parquet`, or plain text
             (`.txt`, `.raw`: one row a non-blank line, under the column `text`).
-        columns: Wanted name -> column of the file.
+        columns: Wanted name -> column of the file. None: all columns as they are.
         limit: Read at most so many rows.
     """
     if not path.is_file():
@@ -83,8 +83,10 @@ def hub_rows(
     return [pick(row, columns, f"{name}, row {i}") for i, row in enumerate(rows, start=1)]
 
 
-def pick(row: Row, columns: Mapping[str, str], where: str) -> Row:
+def pick(row: Row, columns: Mapping[str, str] | None, where: str) -> Row:
     """The wanted columns of one row. Raises DataError naming the columns there are."""
+    if columns is None:
+        return row
     for column in columns.values():
         if column not in row:
             raise unknown_column(column, row, where)

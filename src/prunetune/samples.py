@@ -1,93 +1,51 @@
-"""Answered questions read back, and two models' answers to the same questions side by side (Fig. 2)."""
+"""Finished samples on disk: JSON lines appended batch by batch, so that a killed evaluation can go on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import Any
 
 from prunetune.errors import BadCheckpoint
-from prunetune.stats import Paired, pair
+from prunetune.store import disk_errors, is_made, json_sha, remove, replacing
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One answered question of an evaluation's JSONL."""
-
-    id: str
-    question: str
-    output: str
-    extracted: str | None
-    correct: bool
-    reason: str = ""
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
-
-
-def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
-    """The per-sample records of one task by question id, {} if there are none. BadCheckpoint for a broken line."""
-    path = stage_folder / "eval" / f"{task.replace('/', '_')}.jsonl"
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The samples of a JSONL file; a last line that a kill cut short is left out."""
     if not path.is_file():
-        path = stage_folder / "eval" / f"{task}.jsonl"
-    return {s.id: s for s in _samples(path)} if path.is_file() else {}
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    del rest  # whatever follows the last newline was not finished
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise BadCheckpoint(
+            f"a line of these samples is not valid JSON ({e})",
+            value=str(path),
+            fix="delete the file and evaluate again",
+        ) from None
 
 
-def _samples(path: Path) -> Iterator[Sample]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                yield Sample(
-                    id=str(row["id"]),
-                    question=str(row.get("question", "")),
-                    output=str(row["output"]),
-                    extracted=None if row.get("extracted") is None else str(row["extracted"]),
-                    correct=bool(row["correct"]),
-                    reason=str(row.get("reason") or ""),
-                    prompt_tokens=row.get("prompt_tokens"),
-                    new_tokens=row.get("new_tokens"),
-                )
-            except (json.JSONDecodeError, KeyError, TypeError) as e:
-                raise BadCheckpoint(
-                    f"line {number} of these samples cannot be read ({type(e).__name__}: {e})",
-                    value=str(path),
-                    fix="delete the file and evaluate again",
-                ) from None
+def open_samples(path: Path, settings: object) -> dict[str, dict[str, Any]]:
+    """The finished samples of `path`, which is made empty if it was made with other settings."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_made(path, settings):
+            remove(path)
+            path.touch()
+            with replacing(path.with_name(f".{path.name}.key")) as note:
+                note.write_text(json_sha(settings), encoding="utf-8")
+        records = read_samples(path)
+        whole = path.read_bytes().rpartition(b"\n")
+        if whole[2]:  # a kill cut this line short: appending to it would spoil the next one
+            os.truncate(path, len(whole[0]) + len(whole[1]))
+    return {r["id"]: r for r in records}
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """The same questions answered by two models; `examples` holds the first of each class by id (Fig. 2)."""
-
-    task: str
-    counts: Paired
-    examples: dict[str, tuple[Sample, Sample]]
-
-
-CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True)}
-
-
-def _by_id(name: str) -> tuple[int, str]:
-    """Order ids by their last number if they have one, else as text."""
-    digits = "".join(c if c.isdigit() else " " for c in name).split()
-    return (int(digits[-1]) if digits else 0, name)
-
-
-def side_by_side(task: str, first: dict[str, Sample], second: dict[str, Sample]) -> SideBySide | None:
-    """Pair two models' samples on the questions that both answered; None if there is no such question.
-
-    An id counts as shared only if its question is the same text: other seeds give other questions the same ids.
-    """
-    both = first.keys() & second.keys()
-    shared = sorted((i for i in both if first[i].question == second[i].question), key=_by_id)
-    if not shared:
-        return None
-    examples: dict[str, tuple[Sample, Sample]] = {}
-    for name, verdicts in CLASSES.items():
-        hit = next((i for i in shared if (first[i].correct, second[i].correct) == verdicts), None)
-        if hit is not None:
-            examples[name] = (first[hit], second[hit])
-    return SideBySide(task, pair((first[i].correct, second[i].correct) for i in shared), examples)
+def append_samples(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append finished samples, and see them on disk."""
+    with disk_errors(path), path.open("a", encoding="utf-8") as f:
+        f.writelines(json.dumps(r) + "\n" for r in records)
+        f.flush()
+        os.fsync(f.fileno())

@@ -1,0 +1,301 @@
+"""The paper's benchmarks through lm-eval (extra `eval`), with its own prompts, filters and metrics, offline if need be.
+
+    evaluate_with_harness(folder, ["gsm8k"], data={"gsm8k": "$PRUNETUNE_DATA/gsm8k"}, limit=50, out=stage / "eval")
+
+Local files are put in the place of a task's hub data set by a small YAML file that includes lm-eval's own; nothing else
+of the task changes. Finished answers are kept as they come, so a killed evaluation goes on where it was.
+`mbpp` runs what the model wrote in our sandbox (lm-eval's own would fetch a scorer at import and run it unconfined).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prunetune.errors import MissingExtra, TaskError, UnknownName
+from prunetune.evaluate import EvalResult, guess_batch
+from prunetune.harness_data import write_overrides
+from prunetune.samples import append_samples, open_samples
+from prunetune.store import load_model, load_tokenizer, model_sha, replacing
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+FEWSHOT_SEED = 1234  # lm-eval's default
+QUESTION = ("question", "problem", "text", "prompt")  # what lm-eval's tasks call it
+PREFERRED = (
+    "exact_match,strict-match",
+    "exact_match,none",
+    "pass_at_1,none",
+    "prompt_level_strict_acc,none",
+    "acc,none",
+)
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_with_harness(
+    model: Path,
+    names: Sequence[str],
+    *,
+    data: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    backend: Literal["transformers", "vllm"] = "transformers",
+    chat: bool = False,
+    allow_code_execution: bool = False,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> list[EvalResult]:
+    """Measure a model folder on lm-eval tasks.
+
+    Args:
+        model: Folder of the model.
+        names: Tasks or groups, such as `gsm8k`, `minerva_math`, `mbpp`, `ifeval`.
+        data: Task (or group) -> file or folder with its data in the source's own format.
+        limit: First questions of each task only.
+        shots: Worked examples in the prompt. None: the task's own number.
+        seed: As lm-eval's `--seed`. None: its defaults.
+        batch_size: None: found from the memory there is, and halved whenever that runs out.
+        dtype: Of the weights; `auto` as stored.
+        device: Where to run.
+        backend: `transformers`, or `vllm` where it is installed.
+        chat: Put the prompts through the chat template.
+        allow_code_execution: Run model-written code, in the sandbox (mbpp).
+        out: Folder for the samples, one JSONL a task, and for answers not yet judged.
+        progress: Called with (answers done, answers asked for).
+
+    Raises:
+        MissingExtra: lm-eval (or vLLM) is not installed.
+        UnknownName: no such task.
+        TaskError: a task that needs permission, data or a resource it does not have.
+    """
+    _check_installed("lm_eval", "eval", "lm-eval's benchmarks")
+    if backend == "vllm":
+        _check_installed("vllm", "vllm", "the vLLM backend")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory(prefix="prunetune-lm-eval-") as folder:
+        manager = TaskManager()
+        _check_names(manager, names)
+        write_overrides(manager, names, data or {}, Path(folder))
+        manager = TaskManager(include_path=folder)
+        _check_permission(names, allow_code_execution)
+        settings = [model_sha(model), dtype, backend]
+        kept = open_samples(out / ".answers.jsonl", settings) if out else {}
+        size = batch_size
+        while True:
+            lm, size = _load(model, backend, dtype, device, size)
+            keeping = _keeping(lm, kept, out / ".answers.jsonl" if out else None, progress)
+            try:
+                found: Any = lm_eval.simple_evaluate(
+                    model=keeping,
+                    tasks=list(names),
+                    task_manager=manager,
+                    num_fewshot=shots,
+                    limit=limit,
+                    apply_chat_template=chat,
+                    log_samples=True,
+                    confirm_run_unsafe_code=allow_code_execution,
+                    **_seeds(seed),
+                )
+                break
+            except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
+                if "memory" not in str(e) or size == 1:
+                    raise
+                size = max(1, size // 2)  # what was answered is kept
+    tokenizer = load_tokenizer(model)
+    results = []
+    for name in names:
+        samples = _samples(found, name, tokenizer)
+        results.append(_result(found, name, samples, FEWSHOT_SEED if seed is None else seed))
+        if out:
+            with replacing(out / f"lm-eval:{name}.jsonl") as tmp:
+                tmp.write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
+    return results
+
+
+def _check_installed(package: str, extra: str, needed_for: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra, needed_for)
+
+
+def _check_names(manager: TaskManager, names: Sequence[str]) -> None:
+    known = {*manager.all_tasks, "mbpp"}
+    for name in names:
+        if name not in known:
+            raise UnknownName("lm-eval task", name, known)
+        if name.startswith("ifeval"):
+            _check_punkt()
+
+
+def _check_punkt() -> None:
+    """Instruction following splits sentences with nltk's data, which lm-eval downloads at import."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        if not nltk.download("punkt_tab", quiet=True):
+            raise TaskError(
+                "ifeval needs nltk's sentence splitter, which cannot be downloaded here",
+                value="punkt_tab",
+                fix="where there is a network: python -m nltk.downloader punkt_tab; copy ~/nltk_data here",
+            ) from None
+
+
+def _check_permission(names: Sequence[str], allowed: bool) -> None:
+    if "mbpp" in names and not allowed:
+        raise TaskError(
+            "this task runs what the model wrote, which happens only if you allow it",
+            value="mbpp",
+            fix="--allow-code-execution (allow_code_execution: true)",
+        )
+
+
+def _seeds(seed: int | None) -> dict[str, int]:
+    names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    return {} if seed is None else dict.fromkeys(names, seed)
+
+
+def _load(folder: Path, backend: str, dtype: str, device: str, batch_size: int | None) -> tuple[LM, int]:
+    if backend == "vllm":
+        from lm_eval.models.vllm_causallms import VLLM
+
+        return VLLM(pretrained=str(folder), dtype=dtype, batch_size=batch_size or "auto"), batch_size or 1
+    from lm_eval.models.huggingface import HFLM
+
+    model = load_model(folder, dtype=dtype, device=device)
+    tokens = min(2048, getattr(model.config, "max_position_embeddings", 2048))
+    size = batch_size or guess_batch(model, tokens)
+    return HFLM(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=size), size
+
+
+def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progress: Progress | None) -> LM:
+    """`lm`, except that every answer goes to disk as it comes and none is asked for twice."""
+    from lm_eval.api import model as api
+
+    def key(kind: str, request: Any) -> str:
+        return hashlib.sha256(json.dumps([kind, request], sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    class Hook:
+        """What lm-eval's models call with each finished answer."""
+
+        def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+            record = {"id": key(kind, request), "answer": answer}
+            kept[record["id"]] = record
+            if path is not None:
+                append_samples(path, [record])
+            if progress is not None:
+                done[0] += 1
+                progress(done[0], max(done[1], done[0]))
+
+    class Keeping(api.LM):
+        """Asks the model only for what is not kept yet."""
+
+        tokenizer_name = property(lambda _: getattr(lm, "tokenizer_name", ""))
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return [(a[0], a[1]) for a in self._ask("loglikelihood", requests)]
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return [str(a) for a in self._ask("generate_until", requests)]
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            return lm.loglikelihood_rolling(requests)
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+            return lm.apply_chat_template(*args, **kwargs)
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return lm.chat_template(chat_template)
+
+        def _ask(self, kind: str, requests: list[Any]) -> list[Any]:
+            new = [r for r in requests if key(kind, r.args) not in kept]
+            done[0], done[1] = len(requests) - len(new), len(requests)
+            answers = dict(zip(map(id, new), getattr(lm, kind)(new) if new else [], strict=True))
+            return [answers[id(r)] if id(r) in answers else kept[key(kind, r.args)]["answer"] for r in requests]
+
+    done = [0, 0]
+    lm.set_cache_hook(Hook())
+    return Keeping()
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def _leaves(found: Any, name: str) -> list[str]:
+    below = found.get("group_subtasks", {}).get(name) or []
+    return [leaf for child in below for leaf in _leaves(found, child)] if below else [name]
+
+
+def _metric(scores: Mapping[str, Any]) -> str:
+    """The figure that stands for a task: lm-eval's strictest exact match, or whatever it has."""
+    usable = [k for k, v in scores.items() if isinstance(v, float | int) and "," in k and "_stderr" not in k]
+    return next((m for m in PREFERRED if m in usable), usable[0])
+
+
+def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
+    """lm-eval's samples in the form of ours, judged by the metric that stands for the task."""
+    samples = []
+    for task in _leaves(found, name):
+        metric, _, wanted = _metric(found["results"][task]).partition(",")
+        for raw in found["samples"][task]:
+            if raw["filter"] != wanted:
+                continue
+            first, *_ = raw["arguments"].values() if isinstance(raw["arguments"], dict) else raw["arguments"]
+            prompt = str(first["arg_0"] if isinstance(first, dict) else first[0])
+            output, extracted = raw["resps"][0][0], raw["filtered_resps"][0]
+            text = isinstance(output, str)
+            samples.append(
+                {
+                    "id": f"{task}/{raw['doc_id']}",
+                    "question": str(
+                        raw["doc"].get("question", raw["doc"].get("problem", raw["doc"].get("text", prompt)))
+                    ),
+                    "prompt": prompt,
+                    "reference": str(raw["target"]),
+                    "output": output if text else json.dumps(output),
+                    "extracted": extracted if isinstance(extracted, str) else json.dumps(extracted),
+                    "correct": bool(raw[metric]),
+                    "reason": "" if raw[metric] else f"{metric} 0",
+                    "prompt_tokens": len(tokenizer.encode(prompt)),
+                    "new_tokens": len(tokenizer.encode(output, add_special_tokens=False)) if text else 0,
+                }
+            )
+    return samples
+
+
+def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int) -> EvalResult:
+    scores: dict[str, Any] = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
+    metric = _metric(scores)
+    first = _leaves(found, name)[0]
+    n = len(samples)
+    stderr = scores.get(metric.replace(",", "_stderr,"))
+    figures = {k.replace("_stderr,", ",") + ("_stderr" if "_stderr" in k else ""): v for k, v in scores.items()}
+    return EvalResult(
+        task=f"lm-eval:{name}",
+        version=str(found["versions"].get(name, found["versions"].get(first))),
+        metric=metric,
+        value=float(scores[metric]),
+        stderr=float(stderr) if isinstance(stderr, float | int) else 0.0,
+        n=n,
+        seed=seed,
+        prompt_tokens=sum(s["prompt_tokens"] for s in samples) / n,
+        new_tokens=sum(s["new_tokens"] for s in samples) / n,
+        seconds=float(found.get("total_evaluation_time_seconds", 0.0)),
+        correct=sum(s["correct"] for s in samples),
+        scores={k: float(v) for k, v in figures.items() if isinstance(v, float | int) and "," in k},
+        shots=int(found["n-shot"].get(first, 0)),
+    )
