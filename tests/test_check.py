@@ -51,7 +51,7 @@ def test_other_tokens_are_a_no(folder, monkeypatch) -> None:
 
 def test_a_child_cannot_import_prunetune() -> None:
     script = module._ISOLATED.partition("warnings.simplefilter")[0]
-    assert module._child(script + "print(json.dumps('prunetune' in sys.modules))") is False
+    assert module._child(script + "done('prunetune' in sys.modules)") is False
     with pytest.raises(module._ChildError, match="not importable here"):
         module._child(script + "import prunetune.store")
 
@@ -87,7 +87,7 @@ def test_llama_cpp_is_used_where_it_is(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     monkeypatch.setenv("PATH", os.defpath)
     line = module._gguf(folder / "final", "1 + 1")
-    assert (line.ok, "converter" in line.reason) == (None, True)
+    assert (line.ok, "convert_hf_to_gguf.py" in line.reason) == (None, True)
 
     _tool(tmp_path, "convert_hf_to_gguf.py", CONVERT)
     line = module._gguf(folder / "final", "1 + 1")
@@ -104,6 +104,25 @@ def test_llama_cpp_is_used_where_it_is(folder, tmp_path, monkeypatch) -> None:
     _tool(tmp_path, "convert_hf_to_gguf.py", "raise SystemExit('unknown architecture')\n")
     line = module._gguf(folder / "final", "1 + 1")
     assert (line.ok, line.reason) == (False, "unknown architecture")
+
+
+def test_a_llama_cpp_binding_will_do(folder, tmp_path, monkeypatch) -> None:
+    _tool(tmp_path / "llama", "convert_hf_to_gguf.py", CONVERT)
+    (tmp_path / "xllamacpp.py").write_text(
+        "from types import SimpleNamespace\n"
+        "def CommonParams():\n    return SimpleNamespace(model=SimpleNamespace())\n"
+        "class Server:\n"
+        "    def __init__(self, params):\n        open(params.model.path).close()\n"
+        "    def handle_completions(self, ask):\n"
+        "        print('noise')\n        return {'choices': [{'text': ask['prompt'] + ' is 2'}]}\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "llama"))
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = module._gguf(folder / "final", "1 + 1")
+    assert line.ok, line.reason
+    assert "'1 + 1 is 2'" in line.reason
 
 
 def test_vllm_is_asked_where_it_is(folder, tmp_path, monkeypatch) -> None:

