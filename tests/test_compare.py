@@ -12,7 +12,7 @@ import pytest
 from fake_run import TASKS, fake_run
 from prunetune.answers import read_samples
 from prunetune.compare import compare
-from prunetune.errors import MissingPath, RecipeError
+from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.questions import question_cost, stage_cost
 from prunetune.records import read_run
 from prunetune.stats import mcnemar, wilson
@@ -116,6 +116,22 @@ def test_the_plot_has_a_line_a_run(folder, tmp_path) -> None:
     assert {"first", "second"} <= {
         "".join(e.itertext()).strip() for e in ET.fromstring(plot.svg).iter() if e.tag.endswith("text")
     }
+
+
+def test_forms_by_name(folder, tmp_path) -> None:
+    found = compare([folder])
+    assert found.render("csv") == found.to_csv()
+    assert json.loads(found.render("json")) == json.loads(json.dumps(found.to_json()))
+    with pytest.raises(UnknownName, match="did you mean 'markdown'"):
+        found.render("markdwn")
+    found.write_figure(tmp_path / "figure.svg")
+    assert ET.parse(tmp_path / "figure.svg").getroot().tag.endswith("svg")
+
+
+def test_no_figure_without_a_shared_data_set(folder, tmp_path) -> None:
+    other = fake_run(tmp_path / "second", tasks={"else": 20}, control=False)
+    with pytest.raises(DataError, match="share no data set"):
+        compare([folder, other]).write_figure(tmp_path / "figure.svg")
 
 
 def test_what_cannot_be_compared(tmp_path) -> None:

@@ -34,7 +34,8 @@ def test_a_dry_run_lists_and_sends_nothing(folder, monkeypatch) -> None:
     assert found.files["model.safetensors"] == (folder / "final/model.safetensors").stat().st_size
     assert {"config.json", "tokenizer.json", "README.md", "figures/accuracy-size.svg"} <= set(found.files)
     assert ".hidden" not in found.files
-    assert "dry run" in str(found)
+    assert "dry run" in found.text()
+    assert found.to_json()["files"] == found.files
 
 
 # The library reads HF_ENDPOINT when it is imported, and the suite itself is offline: so the upload has its own process.

@@ -8,16 +8,18 @@ Speed-ups are those that each run measured against its own original, in turns, i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunetune.answers import Sample, read_samples, side_by_side
-from prunetune.errors import MissingPath, RecipeError
+from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.questions import QuestionCost, question_cost, stage_cost
 from prunetune.records import EvalRecord, RunRecord, StageRecord, read_run
 from prunetune.stats import Paired, wilson
+from prunetune.store import replacing
 
 if TYPE_CHECKING:
     from prunetune.draw import Plot
@@ -89,6 +91,22 @@ class Comparison:
 
         return csv(self)
 
+    def render(self, form: str) -> str:
+        """One of FORMATS by name; UnknownName for another."""
+        if form not in FORMATS:
+            raise UnknownName("format", form, FORMATS)
+        return FORMATS[form](self)
+
+    def write_figure(self, path: Path) -> None:
+        """Write `plot` as an SVG file; DataError where no data set was measured at every stage."""
+        made = self.plot()
+        if made is None:
+            raise DataError(
+                "these runs share no data set that every stage measured", fix="compare them without a figure"
+            )
+        with replacing(path) as tmp:
+            tmp.write_text(made.svg, encoding="utf-8")
+
     def plot(self) -> Plot | None:
         """Accuracy against size, a line a run (Fig. 4); None where the records do not allow it."""
         from prunetune.plots import across
@@ -100,6 +118,14 @@ class Comparison:
         from prunetune.compare_text import flat
 
         return flat(self)
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "text": Comparison.to_text,
+    "markdown": Comparison.to_markdown,
+    "csv": Comparison.to_csv,
+    "json": lambda c: json.dumps(c.to_json(), indent=2) + "\n",
+}
 
 
 def compare(runs: Sequence[Path]) -> Comparison:

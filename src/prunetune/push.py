@@ -8,8 +8,9 @@ The token and the address (`HF_ENDPOINT`) are huggingface_hub's own: `hf auth lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from prunetune import human
 from prunetune.card import model_card
@@ -28,7 +29,12 @@ class Pushed:
     files: dict[str, int]
     url: str | None
 
-    def __str__(self) -> str:
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """One line a file, with its size."""
         head = f"uploaded to {self.url}" if self.url else f"dry run: this would be uploaded to {self.repo_id}"
         lines = [f"  {human.size(size):>9}  {name}" for name, size in self.files.items()]
         return "\n".join([head, *lines, f"  {human.size(sum(self.files.values())):>9}  in all"])
