@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunetune.compensate import Patch, compensate
 from prunetune.cost import cost_of
 from prunetune.data import Example, Stream, load_stream
 from prunetune.errors import OutOfReach
@@ -223,20 +224,39 @@ class Bench:
         plan = self._plan(timed, step, scores)
         if plan.removes_nothing:
             return self._nothing(at, step, before)
-        key = {"plan": plan.model_dump(mode="json")}
+        patch = self._patch(timed, source, plan)
 
         def prune(tmp: Path) -> None:
             with self.watch.bar("prune") as bar:
-                apply_on_disk(source, plan, tmp, progress=bar)
+                apply_on_disk(source, plan, tmp, patch, progress=bar)
 
-        pruned = timed.once("pruned", "apply", key, prune)
+        pruned = timed.once("pruned", "apply", self._pruned_key(plan), prune)
         results = self._recover(timed, pruned, plan)
         self._finish_round(at, step, plan, timed, results)
         return None
 
+    def _pruned_key(self, plan: PrunePlan) -> dict[str, Any]:
+        return {"plan": plan.model_dump(mode="json"), "compensate": self.recipe.compensate, "data": self.stream.sha}
+
+    def _patch(self, timed: Timed, source: Path, plan: PrunePlan) -> dict[str, torch.Tensor]:
+        """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge."""
+        if self.recipe.compensate == "none" or not plan.drop_neurons:
+            return {}
+
+        def make(tmp: Path) -> None:
+            examples = self.stream.take(0, self.recipe.score.samples)
+            ridge = self._batches(examples[::4])
+            calibration = self._batches([e for i, e in enumerate(examples) if i % 4])
+            with self.watch.bar("compensate") as bar:
+                compensate(source, plan, calibration, held_out=ridge, device=self.device, progress=bar).write(tmp)
+            _free()
+
+        path = timed.once("patch.safetensors", "compensate", self._pruned_key(plan), make)
+        return Patch.read(path).tensors
+
     def _tuned_key(self, plan: PrunePlan) -> dict[str, Any]:
         methods = [m.model_dump(mode="json") for m in self.recipe.recover]
-        return {"plan": plan.model_dump(mode="json"), "recover": methods, "data": self.stream.sha,
+        return {"pruned": self._pruned_key(plan), "recover": methods, "data": self.stream.sha,
                 "seed": self.recipe.seed, "start": self.run.cursor or self.reserved, "rounds": self.rounds}  # fmt: skip
 
     def _scores(self, timed: Timed, source: Path, sha: str) -> Scores:

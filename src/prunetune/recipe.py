@@ -98,6 +98,8 @@ class Recipe(_Config):
     """How far, and in which steps."""
     score: ScoreConfig = ScoreConfig()
     """How redundancy is measured."""
+    compensate: Literal["none", "least-squares"] = "none"
+    """`least-squares`: before any training, fold the removed neurons into the kept ones (docs/method.md)."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
     recover: list[TuneConfig] = Field(default_factory=lambda: [Cpt()])
