@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from prunetune.compensate import LayerFit, Patch, compensate, rank_neurons
-from prunetune.errors import BadCheckpoint, DataError, MissingPath, PlanError, UnknownName, UnsupportedModel
+from prunetune.compensate import Patch, compensate, rank_neurons
+from prunetune.errors import DataError, PlanError, UnknownName, UnsupportedModel
 from prunetune.family import FAMILIES
 from prunetune.moments import leverage
 from prunetune.plan import PrunePlan
@@ -82,7 +82,7 @@ def test_held_out_errors_are_what_they_claim_and_never_rise(case: str) -> None:
     """Recomputed for every layer from the model that the patch makes, on the held-out tokens."""
     family, changes = CASES[case]
     model, plan = tiny_model(family, **changes), make_plan()
-    patch = compensate(model, plan, CALIBRATION, held_out=HELD_OUT)
+    patch = compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target="layer")
     assert [f.layer for f in patch.fits] == [0, 2, 3]
     assert patch.tokens == int(sum(b["attention_mask"].sum() for b in CALIBRATION))
     assert patch.held_out_tokens == 12 * 24 - 16
@@ -161,7 +161,7 @@ def test_a_folder_is_read_one_layer_after_another(tmp_path: Path, monkeypatch: p
     folder, names = tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False), []
     read = ShardReader.read
     monkeypatch.setattr(ShardReader, "read", lambda self, name: (names.append(name), read(self, name))[1])
-    compensate(folder, make_plan(model_sha(folder)), CALIBRATION, held_out=HELD_OUT)
+    compensate(folder, make_plan(model_sha(folder)), CALIBRATION, held_out=HELD_OUT, target="layer")
     assert len(names) == len(set(names))
     assert names[0] == "model.embed_tokens.weight"
     layers = [int(name.split(".")[2]) for name in names[1:]]
@@ -223,7 +223,8 @@ def test_model_is_left_alone_and_progress_is_told() -> None:
     model = tiny_model("qwen2")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     seen: list[tuple[int, int]] = []
-    compensate(model, make_plan(), CALIBRATION, held_out=HELD_OUT, progress=lambda i, n: seen.append((i, n)))
+    tell = lambda i, n: seen.append((i, n))  # noqa: E731
+    compensate(model, make_plan(), CALIBRATION, held_out=HELD_OUT, target="layer", progress=tell)
     rank_neurons(model, CALIBRATION)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
@@ -250,7 +251,14 @@ def test_stream_target_makes_up_for_a_removed_layer(family: str) -> None:
     assert all(fit.after <= fit.before for fit in patch.fits)
     mended = stream_error(model, apply_in_memory(model, plan, patch.tensors))
     assert mended < stream_error(model, apply_in_memory(model, plan))
-    assert compensate(model, plan, CALIBRATION, held_out=HELD_OUT).tensors == {}
+    assert compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target="layer").tensors == {}
+
+
+def test_auto_is_the_stream_where_layers_go_and_it_can() -> None:
+    for family, drop_layers, same in (("llama", (1,), "stream"), ("llama", (), "layer"), ("gemma2", (1,), "layer")):
+        model, plan = tiny_model(family), make_plan(drop_layers=drop_layers)
+        auto, named = (compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target=t) for t in ("auto", same))
+        assert auto.fits == named.fits
 
 
 def test_stream_target_absorbs_what_its_neurons_can_express() -> None:
@@ -309,21 +317,7 @@ def test_selection_aware_of_compensation_leaves_less_error() -> None:
     assert greedy < left(plain)
 
 
-# --------------------------------------------------------------------------------------------------- files and refusals
-
-
-def test_patch_survives_the_disk(tmp_path: Path) -> None:
-    patch = compensate(tiny_model("llama"), make_plan(), CALIBRATION, held_out=HELD_OUT)
-    patch.write(tmp_path / "patch.safetensors")
-    again = Patch.read(tmp_path / "patch.safetensors")
-    assert (again.fits, again.tokens, again.held_out_tokens) == (patch.fits, patch.tokens, patch.held_out_tokens)
-    assert isinstance(again.fits[0], LayerFit)
-    assert all(torch.equal(t, again.tensors[n]) for n, t in patch.tensors.items())
-    with pytest.raises(MissingPath):
-        Patch.read(tmp_path / "none")
-    (tmp_path / "bad").write_bytes(b"no safetensors")
-    with pytest.raises(BadCheckpoint):
-        Patch.read(tmp_path / "bad")
+# ----------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_refusals() -> None:

@@ -10,7 +10,9 @@ One layer is in hand at a time (walk.py), so that 8B models fit; the result is a
 
 `target="layer"` makes up for the layer's own removed neurons: u = W_r a_r. `target="stream"` makes up for whatever the
 residual stream has lost by then, removed layers and errors of the layers before included: u = (the whole model's output
-of this layer) - (the cut model's), which costs one more forward pass.
+of this layer) - (the cut model's), which costs one more forward pass. `target="auto"` is the stream where layers go.
+Measured on SmolLM2-135M (4096 calibration tokens of GSM8K, held-out loss 1.765 before): two of 30 layers removed, 2.045
+plain, 1.810 stream; 30 % of the neurons removed, 2.189 plain, 1.962 layer, 1.979 stream.
 
 Families with a norm after the FFN (Gemma2, Gemma3) divide each token's output by its root mean square. There, tokens
 are weighted by the inverse of it, so that to first order the error *after* that norm is what is least. For them the
@@ -20,73 +22,28 @@ fitted along, as the weight of one more neuron that is always 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunetune.cuts import check_shape, cut_tensor
-from prunetune.errors import BadCheckpoint, DataError, MissingPath, UnknownName, UnsupportedModel
+from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.moments import Fold, Gram, ResidueSum, fold, greedy, leverage
+from prunetune.patch import LayerFit, Patch
 from prunetune.plan import PrunePlan
 from prunetune.walk import LayerSource, OneLayer, embed, forward, one_layer, open_source
 
+__all__ = ["RIDGES", "LayerFit", "Patch", "compensate", "rank_neurons"]
+
 Batch = dict[str, Tensor]
-TARGETS = ("layer", "stream")
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """What compensation did to one layer. Errors are held-out squared errors, relative to the FFN output's energy.
-
-    Attributes:
-        layer: Index in the source.
-        ridge: The chosen one, relative to the mean of C_kk's diagonal; None: no ridge helped, the layer is only cut.
-        before: Error of plain pruning.
-        after: Error of what was done; never above `before`.
-    """
-
-    layer: int
-    ridge: float | None
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Replacement tensors for surgery, by their names in the source, and how well they fit."""
-
-    tensors: dict[str, Tensor]
-    fits: tuple[LayerFit, ...]
-    tokens: int
-    held_out_tokens: int
-
-    def write(self, path: Path) -> None:
-        """Write as safetensors with the fits as metadata."""
-        note = {"fits": [asdict(f) for f in self.fits], "tokens": self.tokens, "held_out_tokens": self.held_out_tokens}
-        save_file({k: v.contiguous() for k, v in self.tensors.items()}, path, {"prunetune": json.dumps(note)})
-
-    @staticmethod
-    def read(path: Path) -> Patch:
-        """Read back; BadCheckpoint if it is not a patch."""
-        if not path.is_file():
-            raise MissingPath("no such patch", value=str(path), fix="make it anew")
-        try:
-            with safe_open(path, framework="pt") as f:
-                note = json.loads((f.metadata() or {})["prunetune"])
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
-            return Patch(tensors, tuple(LayerFit(**x) for x in note.pop("fits")), **note)
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise BadCheckpoint(f"this is not a patch ({e})", value=str(path), fix="make it anew") from e
+TARGETS = ("auto", "layer", "stream")
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def compensate(
@@ -95,7 +52,7 @@ def compensate(
     batches: Sequence[Batch],
     *,
     held_out: Sequence[Batch],
-    target: str = "layer",
+    target: str = "auto",
     ridges: Sequence[float] = RIDGES,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -108,7 +65,7 @@ def compensate(
         plan: What goes.
         batches: Calibration: {input_ids, attention_mask}, padded on either side; padded places never count.
         held_out: Batches that choose the ridge; not among the calibration.
-        target: `layer` or `stream`, see above.
+        target: `auto`, `layer` or `stream`, see above.
         ridges: To choose from, relative to the mean of C_kk's diagonal.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run the layers (default: fp32 on the CPU, else the model's). Sums are fp32 or fp64 anyway.
@@ -120,10 +77,12 @@ def compensate(
     source = open_source(model, device=device, dtype=dtype)
     check_shape(plan, source.config.to_dict())
     _check(source, target, batches, held_out)
-    if not plan.drop_neurons and (target == "layer" or not plan.drop_layers):
+    auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
+    stream = auto if target == "auto" else target == "stream"
+    if not plan.drop_neurons and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
-        return _compensate(source, plan, batches, held_out, stream=target == "stream", ridges=ridges, progress=progress)
+        return _compensate(source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress)
 
 
 def _compensate(

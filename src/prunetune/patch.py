@@ -1,0 +1,62 @@
+"""A patch: tensors that surgery puts in place of the cut ones, and how well they fit. A safetensors file.
+
+patch = Patch.read(at / "patch.safetensors")
+apply_on_disk(source, plan, out, patch.tensors)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunetune.errors import BadCheckpoint, MissingPath
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What compensation did to one layer. Errors are held-out squared errors, relative to the FFN output's energy.
+
+    Attributes:
+        layer: Index in the source.
+        ridge: The chosen one, relative to the mean of C_kk's diagonal; None: no ridge helped, the layer is only cut.
+        before: Error of plain pruning.
+        after: Error of what was done; never above `before`.
+    """
+
+    layer: int
+    ridge: float | None
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Replacement tensors for surgery, by their names in the source, and how well they fit."""
+
+    tensors: dict[str, Tensor]
+    fits: tuple[LayerFit, ...]
+    tokens: int
+    held_out_tokens: int
+
+    def write(self, path: Path) -> None:
+        """Write as safetensors with the fits as metadata."""
+        note = {"fits": [asdict(f) for f in self.fits], "tokens": self.tokens, "held_out_tokens": self.held_out_tokens}
+        save_file({k: v.contiguous() for k, v in self.tensors.items()}, path, {"prunetune": json.dumps(note)})
+
+    @staticmethod
+    def read(path: Path) -> Patch:
+        """Read back; BadCheckpoint if it is not a patch."""
+        if not path.is_file():
+            raise MissingPath("no such patch", value=str(path), fix="make it anew")
+        try:
+            with safe_open(path, framework="pt") as f:
+                note = json.loads((f.metadata() or {})["prunetune"])
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
+            return Patch(tensors, tuple(LayerFit(**x) for x in note.pop("fits")), **note)
+        except (SafetensorError, KeyError, TypeError) as e:
+            raise BadCheckpoint(f"this is not a patch ({e})", value=str(path), fix="make it anew") from e
