@@ -17,15 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunetune.errors import MissingExtra, TaskError, UnknownName
+from prunetune.errors import MissingExtra, TaskError
 from prunetune.evaluate import EvalResult, guess_batch
-from prunetune.harness_data import write_overrides
+from prunetune.harness_data import open_tasks
 from prunetune.samples import append_samples, open_samples
 from prunetune.store import load_model, load_tokenizer, model_sha, replacing
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
-    from lm_eval.tasks import TaskManager
 
 FEWSHOT_SEED = 1234  # lm-eval's default
 QUESTION = ("question", "problem", "text", "prompt")  # what lm-eval's tasks call it
@@ -84,14 +83,10 @@ def evaluate_with_harness(
     if backend == "vllm":
         _check_installed("vllm", "vllm", "the vLLM backend")
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
     with tempfile.TemporaryDirectory(prefix="prunetune-lm-eval-") as folder:
-        manager = TaskManager()
-        _check_names(manager, names)
-        write_overrides(manager, names, data or {}, Path(folder))
-        manager = TaskManager(include_path=folder)
-        _check_permission(names, allow_code_execution)
+        _check_needs(names, allow_code_execution)
+        manager = open_tasks(names, data or {}, Path(folder))
         settings = [model_sha(model), dtype, backend]
         kept = open_samples(out / ".answers.jsonl", settings) if out else {}
         size = batch_size
@@ -131,13 +126,15 @@ def _check_installed(package: str, extra: str, needed_for: str) -> None:
         raise MissingExtra(package, extra, needed_for)
 
 
-def _check_names(manager: TaskManager, names: Sequence[str]) -> None:
-    known = {*manager.all_tasks, "mbpp"}
-    for name in names:
-        if name not in known:
-            raise UnknownName("lm-eval task", name, known)
-        if name.startswith("ifeval"):
-            _check_punkt()
+def _check_needs(names: Sequence[str], allow_code_execution: bool) -> None:
+    if "mbpp" in names and not allow_code_execution:
+        raise TaskError(
+            "this task runs what the model wrote, which happens only if you allow it",
+            value="mbpp",
+            fix="--allow-code-execution (allow_code_execution: true)",
+        )
+    if any(name.startswith("ifeval") for name in names):
+        _check_punkt()
 
 
 def _check_punkt() -> None:
@@ -153,15 +150,6 @@ def _check_punkt() -> None:
                 value="punkt_tab",
                 fix="where there is a network: python -m nltk.downloader punkt_tab; copy ~/nltk_data here",
             ) from None
-
-
-def _check_permission(names: Sequence[str], allowed: bool) -> None:
-    if "mbpp" in names and not allowed:
-        raise TaskError(
-            "this task runs what the model wrote, which happens only if you allow it",
-            value="mbpp",
-            fix="--allow-code-execution (allow_code_execution: true)",
-        )
 
 
 def _seeds(seed: int | None) -> dict[str, int]:

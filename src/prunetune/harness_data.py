@@ -7,7 +7,7 @@ A folder with a single data file is its test split.
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prunetune import mbpp
-from prunetune.errors import DataError, MissingPath
+from prunetune.errors import DataError, MissingPath, UnknownName
 from prunetune.rows import Row, expand_path, hub_rows, read_rows
+from prunetune.store import read_json
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -25,15 +26,57 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 SOURCE_NAMES = {"counting_and_probability": "counting_&_probability"}  # folders of the MATH archive
 MBPP_QUESTION = "{{text}} Your code should pass these tests:\n\n{{test_list[0]}}\n{{test_list[1]}}\n{{test_list[2]}}"
+# Where lm-eval keeps the paper's tasks: reading these alone is quick, its whole index takes many seconds.
+PLACES: dict[str, tuple[str, ...]] = {
+    "gsm8k": ("gsm8k",),
+    "gsm8k_cot": ("gsm8k",),
+    "ifeval": ("ifeval",),
+    "mbpp": (),
+    "minerva_math": ("minerva_math", "benchmarks/minerva_math.yaml"),
+    "minerva_math500": ("minerva_math",),
+}
 LOADER = "custom_dataset: !function prunetune.harness_data.load_split_files\n"
 
 
-def write_overrides(manager: TaskManager, names: Sequence[str], data: Mapping[str, str], out: Path) -> None:
-    """One YAML file for each task among `names` (or below a group of that name) that has local data.
+def open_tasks(names: Sequence[str], data: Mapping[str, str], folder: Path) -> TaskManager:
+    """lm-eval's tasks, with local files in place where `data` says so.
+
+    Args:
+        names: Tasks or groups that will be asked for.
+        data: Task (or group) -> file or folder.
+        folder: An empty folder for YAML files.
 
     Raises:
+        UnknownName: no such task.
         MissingPath, DataError: data that is not there, or lacks a split that the task needs.
     """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    root = Path(lm_eval.__file__).parent / "tasks"
+    places = [root / place for name in names for place in PLACES.get(name, ())]
+    known = all(name in PLACES for name in names) and all(place.exists() for place in places)
+    for place in places:
+        if known and place.is_file():
+            shutil.copy(place, folder)
+
+    def indexed() -> TaskManager:
+        if not known:
+            return TaskManager(include_path=str(folder))
+        folders = dict.fromkeys(str(p) for p in [*places, folder] if p.is_dir())
+        return TaskManager(include_defaults=False, include_path=list(folders))
+
+    manager = indexed()
+    tasks = {*manager.all_tasks, *PLACES}
+    for name in names:
+        if name not in tasks:
+            raise UnknownName("lm-eval task", name, tasks)
+    write_overrides(manager, names, data, folder)
+    return indexed() if any(folder.iterdir()) else manager
+
+
+def write_overrides(manager: TaskManager, names: Sequence[str], data: Mapping[str, str], out: Path) -> None:
+    """One YAML file for each task among `names` (or below a group of that name) that has local data."""
     for task in manager.all_subtasks:
         asked = any(task == n or task.startswith(f"{n}_") for n in names)
         key = _key(task, data)
@@ -132,8 +175,9 @@ def _files_of(folder: Path, split: str, subject: str) -> list[Path]:
 def _rows(paths: Sequence[Path]) -> list[Row]:
     rows: list[Row] = []
     for path in paths:
-        if len(paths) > 1 and path.suffix == ".json":  # one problem a file
-            rows.append(json.loads(path.read_text(encoding="utf-8")))
+        value = read_json(path) if path.suffix == ".json" else None
+        if isinstance(value, dict) and not any(isinstance(v, list) for v in value.values()):
+            rows.append(value)  # one problem a file
         else:
             rows.extend(read_rows(path, None))
     return rows

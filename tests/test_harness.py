@@ -1,0 +1,200 @@
+"""lm-eval with local files: the same figures as the bare command, resume, the sandbox, clear errors. Offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prunetune import harness_data
+from prunetune.errors import DataError, MissingPath, TaskError, UnknownName
+from prunetune.harness import evaluate_with_harness
+from prunetune.samples import read_samples
+from tiny import tiny_folder
+
+lm_eval = pytest.importorskip("lm_eval")
+
+SUBJECTS = {
+    "algebra": "algebra",
+    "counting_&_probability": "counting_and_prob",
+    "geometry": "geometry",
+    "intermediate_algebra": "intermediate_algebra",
+    "number_theory": "num_theory",
+    "prealgebra": "prealgebra",
+    "precalculus": "precalc",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gsm8k")
+    for split in ("train", "test"):
+        rows = [{"question": f"{split} {i}?", "answer": f"so\n#### {i}"} for i in range(8)]
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return folder
+
+
+def test_every_sample_equals_lm_evals_own(model: Path, gsm8k: Path, tmp_path: Path) -> None:
+    """The oracle reads the same files through a YAML written by hand. (The command: studies/same_as_lm_eval.py.)"""
+    out = tmp_path / "ours"
+    (result,) = evaluate_with_harness(
+        model, ["gsm8k"], data={"gsm8k": str(gsm8k)}, limit=4, shots=2, batch_size=2, dtype="float32", out=out
+    )
+    include = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
+    files = {s: str(gsm8k / f"{s}.jsonl") for s in ("train", "test")}
+    by_hand = {"include": str(include), "task": "gsm8k", "dataset_path": "json", "dataset_name": None}
+    by_hand["dataset_kwargs"] = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "gsm8k.yaml").write_text(yaml.safe_dump(by_hand))
+    found: Any = lm_eval.simple_evaluate(
+        model="hf", model_args={"pretrained": str(model), "dtype": "float32"}, batch_size=2, device="cpu",
+        tasks=[str(tmp_path / "tasks" / "gsm8k.yaml")], task_manager=lm_eval.tasks.TaskManager(include_defaults=False), limit=4,
+        num_fewshot=2, log_samples=True,
+    )  # fmt: skip
+    samples = [s for s in found["samples"]["gsm8k"] if s["filter"] == "strict-match"]
+    bare = {f"gsm8k/{s['doc_id']}": s for s in samples}
+    ours = {s["id"]: s for s in read_samples(out / "lm-eval:gsm8k.jsonl")}
+    assert ours.keys() == bare.keys() and len(ours) == 4
+    for i, sample in ours.items():
+        assert sample["prompt"] == bare[i]["arguments"][0][0]
+        assert sample["output"] == bare[i]["resps"][0][0]
+        assert sample["extracted"] == bare[i]["filtered_resps"][0]
+        assert sample["correct"] == bool(bare[i]["exact_match"])
+    assert (result.task, result.version, result.metric) == ("lm-eval:gsm8k", "3.0", "exact_match,strict-match")
+    assert (result.n, result.shots, result.value) == (4, 2, 0.0)
+    assert "exact_match,flexible-extract" in result.scores
+    assert ours["gsm8k/0"]["prompt"].count("Question: train") == 2
+
+
+def test_finished_answers_are_not_asked_again(
+    model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    asked: list[int] = []
+    real = HFLM.generate_until
+
+    def counting(self: Any, requests: Any, **more: Any) -> Any:
+        asked.append(len(requests))
+        return real(self, requests, **more)
+
+    monkeypatch.setattr(HFLM, "generate_until", counting)
+    options: dict[str, Any] = {"data": {"gsm8k": str(gsm8k)}, "shots": 0, "batch_size": 1, "out": tmp_path}
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, _: int) -> None:
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate_with_harness(model, ["gsm8k"], limit=3, progress=kill, **options)
+    seen: list[tuple[int, int]] = []
+    evaluate_with_harness(model, ["gsm8k"], limit=3, progress=lambda *p: seen.append(p), **options)
+    assert asked == [3, 1] and seen == [(3, 3)]
+    evaluate_with_harness(model, ["gsm8k"], limit=4, **options)
+    assert asked == [3, 1, 1]
+
+
+def test_minerva_math_from_the_archives_own_folders(model: Path, tmp_path: Path) -> None:
+    for subject in SUBJECTS:
+        for split in ("train", "test"):
+            folder = tmp_path / split / subject
+            folder.mkdir(parents=True)
+            row = {"problem": f"{subject}?", "level": "Level 1", "type": "x", "solution": "It is $\\boxed{2}$."}
+            (folder / "1.json").write_text(json.dumps(row, indent=1))
+    (result,) = evaluate_with_harness(
+        model, ["minerva_math"], data={"minerva_math": str(tmp_path)}, limit=1, batch_size=7, out=tmp_path / "out"
+    )
+    assert (result.n, result.shots, result.metric) == (7, 4, "exact_match,none")
+    assert {"exact_match,none", "math_verify,none"} <= set(result.scores)
+    samples = read_samples(tmp_path / "out" / "lm-eval:minerva_math.jsonl")
+    assert {s["id"] for s in samples} == {f"minerva_math_{name}/0" for name in SUBJECTS.values()}
+    assert {s["question"] for s in samples} == {f"{s}?" for s in SUBJECTS}
+
+
+@pytest.fixture(scope="module")
+def mbpp_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {
+            "task_id": i,
+            "text": f"Write f{i}.",
+            "code": f"def f{i}(x):\r\n  return x",
+            "test_list": [f"assert f{i}({k}) == {k}" for k in range(3)],
+            "test_setup_code": "",
+        }
+        for i in (1, 2, 3, 4, 11, 12)
+    ]
+    path = tmp_path_factory.mktemp("mbpp") / "mbpp.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
+
+
+def test_mbpp_runs_in_the_sandbox_with_lm_evals_prompt(model: Path, mbpp_file: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": {"mbpp": str(mbpp_file.parent)}, "limit": 1, "out": tmp_path}
+    with pytest.raises(TaskError, match="only if you allow it"):
+        evaluate_with_harness(model, ["mbpp"], **options)
+    (result,) = evaluate_with_harness(model, ["mbpp"], allow_code_execution=True, **options)
+    assert (result.metric, result.shots, result.n, result.value) == ("pass_at_1,none", 3, 1, 0.0)
+    (sample,) = read_samples(tmp_path / "lm-eval:mbpp.jsonl")
+    start = "You are an expert Python programmer, and here is your task: "
+    tests = [f"assert f2({k}) == {k}" for k in range(3)]
+    assert sample["prompt"].startswith(
+        f"{start}Write f2. Your code should pass these tests:\n\n"
+        + "\n".join(tests)
+        + "\n[BEGIN]\ndef f2(x):\r\n  return x\n[DONE]\n\n"
+    )
+    assert sample["prompt"].endswith("assert f11(2) == 2\n[BEGIN]\n") and sample["prompt"].count(start) == 4
+
+
+def test_mbpps_scorer() -> None:
+    doc = {"test_list": ["assert f(1) == 2"], "test_setup_code": ""}
+    assert harness_data.mbpp_results(doc, ["def f(x): return x + 1"]) == {"pass_at_1": 1.0}
+    assert harness_data.mbpp_results(doc, ["def f(x): return x"]) == {"pass_at_1": 0.0}
+
+
+def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, **more: Any) -> Any:
+        return evaluate_with_harness(model, [name], limit=1, **more)
+
+    with pytest.raises(MissingPath, match="no such data for gsm8k"):
+        run("gsm8k", data={"gsm8k": str(tmp_path / "none")})
+    with pytest.raises(DataError, match="NO_SUCH_VARIABLE is not set"):
+        run("gsm8k", data={"gsm8k": "$NO_SUCH_VARIABLE/gsm8k"})
+    with pytest.raises(DataError, match="no file for the split 'test'"):
+        run("gsm8k", data={"gsm8k": str(tmp_path)})
+    (tmp_path / "test.jsonl").write_text((gsm8k / "test.jsonl").read_text())
+    with pytest.raises(DataError, match="worked examples of gsm8k"):
+        run("gsm8k", data={"gsm8k": str(tmp_path)})
+
+    class Small:  # lm-eval's whole index takes many seconds
+        all_tasks = ("gsm8k", "arc_easy")
+
+        def __init__(self, **_: Any) -> None:
+            pass
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Small)
+    with pytest.raises(UnknownName, match="did you mean 'gsm8k'"):
+        run("gsm8")
+
+
+def test_data_of_a_task_serve_its_variants_but_not_its_namesakes() -> None:
+    data = {"gsm8k": "a", "minerva_math": "b", "minerva_math_algebra": "c"}
+    names = ["gsm8k", "gsm8k_cot", "minerva_math_geometry", "minerva_math_algebra", "minerva_math500", "mbpp"]
+    assert [harness_data._key(n, data) for n in names] == [
+        "a" and "gsm8k",
+        "gsm8k",
+        "minerva_math",
+        "minerva_math_algebra",
+        None,
+        None,
+    ]
