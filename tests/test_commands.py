@@ -1,0 +1,50 @@
+"""The single-stage commands' own decisions: devices, budgets, settings files, an output that is there already."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_folder
+from tiny_run import rows
+
+from prunetune.commands import device_of, method_of, sources_of, tune_model
+from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
+from prunetune.ui import Watch
+
+
+def test_device():
+    assert device_of("cpu") == "cpu"
+    assert device_of("auto") in ("cpu", "cuda")
+    with pytest.raises(UnknownName, match="cuda"):
+        device_of("tpu")
+
+
+def test_settings_file_and_budget(tmp_path):
+    (tmp_path / "m.yaml").write_text("learning_rate: 0.5\nbatch_size: 4\n")
+    method = method_of("cpt", tmp_path / "m.yaml", tokens=100, samples=None)
+    assert (method.learning_rate, method.batch_size, method.tokens, method.samples) == (0.5, 4, 100, None)
+    (tmp_path / "m.yaml").write_text("learning_rat: 0.5\n")
+    with pytest.raises(RecipeError, match="learning_rate"):
+        method_of("cpt", tmp_path / "m.yaml")
+    (tmp_path / "m.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="YAML"):
+        method_of("cpt", tmp_path / "m.yaml")
+    with pytest.raises(MissingPath):
+        method_of("cpt", tmp_path / "none.yaml")
+
+
+def test_sources():
+    assert sources_of([{"type": "demo", "size": 3}])[0].size == 3
+    with pytest.raises(RecipeError, match="--data"):
+        sources_of([{"type": "demo", "size": -3}])
+
+
+def test_tune_refuses_to_write_over_a_model(tmp_path):
+    model, data = tiny_folder(tmp_path / "m"), {"type": "file", "path": str(rows(tmp_path / "r.jsonl", 40))}
+    out = tmp_path / "out"
+    result = tune_model(method_of("cpt", None, samples=32), str(model), out, [data], task=None, teacher=None, launcher=None,
+                        seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
+    assert result.samples == 32
+    assert not list(tmp_path.glob(".out.work"))
+    with pytest.raises(NotWritable, match="there already"):
+        tune_model(method_of("cpt", None, samples=32), str(model), out, [data], task=None, teacher=None, launcher=None,
+                   seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
