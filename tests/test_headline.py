@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from fake_run import fake_run
+from prunetune import human
+from prunetune.answers import read_samples
 from prunetune.headline import Row, control_name, control_note, headline
+from prunetune.questions import question_cost, stage_cost
 from prunetune.records import RunRecord, read_run
 
 
@@ -32,6 +35,16 @@ def test_every_measure(run) -> None:
     assert rows["accuracy, demo, n = 240"].original == f"{100 * e.value:.1f} % ± {100 * (e.stderr or 0):.1f}"
 
 
+def test_flops_by_question_and_by_token(run) -> None:
+    rows = _rows(run)
+    assert run.final is not None
+    row = rows["FLOPs a question (prefill + decode), demo"]
+    assert row.final.startswith(human.flops(run.final.cost.flops["demo"]) + " (")
+    cost = question_cost(stage_cost(run, run.final), read_samples(run.folder(run.final), "demo").values())
+    assert row.final.endswith(f"({human.flops(cost.prefill)} + {human.flops(cost.decode)})")
+    assert rows["FLOPs a generated token, demo"].final == human.flops(cost.per_new_token)
+
+
 def test_a_control_known_from_the_summary_alone(run) -> None:
     alone = replace(run, control=None)
     said = alone.summary["control"]
@@ -49,4 +62,4 @@ def test_no_control(run) -> None:
     alone = replace(run, control=None, summary={})
     assert control_name(alone) is None
     assert control_note(alone) == ""
-    assert not [r for r in _rows(alone) if "speed-up" in r or "prefill" in r]
+    assert not [r for r in _rows(alone) if r.startswith(("speed-up", "prefill"))]

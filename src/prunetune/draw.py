@@ -34,7 +34,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "lines.markersize": 5,
     "axes.facecolor": "none", "figure.facecolor": "none",
 }  # fmt: skip
-WIDE = 5.4  # inches; 389 units, so that text keeps its size on a phone
+WIDE = 4.5  # inches; 324 units, about a phone's width, so that text keeps its size there
 
 
 @dataclass(frozen=True)

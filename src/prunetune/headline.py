@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune import human
+from prunetune.answers import read_samples
+from prunetune.questions import QuestionCost, question_cost, stage_cost
 from prunetune.records import EvalRecord, RunRecord, StageRecord
 
 
@@ -86,8 +88,7 @@ def headline(run: RunRecord) -> list[Row]:
 
     def line(label: str, show: Any, get: Any) -> Row:
         x, y, z = (get(s) if s is not None else None for s in (a, b, c))
-        share = human.ratio(y, x)
-        return Row(label, show(x), show(y), human.DASH if share is None else f"{share:.3f}", show(z))
+        return Row(label, show(x), show(y), _ratio(y, x), show(z))
 
     rows = [
         line("parameters", human.count, lambda s: s.cost.params),
@@ -97,13 +98,12 @@ def headline(run: RunRecord) -> list[Row]:
     ]
     for task in run.tasks:
         old, new = result_of(a, task), result_of(b, task)
-        share = human.ratio(new.value if new else None, old.value if old else None)
         n = f", n = {new.n}" if new is not None and new.n else ""
         texts = [human.accuracy(e.value, e.stderr) if e else human.DASH for e in (old, new)]
-        said = human.DASH if share is None else f"{share:.3f}"
+        said = _ratio(new.value if new else None, old.value if old else None)
         rows.append(Row(f"accuracy, {task}{n}", texts[0], texts[1], said, _control_accuracy(run, task)))
     for task in run.tasks:
-        rows.append(line(f"FLOPs a question, {task}", human.flops, lambda s, t=task: flops_of(s, t)))
+        rows += _flops_rows(run, task)
     rows += [*_latency_rows(run), *_speed_rows(run)]
     tokens, seconds = run.recovery_tokens(), sum(run.seconds().values()) or None
     theirs = sum(run.control.seconds().values()) or None if run.control is not None else None
@@ -111,6 +111,35 @@ def headline(run: RunRecord) -> list[Row]:
     rows.append(Row("recovery tokens", "0" if a else human.DASH, human.count(tokens), "", human.count(once)))
     rows.append(Row("wall time, all stages", "", human.duration(seconds), "", human.duration(theirs)))
     return rows
+
+
+def _flops_rows(run: RunRecord, task: str) -> list[Row]:
+    """Mean FLOPs a question as recorded, prefill and decode apart where the samples tell, and a generated token."""
+    models = ((run, run.original), (run, run.final), (run.control, control_of(run)))
+    totals = [flops_of(stage, task) for _, stage in models]
+    costs = [_question_cost(r, stage, task) for r, stage in models]
+    split = [f" ({human.flops(c.prefill)} + {human.flops(c.decode)})" if c else "" for c in costs]
+    texts = [human.flops(t) + part if t is not None else human.DASH for t, part in zip(totals, split, strict=True)]
+    rows = [
+        Row(f"FLOPs a question (prefill + decode), {task}", texts[0], texts[1], _ratio(totals[1], totals[0]), texts[2])
+    ]
+    each = [c.per_new_token if c else None for c in costs]
+    if each[0] is not None or each[1] is not None:
+        a, b, c = map(human.flops, each)
+        rows.append(Row(f"FLOPs a generated token, {task}", a, b, _ratio(each[1], each[0]), c))
+    return rows
+
+
+def _question_cost(run: RunRecord | None, stage: StageRecord | None, task: str) -> QuestionCost | None:
+    cost = stage_cost(run, stage) if run is not None and stage is not None else None
+    if run is None or stage is None or cost is None:
+        return None
+    return question_cost(cost, read_samples(run.folder(stage), task).values())
+
+
+def _ratio(new: float | None, old: float | None) -> str:
+    share = human.ratio(new, old)
+    return human.DASH if share is None else f"{share:.3f}"
 
 
 def _latency_rows(run: RunRecord) -> list[Row]:
@@ -127,8 +156,7 @@ def _latency_rows(run: RunRecord) -> list[Row]:
         (f"decode, one of {new} tokens", "decode_ms_per_token", "decode_iqr_ms"),
     ):
         texts = [f"{m[key]:.2f} ms (IQR {m.get(spread, 0.0):.2f})" if m and key in m else human.DASH for m in models]
-        share = human.ratio(models[1].get(key), models[0].get(key))
-        rows.append(Row(label, texts[0], texts[1], human.DASH if share is None else f"{share:.3f}", texts[2]))
+        rows.append(Row(label, texts[0], texts[1], _ratio(models[1].get(key), models[0].get(key)), texts[2]))
     return rows
 
 

@@ -48,7 +48,7 @@ def removed(run: RunRecord) -> Plot | None:
     depth, bins = share.shape
 
     def draw() -> Figure:
-        figure, axes = blank(min(6.0, 1.1 + 0.17 * max(depth, 8)))
+        figure, axes = blank(min(5.0, 1.15 + 0.14 * max(depth, 9)))
         axes.grid(False)
         level = np.minimum((share * len(HEAT)).astype(int), len(HEAT) - 1)
         for i, colour in enumerate(HEAT):
@@ -73,8 +73,8 @@ def removed(run: RunRecord) -> Plot | None:
         axes.set_ylabel("layer of the original")
         figure.legend(
             loc="outside lower center",
-            ncols=len(HEAT) + bool(gone),
-            fontsize=6.5,
+            ncols=4,
+            fontsize=7.5,
             handlelength=0.9,
             columnspacing=0.8,
             handletextpad=0.35,

@@ -59,7 +59,7 @@ def by_size(run: RunRecord) -> Plot | None:
     control = run.control.final if run.control is not None else None
 
     def draw() -> Figure:
-        figure, axes = blank(3.5)
+        figure, axes = blank(3.0)
         for colour, task in zip(SERIES, run.tasks, strict=False):
             points = _measured(stages, task)
             _bars(
@@ -108,7 +108,7 @@ def by_round(run: RunRecord) -> Plot | None:
         return ("orig." if s is run.original else str(s.index)) + (f"\n{100 * share:.0f} %" if share else "")
 
     def draw() -> Figure:
-        figure, axes = blank(3.2)
+        figure, axes = blank(2.75)
         for colour, task in zip(SERIES, run.tasks, strict=False):
             points = _measured(stages, task)
             _bars(axes, [place[id(s)] for s, _ in points], [e for _, e in points], colour, marker="o", label=task)
@@ -129,10 +129,12 @@ def by_round(run: RunRecord) -> Plot | None:
         return figure
 
     crosses = " Crosses are rejected attempts." if rejected else ""
+    ns = sorted({e.n for s in stages for e in s.evals if e.n})
+    asked = f" Stages were asked {' or '.join(f'{n:,}' for n in ns)} questions." if len(ns) > len(run.tasks) else ""
     return plot(
         "accuracy-round",
         "Accuracy by round",
-        f"All tasks after each round; bars are one standard error.{crosses}",
+        f"All tasks after each round; bars are one standard error.{asked}{crosses}",
         draw,
     )
 
@@ -162,7 +164,7 @@ def _curves(run: RunRecord, key: str, name: str, title: str, caption: str) -> Pl
         return None
 
     def draw() -> Figure:
-        figure, axes = blank(2.8)
+        figure, axes = blank(2.5)
         for i, (stage, xs, ys) in enumerate(found):
             axes.plot(xs, ys, color=SERIES[i % len(SERIES)], linewidth=1.4, marker="." if len(xs) < 3 else None)
             axes.annotate(
@@ -192,7 +194,7 @@ def saw(run: RunRecord) -> Plot | None:
         return None
 
     def draw() -> Figure:
-        figure, axes = blank(3.2)
+        figure, axes = blank(2.75)
         before = start
         for i, s in enumerate(rows):
             cut, tuned = s.pruned_loss or 0.0, s.held_out_loss or 0.0
@@ -247,7 +249,7 @@ def time_spent(run: RunRecord) -> Plot | None:
     actions = [*ACTIONS, *sorted({a for s in stages for a in s.seconds} - set(ACTIONS))]
 
     def draw() -> Figure:
-        figure, axes = blank(1.0 + 0.25 * max(len(stages), 3))
+        figure, axes = blank(0.9 + 0.22 * max(len(stages), 3))
         left = np.zeros(len(stages))
         for colour, action in zip(SERIES, actions, strict=False):
             widths = np.array([s.seconds.get(action, 0.0) / per for s in stages])
@@ -288,7 +290,7 @@ def across(runs: Sequence[RunRecord], names: Sequence[str]) -> Plot | None:
         return None
 
     def draw() -> Figure:
-        figure, axes = blank(3.5)
+        figure, axes = blank(3.0)
         for i, (name, stages) in enumerate(lines):
             found = [[e for t in common if (e := s.eval_of(t)) is not None] for s in stages]
             means = [100 * sum(e.value for e in es) / len(es) for es in found]
