@@ -1,4 +1,4 @@
-"""Does `prunetune` give the verdicts of the bare `lm_eval` command? GSM8K on SmolLM2-135M, offline, question by question.
+"""Are our verdicts those of the bare `lm_eval` command? GSM8K on SmolLM2-135M, offline, question by question.
 
     PRUNETUNE_DATA=… python studies/same_as_lm_eval.py --limit 50 --out runs/same-as-lm-eval
 
@@ -41,8 +41,9 @@ def bare(model: Path, data: Path, limit: int, batch: int, out: Path) -> dict[str
         }
         (tasks / "gsm8k.yaml").write_text(yaml.safe_dump(settings))
         command = [
-            sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
-            "--tasks", "gsm8k", "--include_path", str(tasks), "--limit", str(limit), "--batch_size", str(batch),
+            sys.executable, "-m", "lm_eval", "run",
+            "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "gsm8k",
+            "--include_path", str(tasks), "--limit", str(limit), "--batch_size", str(batch),
             "--device", "cpu", "--log_samples", "--output_path", str(out / "bare"),
         ]  # fmt: skip
         subprocess.run(command, check=True)

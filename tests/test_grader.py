@@ -29,7 +29,7 @@ def math() -> Iterator[Grader]:
 def test_an_answer_that_hangs_ends_in_about_a_second(math: Grader) -> None:
     assert math.ask(HALF)["correct"] is True
     cpu = time.process_time()
-    assert math.ask({"output": "$10^{10^{10^{10}}}$", "reference": "3"}) == {"error": "timed out"}
+    assert math.ask({"output": "$10^{10^{10^{10}}}$", "reference": "3"})["error"] == "timed out"
     assert time.process_time() - cpu < 0.2  # the caller waits, it does not work
     assert math.ask(HALF)["correct"] is True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from prunetune import harness_data
-from prunetune.errors import DataError, MissingPath, TaskError, UnknownName
+from prunetune.errors import DataError, MissingExtra, MissingPath, TaskError, UnknownName
 from prunetune.harness import evaluate_with_harness
 from prunetune.samples import read_samples
 from tiny import tiny_folder
@@ -54,9 +55,10 @@ def test_every_sample_equals_lm_evals_own(model: Path, gsm8k: Path, tmp_path: Pa
     by_hand["dataset_kwargs"] = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "gsm8k.yaml").write_text(yaml.safe_dump(by_hand))
+    manager = lm_eval.tasks.TaskManager(include_defaults=False)
     found: Any = lm_eval.simple_evaluate(
         model="hf", model_args={"pretrained": str(model), "dtype": "float32"}, batch_size=2, device="cpu",
-        tasks=[str(tmp_path / "tasks" / "gsm8k.yaml")], task_manager=lm_eval.tasks.TaskManager(include_defaults=False), limit=4,
+        tasks=[str(tmp_path / "tasks" / "gsm8k.yaml")], task_manager=manager, limit=4,
         num_fewshot=2, log_samples=True,
     )  # fmt: skip
     samples = [s for s in found["samples"]["gsm8k"] if s["filter"] == "strict-match"]
@@ -175,6 +177,10 @@ def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "test.jsonl").write_text((gsm8k / "test.jsonl").read_text())
     with pytest.raises(DataError, match="worked examples of gsm8k"):
         run("gsm8k", data={"gsm8k": str(tmp_path)})
+
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(MissingExtra, match="vllm"):
+            run("gsm8k", backend="vllm")
 
     class Small:  # lm-eval's whole index takes many seconds
         all_tasks = ("gsm8k", "arc_easy")

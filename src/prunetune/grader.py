@@ -9,6 +9,7 @@ answer is ended by the kernel (SIGPROF) and the server forks the next one. Works
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -42,7 +43,7 @@ class Grader:
         self._owner = 0
 
     def ask(self, job: dict[str, Any]) -> Reply:
-        """Grade one answer: the reply of the grader, or `{"error": why}` where it failed or ran out of time."""
+        """Grade one answer: the reply of the grader with its `cpu_seconds`, or `{"error": why, …}` where it failed."""
         with self._lock:
             for _ in range(2):
                 if self._server is None or self._server.poll() is not None or self._owner != os.getpid():
@@ -51,7 +52,8 @@ class Grader:
                 reply = self._receive()
                 if "begun" in reply:
                     reply = self._receive()
-                    return {"error": reply["died"]} if "died" in reply else reply
+                    died = {"error": reply.get("died"), "cpu_seconds": CPU_SECONDS}
+                    return died if "died" in reply else reply
                 self.close()  # a child that somebody killed while idle may or may not have taken the job with it
             return {"error": "the grader ended"}
 
@@ -110,7 +112,9 @@ class Grader:
 @functools.cache
 def grader(kind: str) -> Grader:
     """The grader of a kind of `SERVED` in this process; it ends with the process."""
-    return Grader(kind)
+    found = Grader(kind)
+    atexit.register(found.close)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- server side
@@ -151,7 +155,8 @@ def _grade_all(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out:
             MemoryError,
         ) as e:  # a grader's own bug is this answer's verdict, not our end
             reply = {"error": f"{type(e).__name__}: {str(e)[:200]}"}
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        reply["cpu_seconds"] = CPU_SECONDS - left
         os.write(out, json.dumps(reply).encode() + b"\n")
 
 
