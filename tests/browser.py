@@ -1,6 +1,5 @@
 """A headless Chromium through ChromeDriver's HTTP interface: what a page logs, asks for and measures."""
 
-# ruff: noqa: E501  (flags and scripts)
 from __future__ import annotations
 
 import base64

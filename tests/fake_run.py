@@ -3,7 +3,6 @@
 Verdicts come from a seeded draw and every figure in the records is counted from them, as in a real run.
 """
 
-# ruff: noqa: E501, PLR0917  (tables of literals)
 from __future__ import annotations
 
 import json

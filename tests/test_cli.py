@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import tiny_folder
-from tiny_run import rows, tiny_recipe
 
 from prunetune import cli
+from tiny import tiny_folder
+from tiny_run import rows, tiny_recipe
 
 
 def call(capsys, *args):
@@ -51,7 +51,9 @@ def test_help_answers_in_a_second():
     assert "compact" in done.stdout.lower()
     assert min(times) < 1.0, times
     code = "import sys, prunetune.cli; print([m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_every_command_has_help(capsys):
@@ -103,11 +105,35 @@ def test_the_stages_one_at_a_time(capsys, at, tmp_path):
 
 
 def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
-    code, out, err = call(capsys, "run", "--model", at / "model", "--data", at / "rows.jsonl", "--target", 0.9, "--out", tmp_path / "r", "--dry-run")
+    code, out, err = call(
+        capsys,
+        "run",
+        "--model",
+        at / "model",
+        "--data",
+        at / "rows.jsonl",
+        "--target",
+        0.9,
+        "--out",
+        tmp_path / "r",
+        "--dry-run",
+    )
     assert code == 0, err
     assert "original" in out
     rows(tmp_path / "many.jsonl", 400)
-    code, out, err = call(capsys, "run", "--model", at / "model", "--data", tmp_path / "many.jsonl", "--target", 0.9, "--out", tmp_path / "r", "--json")
+    code, out, err = call(
+        capsys,
+        "run",
+        "--model",
+        at / "model",
+        "--data",
+        tmp_path / "many.jsonl",
+        "--target",
+        0.9,
+        "--out",
+        tmp_path / "r",
+        "--json",
+    )
     assert code == 0, err
     assert json.loads(out)["params_ratio"] <= 0.9
     assert yaml.safe_load((tmp_path / "r" / "recipe.yaml").read_text())["prune"]["target"] == 0.9
@@ -177,7 +203,11 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
         "unknown option": (["run", "--spede", "1"], "--spede"),
     }  # fmt: skip
     for number, (name, (args, says)) in enumerate(mistakes.items()):
-        extra = ["--out", tmp_path / f"out{number}"] if args[0] == "run" and "--out" not in args and "--spede" not in args else []
+        extra = (
+            ["--out", tmp_path / f"out{number}"]
+            if args[0] == "run" and "--out" not in args and "--spede" not in args
+            else []
+        )
         code, _, err = call(capsys, *args, *extra)
         assert code == 2, (name, err)
         assert says in err, (name, err)

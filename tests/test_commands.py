@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_folder
-from tiny_run import rows
 
 from prunetune.commands import device_of, method_of, sources_of, tune_model
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
 from prunetune.ui import Watch
+from tiny import tiny_folder
+from tiny_run import rows
 
 
 def test_device():

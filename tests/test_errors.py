@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-import prunetune.errors as errors
+from prunetune import errors
 from prunetune.errors import MissingExtra, PrunetuneError, RecipeError, UnknownName
 
 
@@ -27,5 +27,9 @@ def test_missing_extra_names_the_install_command():
 
 def test_the_tree_in_the_docstring_is_the_tree():
     classes = {n for n, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, PrunetuneError)}
-    named = {w for line in (errors.__doc__ or "").splitlines() for w in line.replace("├── ", "").replace("└── ", "").replace("│", "").split()[:1]}
+    named = {
+        w
+        for line in (errors.__doc__ or "").splitlines()
+        for w in line.replace("├── ", "").replace("└── ", "").replace("│", "").split()[:1]
+    }
     assert classes <= named

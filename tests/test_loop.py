@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunetune.cost import cost_of
@@ -21,6 +21,7 @@ from prunetune.run import RunFolder
 from prunetune.schedule import Sizes, plan_ahead
 from prunetune.store import load_config, model_sha
 from prunetune.ui import Watch
+from tiny_run import tiny_recipe
 
 QUIET = Watch(quiet=True)
 
@@ -51,11 +52,29 @@ def test_the_run_folder_keeps_its_contract(done):
             assert (out / name / file).is_file(), (name, file)
         assert not (out / name / "pruned").exists()
     assert (out / names[-1] / "tuned").is_dir()
-    for file in ("recipe.yaml", "original/stage.json", "summary.json", "report.md", "report.html", "final/config.json", "final/README.md"):
+    for file in (
+        "recipe.yaml",
+        "original/stage.json",
+        "summary.json",
+        "report.md",
+        "report.html",
+        "final/config.json",
+        "final/README.md",
+    ):
         assert (out / file).is_file(), file
     on_disk = json.loads((out / "summary.json").read_text())
     assert on_disk == json.loads(json.dumps(summary))
-    wanted = {"original", "stages", "final", "params_ratio", "flops_ratio", "accuracy", "speedup", "recovery_tokens", "seconds"}
+    wanted = {
+        "original",
+        "stages",
+        "final",
+        "params_ratio",
+        "flops_ratio",
+        "accuracy",
+        "speedup",
+        "recovery_tokens",
+        "seconds",
+    }
     assert wanted <= set(on_disk)
     assert set(on_disk["accuracy"]["sums"]) == {"original", "final", "original_stderr", "final_stderr", "n"}
     assert on_disk["accuracy"]["sums"]["n"] == 4  # all of them for original and final ...
@@ -68,7 +87,11 @@ def test_sizes_are_what_the_schedule_promised(done):
     at, recipe, summary = done
     ahead = plan_ahead(recipe.prune, Sizes.of(load_config(at / "model")))
     for stage, promised in zip(summary["stages"], ahead, strict=True):
-        assert (stage["depth"], stage["width"], stage["cost"]["params"]) == (promised.depth, promised.width, promised.params)
+        assert (stage["depth"], stage["width"], stage["cost"]["params"]) == (
+            promised.depth,
+            promised.width,
+            promised.params,
+        )
     model = AutoModelForCausalLM.from_pretrained(at / "out" / "final")
     assert sum(p.numel() for p in model.parameters()) == summary["final"]["cost"]["params"]
     assert summary["params_ratio"] <= 0.75
@@ -79,7 +102,7 @@ def test_no_sample_is_trained_on_twice(done):
     _, recipe, summary = done
     ranges = [s["samples"] for s in summary["stages"]]
     assert ranges[0][0] == recipe.score.samples + recipe.score.held_out
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
     assert len({b - a for a, b in ranges}) == 1  # equal parts
     assert summary["recovery_tokens"] == sum(s["tokens"] for s in summary["stages"]) > 0
 
@@ -99,7 +122,9 @@ def test_the_control_has_the_same_size_and_budget_in_one_round(done):
     assert len(control["stages"]) == 1
     assert control["final"]["cost"]["params"] == summary["final"]["cost"]["params"]
     samples = [s["samples"][1] - s["samples"][0] for s in summary["stages"]]
-    assert control["stages"][0]["samples"][1] - control["stages"][0]["samples"][0] == pytest.approx(sum(samples), abs=len(samples))
+    assert control["stages"][0]["samples"][1] - control["stages"][0]["samples"][0] == pytest.approx(
+        sum(samples), abs=len(samples)
+    )
     assert summary["control"]["accuracy"]["sums"]["n"] == 4
 
 

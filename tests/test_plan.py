@@ -44,7 +44,10 @@ def test_thresholds_remove_the_smallest_common_count():
     assert threshold_counts(NEURONS[:2], LAYERS[:2], sigma_neuron=1.5, sigma_layer=None, align=2) == (0, ())
     assert threshold_counts(NEURONS, LAYERS, sigma_neuron=None, sigma_layer=0.5, align=1) == (0, (0, 1))
     assert threshold_counts(NEURONS, LAYERS, sigma_neuron=100, sigma_layer=100, align=1)[1] == (0, 1)  # one layer stays
-    assert threshold_counts(NEURONS[:1], LAYERS[:1], sigma_neuron=100, sigma_layer=None, align=1) == (3, ())  # and a neuron
+    assert threshold_counts(NEURONS[:1], LAYERS[:1], sigma_neuron=100, sigma_layer=None, align=1) == (
+        3,
+        (),
+    )  # and a neuron
 
 
 @pytest.mark.parametrize(

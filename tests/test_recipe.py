@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import yaml
-from tiny_run import tiny_recipe
 
 from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
 from prunetune.recipe import FREE, Recipe, check_unchanged, shipped
+from tiny_run import tiny_recipe
 
 MINIMAL = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}
 
@@ -78,13 +78,23 @@ def test_files_that_are_no_recipe(tmp_path):
 def test_changes_that_leave_the_bytes_alone_are_free(tmp_path):
     recipe = tiny_recipe(tmp_path)
     before = recipe.model_dump(mode="json")
-    for free in ({"launcher": "ddp"}, {"keep": "all"}, {"control": "once"}, {"evaluate": {"tasks": []}}, {"device": "cpu"}):
+    for free in (
+        {"launcher": "ddp"},
+        {"keep": "all"},
+        {"control": "once"},
+        {"evaluate": {"tasks": []}},
+        {"device": "cpu"},
+    ):
         assert next(iter(free)) in FREE
         check_unchanged(before, Recipe.parse({**before, **free}).model_dump(mode="json"))
-    check_unchanged(before, Recipe.parse({**before, "prune": {**before["prune"], "target": 0.6}}).model_dump(mode="json"))
+    check_unchanged(
+        before, Recipe.parse({**before, "prune": {**before["prune"], "target": 0.6}}).model_dump(mode="json")
+    )
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"score": {"criterion": "random"}}, {"recover": [{"type": "cpt", "samples": 5}]}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"score": {"criterion": "random"}}, {"recover": [{"type": "cpt", "samples": 5}]}]
+)
 def test_changes_that_would_change_bytes_are_named(tmp_path, change):
     before = tiny_recipe(tmp_path).model_dump(mode="json")
     with pytest.raises(RecipeChanged, match=f"{next(iter(change))}.*->"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tiny_run import tiny_recipe
 
 from prunetune.errors import BadCheckpoint, RecipeChanged
 from prunetune.plan import PrunePlan
 from prunetune.run import RunFolder, Timed, mean_accuracy
 from prunetune.schedule import Step
 from prunetune.store import write_json
+from tiny_run import tiny_recipe
 
 
 def stage(run, index, value, *, layers=(), neurons=8, accepted=True, attempt=1):
@@ -17,7 +17,9 @@ def stage(run, index, value, *, layers=(), neurons=8, accepted=True, attempt=1):
     at = run.folder(name)
     for sub in ("pruned", "tuned", ".tuned-0"):
         (at / sub).mkdir(parents=True)
-    PrunePlan(model_sha="m", depth=4 - len(layers) * (index - 1), width=48, drop_layers=tuple(layers)).write(at / "plan.json")
+    PrunePlan(model_sha="m", depth=4 - len(layers) * (index - 1), width=48, drop_layers=tuple(layers)).write(
+        at / "plan.json"
+    )
     record = {
         "index": index, "name": name, "attempt": attempt, "step": {"index": index, "neurons": neurons, "layers": len(layers), "attempt": attempt},
         "depth": 4, "width": 48, "model_sha": f"sha{index}", "evals": [{"task": "t", "value": value}], "samples": [10 * index, 10 * index + 10],

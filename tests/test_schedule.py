@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from pydantic import ValidationError
 
@@ -36,7 +38,7 @@ def test_every_schedule_ends_at_the_target_and_never_grows(order, layers, step):
     assert ahead[-1].params <= 0.6 * SIZES.original
     assert SIZES.params(ahead[-1].depth, ahead[-1].width + 8) > 0.6 * SIZES.original  # the largest aligned width
     sizes = [SIZES.original, *(a.params for a in ahead)]
-    assert all(a > b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(sizes))
     assert all(a.width % 8 == 0 for a in ahead)
     if layers != "auto":
         assert SIZES.depth - ahead[-1].depth == (layers if isinstance(layers, int) else len(layers))
@@ -46,7 +48,7 @@ def test_every_schedule_ends_at_the_target_and_never_grows(order, layers, step):
 def test_rounds_are_equal_and_at_most_their_share_of_the_original_parameters(step):
     ahead = run(target=0.6, step=step, layers=0, align=1)
     sizes = [SIZES.original, *(a.params for a in ahead)]
-    removed = [a - b for a, b in zip(sizes, sizes[1:], strict=False)]
+    removed = [a - b for a, b in itertools.pairwise(sizes)]
     assert max(removed) - min(removed) <= 2 * SIZES.depth * SIZES.neuron  # rounding to whole neurons
     assert max(removed) <= 1.16 * step * SIZES.original
     assert len(removed) == -(-0.4 // step) or len(removed) == 0.4 // step
@@ -58,7 +60,10 @@ def test_neurons_a_layer_a_round():
 
 
 def test_orders():
-    axes = {o: [a.step.axis for a in run(target=0.6, layers=2, order=o)] for o in ("neurons-then-layers", "layers-then-neurons", "alternating", "together")}
+    axes = {
+        o: [a.step.axis for a in run(target=0.6, layers=2, order=o)]
+        for o in ("neurons-then-layers", "layers-then-neurons", "alternating", "together")
+    }
     first = axes["neurons-then-layers"]
     assert first == sorted(first, key=["neurons", "layers"].index)
     last = axes["layers-then-neurons"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model
 
 from prunetune.criteria import CRITERIA
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.family import family_of
 from prunetune.score import Scores, make_batches, neurons_of, score
+from tiny import FAMILIES, tiny_model
 
-SEQUENCES = [[int(i) for i in torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n))] for n in (21, 17, 17, 9, 5)]
+SEQUENCES = [
+    [int(i) for i in torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n))]
+    for n in (21, 17, 17, 9, 5)
+]
 
 
 def one_by_one(model, sequences=SEQUENCES):
@@ -22,7 +25,9 @@ def one_by_one(model, sequences=SEQUENCES):
     blocks = [[] for _ in layers]
     handles = []
     for i, layer in enumerate(layers):
-        handles.append(layer.get_submodule(family.down).register_forward_pre_hook(lambda m, a, i=i: acts[i].append(a[0][0])))
+        handles.append(
+            layer.get_submodule(family.down).register_forward_pre_hook(lambda m, a, i=i: acts[i].append(a[0][0]))
+        )
         handles.append(
             layer.register_forward_hook(lambda m, a, kw, o, i=i: blocks[i].append(((a[0] if a else kw["hidden_states"])[0], (o[0] if isinstance(o, tuple) else o)[0])), with_kwargs=True)
         )  # fmt: skip
@@ -31,7 +36,9 @@ def one_by_one(model, sequences=SEQUENCES):
             model(torch.tensor([s]))
     for h in handles:
         h.remove()
-    return [torch.cat(a) for a in acts], [(torch.cat([x for x, _ in b]), torch.cat([y.reshape(x.shape) for x, y in b])) for b in blocks]
+    return [torch.cat(a) for a in acts], [
+        (torch.cat([x for x, _ in b]), torch.cat([y.reshape(x.shape) for x, y in b])) for b in blocks
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +95,9 @@ def test_taylor_equals_autograd_on_the_activations():
     model = tiny_model("llama")
     found = score(model, make_batches(SEQUENCES[:1], 0), neuron_criterion="taylor").neurons
     kept = []
-    handle = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(lambda m, a: (a[0].retain_grad(), kept.append(a[0]))[0])
+    handle = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(
+        lambda m, a: (a[0].retain_grad(), kept.append(a[0]))[0]
+    )
     ids = torch.tensor(SEQUENCES[:1])
     logits = model(ids).logits[0, :-1]
     torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
@@ -117,7 +126,9 @@ def test_products_inside_autocast_stay_fp32():
         inside = score(model, make_batches(SEQUENCES, 0))
     assert inside.neurons.dtype == torch.float32
     # bf16 activations summed in fp32: far closer to the fp32 scores than sums in bf16 (8 bits) would be
-    torch.testing.assert_close(inside.neurons.mean(), score(model, make_batches(SEQUENCES, 0)).neurons.mean(), rtol=5e-3, atol=0)
+    torch.testing.assert_close(
+        inside.neurons.mean(), score(model, make_batches(SEQUENCES, 0)).neurons.mean(), rtol=5e-3, atol=0
+    )
 
 
 def test_hooks_are_removed_even_after_an_error():
@@ -146,7 +157,12 @@ def test_write_and_read_back(tmp_path):
     back = Scores.read(tmp_path / "s.safetensors")
     assert torch.equal(back.neurons, scores.neurons)
     assert torch.equal(back.layers_max, scores.layers_max)
-    assert (back.criterion, back.model_sha, back.data_sha, back.tokens) == ("contribution:mean", "m", "d", scores.tokens)
+    assert (back.criterion, back.model_sha, back.data_sha, back.tokens) == (
+        "contribution:mean",
+        "m",
+        "d",
+        scores.tokens,
+    )
     (tmp_path / "t.safetensors").write_bytes((tmp_path / "s.safetensors").read_bytes()[:100])
     with pytest.raises(BadCheckpoint):
         Scores.read(tmp_path / "t.safetensors")

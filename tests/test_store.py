@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_folder, tiny_model
 
 from prunetune.errors import BadCheckpoint, MissingExtra, MissingPath, NotWritable, UnsupportedModel
 from prunetune.store import (
@@ -29,6 +28,7 @@ from prunetune.store import (
     resolve_model,
     write_json,
 )
+from tiny import tiny_folder, tiny_model
 
 
 def test_once_makes_a_thing_one_time_and_again_when_its_inputs_change(tmp_path):
@@ -66,7 +66,7 @@ def test_a_failed_remake_keeps_the_old_thing_and_its_key(tmp_path):
     def fail(tmp):
         raise ValueError
 
-    with pytest.raises(ValueError):  # noqa: PT011  # the type alone matters
+    with pytest.raises(ValueError):  # the type alone matters
         once(path, "new", fail)
     assert path.read_text() == "old"
     assert is_made(path, "old")
@@ -155,7 +155,9 @@ def test_pickles_are_refused(tmp_path):
         resolve_model(str(folder))
 
 
-@pytest.mark.parametrize("ref", ["./nowhere", "/nowhere/at/all", "nowhere.gguf", "package:no_such_package_here", "package:json"])
+@pytest.mark.parametrize(
+    "ref", ["./nowhere", "/nowhere/at/all", "nowhere.gguf", "package:no_such_package_here", "package:json"]
+)
 def test_missing_models(ref):
     with pytest.raises(MissingPath):
         resolve_model(ref)
@@ -196,7 +198,9 @@ def test_gguf_loads_dequantised_and_once(tmp_path):
     ids = torch.arange(3, 30)[None]
     loaded = load_model(folder)
     assert loaded.dtype == torch.bfloat16
-    torch.testing.assert_close(loaded.float()(ids).logits, model.to(torch.bfloat16).float()(ids).logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        loaded.float()(ids).logits, model.to(torch.bfloat16).float()(ids).logits, rtol=1e-3, atol=1e-3
+    )
 
 
 def _write_gguf(gguf, model, path):

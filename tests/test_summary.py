@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import tiny_config
 
 from prunetune.cost import cost_of
 from prunetune.data import Example
 from prunetune.summary import _speedup, accuracy, environment, leaks, per_question
 from prunetune.tasks import TaskConfig, build_task
+from tiny import tiny_config
 
 
 def record(value, new_tokens=11.0, n=10):
-    return {"evals": [{"task": "t", "value": value, "stderr": 0.1, "n": n, "prompt_tokens": 20.0, "new_tokens": new_tokens}]}
+    return {
+        "evals": [{"task": "t", "value": value, "stderr": 0.1, "n": n, "prompt_tokens": 20.0, "new_tokens": new_tokens}]
+    }
 
 
 def test_accuracy_pairs_tasks_and_takes_the_smaller_n():
@@ -37,7 +39,9 @@ def test_speed_up_tells_faster_from_shorter():
 
 def test_flops_a_question(tmp_path):
     cost = cost_of(tiny_config("llama"))
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"prompt_tokens": p, "new_tokens": n}) + "\n" for p, n in ((10, 5), (20, 0))))
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"prompt_tokens": p, "new_tokens": n}) + "\n" for p, n in ((10, 5), (20, 0)))
+    )
     assert per_question(cost, tmp_path / "t.jsonl") == (cost.flops(10, 5).total + cost.flops(20, 1).total) / 2
     assert per_question(cost, tmp_path / "none.jsonl") is None
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny import tiny_folder
-
 from prunetune.recipe import Recipe
+from tiny import tiny_folder
 
 
 def rows(path: Path, n: int = 200) -> Path:

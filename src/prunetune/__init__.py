@@ -1,8 +1,8 @@
 """prunetune: make a reasoning language model half its size without losing its reasoning.
 
-    from prunetune import Recipe, prune_tune_loop
+from prunetune import Recipe, prune_tune_loop
 
-    summary = prune_tune_loop(Recipe.read("demo"), "runs/demo")
+summary = prune_tune_loop(Recipe.read("demo"), "runs/demo")
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Model = Annotated[str, typer.Argument(help="demo, a folder, a .gguf file, package:NAME, or a hub name.")]
 Data = Annotated[
-    list[str], typer.Option("--data", "-d", help="FILE (JSONL, JSON, Parquet, text), generator:NAME, preset:NAME, demo, or a hub name.")
+    list[str],
+    typer.Option(
+        "--data", "-d", help="FILE (JSONL, JSON, Parquet, text), generator:NAME, preset:NAME, demo, or a hub name."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -79,7 +82,11 @@ def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
     if kind == "preset" and name:
         return {"type": "preset", "name": name}
     path = Path(os.path.expandvars(text)).expanduser()
-    if path.exists() or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw") or text.startswith(("/", ".", "~", "$")):
+    if (
+        path.exists()
+        or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw")
+        or text.startswith(("/", ".", "~", "$"))
+    ):
         return {"type": "file", "path": text}
     return {"type": "hub", "name": text}
 
@@ -90,58 +97,69 @@ def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
 @app.command()
 def run(
     recipe: Annotated[str | None, typer.Argument(help="A YAML file, or a shipped recipe such as demo.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Instead of a recipe: the model.")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Instead of a recipe: reasoning data.")] = None,
     target: Annotated[float | None, typer.Option(help="Share of the parameters to keep (0.6), or a count.")] = None,
     step: Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")] = None,
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Tasks to measure, such as gsm8k.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
+    from prunetune.describe import closing, number, preview
     from prunetune.recipe import Recipe
 
     if (recipe is None) == (model is None):
-        raise RecipeError("give either a recipe or --model", valid="prunetune run RECIPE, or prunetune run --model M --data D --target 0.6")
+        raise RecipeError(
+            "give either a recipe or --model",
+            valid="prunetune run RECIPE, or prunetune run --model M --data D --target 0.6",
+        )
     if recipe is not None:
         read = Recipe.read(recipe)
     else:
         if not data or target is None:
-            raise RecipeError("--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN")
-        read = Recipe.parse({
-            "model": model,
-            "data": [parse_data(d) for d in data],
-            "prune": {"target": _number(target)},
-            "evaluate": {"tasks": [{"name": t} for t in task or []]},
-        }, "the options")  # fmt: skip
+            raise RecipeError(
+                "--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN"
+            )
+        read = Recipe.parse(
+            {
+                "model": model,
+                "data": [parse_data(d) for d in data],
+                "prune": {"target": number(target)},
+                "evaluate": {"tasks": [{"name": t} for t in task or []]},
+            },
+            "the options",
+        )
     read = _overridden(read, target if recipe else None, step, task if recipe else None, launcher)
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
     if dry_run:
-        return _emit(as_json, *_preview(read))
+        return _emit(as_json, *preview(read))
     _quiet()
     from prunetune.loop import prune_tune_loop
 
     watch = Watch()
     if not as_json:
-        watch.line(_preview(read)[1])
+        watch.line(preview(read)[1])
     summary = prune_tune_loop(read, out, watch)
-    _emit(as_json, summary, _closing(summary, out))
+    _emit(as_json, summary, closing(summary, out))
     return None
-
-
-def _number(target: float) -> float | int:
-    return int(target) if target > 1 and target == int(target) else target
 
 
 def _overridden(
     recipe: Recipe, target: float | None, step: float | None, tasks: list[str] | None, launcher: str | None
 ) -> Recipe:
     """The recipe with what the command line says."""
+    from prunetune.describe import number
+
     value = recipe.model_dump(mode="json", exclude_unset=True)
     if target is not None:
-        value["prune"]["target"] = _number(target)
+        value["prune"]["target"] = number(target)
     if step is not None:
         value["prune"]["step"] = step
     if tasks:
@@ -149,58 +167,6 @@ def _overridden(
     if launcher is not None:
         value["launcher"] = launcher
     return type(recipe).parse(value, "the options")
-
-
-def _preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
-    """The steps with predicted size and FLOPs, before anything runs."""
-    from prunetune.cost import cost_of
-    from prunetune.schedule import Sizes, check_protection, plan_ahead
-    from prunetune.store import load_config, resolve_model
-
-    config = load_config(resolve_model(recipe.model))
-    sizes = Sizes.of(config)
-    ahead = plan_ahead(recipe.prune, sizes)
-    if recipe.protect:
-        check_protection(ahead, sizes.width, recipe.protect.share)
-    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
-    rows = []
-    for name, depth, width in shapes:
-        cost = cost_of(config, depth=depth, width=width)
-        rows.append({
-            "step": name, "depth": depth, "width": width, "params": cost.params, "params_ratio": cost.params / sizes.original,
-            "weight_bytes": cost.weight_bytes, "flops_prefill_512": cost.flops(512, 1).prefill, "flops_512_256": cost.flops(512, 256).total,
-        })  # fmt: skip
-    if recipe.prune.by_threshold:
-        text = f"steps: unknown, at most {recipe.prune.max_rounds} rounds (thresholds decide)"
-        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": recipe.prune.max_rounds}, text
-    lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
-    lines += [
-        f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}{r['flops_512_256'] / 1e9:>20,.1f}"
-        for r in rows
-    ]
-    return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines) + "\n(a question: 512 prompt tokens, 256 generated)"
-
-
-def _closing(summary: dict[str, Any], out: Path) -> str:
-    """Original, compacted and control side by side, and where things are."""
-    from prunetune.human import accuracy, count
-
-    original, final, control = summary["original"], summary["final"], summary["control"]
-    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
-    full = original["cost"]["params"]
-
-    def line(name: str, params: float, values: list[tuple[float, float]]) -> str:
-        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{accuracy(*v):>22}" for v in values)
-
-    tasks = summary["accuracy"].values()
-    lines.append(line("original", full, [(a["original"], a["original_stderr"]) for a in tasks]))
-    lines.append(line("compacted", final["cost"]["params"], [(a["final"], a["final_stderr"]) for a in tasks]))
-    if control:
-        theirs = [(a["final"], a["final_stderr"]) for a in control["accuracy"].values()]
-        lines.append(line("pruned once", control["params_ratio"] * full, theirs))
-        lines.append(f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once")
-    lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
-    return "\n".join(lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- inspect
@@ -212,54 +178,15 @@ def inspect(
     target: Annotated[float | None, typer.Option(help="Share of the parameters to keep, or a count.")] = None,
     step: Annotated[float, typer.Option(help="Share of the original parameters a round removes.")] = 0.1,
     gpu: Annotated[str, typer.Option(help="GPU for the estimate of memory and hours.")] = "A100-80G",
-    tokens: Annotated[int, typer.Option(help="Recovery tokens of the whole run, for the estimate of hours.")] = 100_000_000,
+    tokens: Annotated[
+        int, typer.Option(help="Recovery tokens of the whole run, for the estimate of hours.")
+    ] = 100_000_000,
     as_json: Json = False,
 ) -> None:
     """Shape and cost of a model, and what a target would take. No weights are loaded."""
-    from prunetune.cost import cost_of, gpu_of
-    from prunetune.family import family_of
-    from prunetune.human import count, flops, size
-    from prunetune.schedule import PruneConfig, Sizes, plan_ahead
-    from prunetune.store import load_config
+    from prunetune.describe import config_folder, description
 
-    config = load_config(_config_folder(model))
-    family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
-    memory_gib, _ = gpu_of(gpu)
-    value: dict[str, Any] = {
-        "family": family.model_type, "depth": sizes.depth, "width": sizes.width, "hidden": sizes.hidden, **cost.to_json(),
-        "flops": vars(cost.flops(512, 256)), "gpu": gpu, "gpu_bytes": memory_gib * 2**30,
-        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)), "train_hours": cost.train_hours(tokens, gpu), "train_tokens": tokens,
-    }  # fmt: skip
-    lines = [
-        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
-        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, {size(cost.kv_bytes_per_token)} of KV cache a token)",
-        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
-        f"neurons hold      {sizes.depth * sizes.width * sizes.neuron / sizes.original:.0%} of the parameters",
-        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
-        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
-    ]
-    if target is not None:
-        ahead = plan_ahead(PruneConfig.model_validate({"target": _number(target), "step": step}), sizes)
-        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
-        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
-        lines += [f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}{a.params / sizes.original:>8.1%}" for a in ahead]
-    _emit(as_json, value, "\n".join(lines))
-
-
-def _config_folder(model: str) -> Path:
-    """A folder with config.json; weights need not be there (a hub model's config alone is fetched)."""
-    from prunetune.store import resolve_model
-
-    path = Path(model).expanduser()
-    if path.is_file() and path.name.endswith(".json"):
-        return path.parent
-    if (path / "config.json").is_file():
-        return path
-    if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
-        from prunetune.store import hub_config
-
-        return hub_config(model)
-    return resolve_model(model)
+    _emit(as_json, *description(config_folder(model), target=target, step=step, gpu=gpu, tokens=tokens))
 
 
 # ------------------------------------------------------------------------------------------- the stages, one at a time
@@ -287,11 +214,25 @@ def score(
     _quiet()
     from prunetune.commands import score_file
 
-    scores = score_file(model, [parse_data(d, seed) for d in data], out, criterion=criterion, reduce=reduce, layer_criterion=layer_criterion,
-                        samples=samples, max_length=max_length, seed=seed, device=device, watch=Watch())  # fmt: skip
+    scores = score_file(
+        model,
+        [parse_data(d, seed) for d in data],
+        out,
+        criterion=criterion,
+        reduce=reduce,
+        layer_criterion=layer_criterion,
+        samples=samples,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        watch=Watch(),
+    )
     layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
-    _emit(as_json, {"out": str(out), "tokens": scores.tokens, "layers": scores.layers.tolist(), "criterion": scores.criterion},
-          f"{scores.tokens:,} tokens scored into {out}\nlayers, most redundant first: {', '.join(map(str, layers))}")  # fmt: skip
+    _emit(
+        as_json,
+        {"out": str(out), "tokens": scores.tokens, "layers": scores.layers.tolist(), "criterion": scores.criterion},
+        f"{scores.tokens:,} tokens scored into {out}\nlayers, most redundant first: {', '.join(map(str, layers))}",
+    )
 
 
 @app.command()
@@ -310,10 +251,21 @@ def plan(
 
     found = Scores.read(scores)
     guarded = Scores.read(protect).neurons.tolist() if protect else None
-    made = make_plan(found.neurons.tolist(), found.layers.tolist(), found.model_sha, n_neurons=neurons, n_layers=layers,
-                     protected=guarded, protect_share=protect_share if protect else 0.0)  # fmt: skip
+    made = make_plan(
+        found.neurons.tolist(),
+        found.layers.tolist(),
+        found.model_sha,
+        n_neurons=neurons,
+        n_layers=layers,
+        protected=guarded,
+        protect_share=protect_share if protect else 0.0,
+    )
     made.write(out)
-    _emit(as_json, made.model_dump(mode="json"), f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}: {out}")
+    _emit(
+        as_json,
+        made.model_dump(mode="json"),
+        f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}: {out}",
+    )
 
 
 @app.command()
@@ -332,7 +284,11 @@ def apply(
 
     with Watch().bar("apply") as bar:
         apply_on_disk(resolve_model(model), read, out, progress=bar)
-    _emit(as_json, {"out": str(out), "depth": read.new_depth, "width": read.new_width}, f"{read.new_depth} layers, width {read.new_width}: {out}")
+    _emit(
+        as_json,
+        {"out": str(out), "depth": read.new_depth, "width": read.new_width},
+        f"{read.new_depth} layers, width {read.new_width}: {out}",
+    )
 
 
 @app.command()
@@ -346,7 +302,9 @@ def tune(
     samples: Annotated[int | None, typer.Option(help="Budget in examples.")] = None,
     task: Annotated[str | None, typer.Option(help="Task whose verifier rewards (grpo).")] = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher model (distill).")] = None,
-    launcher: Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -356,17 +314,35 @@ def tune(
 
     chosen = method_of(method, config, tokens=tokens, samples=samples)
     _quiet()
-    result = tune_model(chosen, model, out, [parse_data(d, seed) for d in data], task=task, teacher=teacher, launcher=launcher,
-                        seed=seed, device=device, watch=Watch())  # fmt: skip
-    _emit(as_json, result.to_json(), f"{result.samples:,} examples, {result.tokens:,} tokens in {result.seconds:.0f} s "
-          f"({result.tokens_per_s:,.0f} tokens/s; {result.truncated} examples cut): {out}")  # fmt: skip
+    result = tune_model(
+        chosen,
+        model,
+        out,
+        [parse_data(d, seed) for d in data],
+        task=task,
+        teacher=teacher,
+        launcher=launcher,
+        seed=seed,
+        device=device,
+        watch=Watch(),
+    )
+    _emit(
+        as_json,
+        result.to_json(),
+        f"{result.samples:,} examples, {result.tokens:,} tokens in {result.seconds:.0f} s "
+        f"({result.tokens_per_s:,.0f} tokens/s; {result.truncated} examples cut): {out}",
+    )
 
 
 @app.command(name="eval")
 def eval_(
     model: Model,
-    task: Annotated[list[str], typer.Option("--task", "-t", help="gsm8k, gsm_symbolic, math, demo, reasoning-gym:NAME.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for every sample (JSONL); again = resume.")] = None,
+    task: Annotated[
+        list[str], typer.Option("--task", "-t", help="gsm8k, gsm_symbolic, math, demo, reasoning-gym:NAME.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for every sample (JSONL); again = resume.")
+    ] = None,
     n: Annotated[int | None, typer.Option(help="Problems of each task.")] = None,
     path: Annotated[str | None, typer.Option(help="Local data of the task (file or folder).")] = None,
     verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
@@ -384,8 +360,15 @@ def eval_(
     from prunetune.commands import eval_model
 
     results = eval_model(model, tasks, out, batch_size=batch_size, chat=chat, device=device, watch=Watch())
-    _emit(as_json, [r.to_json() for r in results], "\n".join(
-        f"{r.task:<24}{100 * r.value:6.1f} % ± {100 * r.stderr:.1f}   n = {r.n}, seed {r.seed}, {r.new_tokens:.0f} tokens an answer" for r in results))  # fmt: skip
+    _emit(
+        as_json,
+        [r.to_json() for r in results],
+        "\n".join(
+            f"{r.task:<24}{100 * r.value:6.1f} % ± {100 * r.stderr:.1f}   n = {r.n}, seed {r.seed}, "
+            f"{r.new_tokens:.0f} tokens an answer"
+            for r in results
+        ),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -423,8 +406,11 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Jso
 
     lines = check_run(run)
     words = {True: "yes", False: "no", None: "not installed"}
-    _emit(as_json, [{"name": x.name, "ok": x.ok, "reason": x.reason} for x in lines],
-          "\n".join(f"{x.name:<28}{words[x.ok]:<14}{x.reason}" for x in lines))  # fmt: skip
+    _emit(
+        as_json,
+        [{"name": x.name, "ok": x.ok, "reason": x.reason} for x in lines],
+        "\n".join(f"{x.name:<28}{words[x.ok]:<14}{x.reason}" for x in lines),
+    )
     if any(x.ok is False for x in lines):
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from prunetune.tune.job import TuneResult
 
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
 def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
     """Data sources from mappings."""
     try:
@@ -32,30 +35,54 @@ def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
         raise RecipeError(f"--data: {e.errors()[0]['msg']}", value=e.errors()[0]["input"]) from None
 
 
-def device_of(name: str) -> str:
+def device_of(name: str) -> Device:
     """`auto` -> a GPU if there is one."""
     import torch
 
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise UnknownName("device", name, ["auto", "cpu", "cuda", "mps"])
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return cast(Device, name)
 
 
 def score_file(
-    model: str, data: Sequence[dict[str, Any]], out: Path, *, criterion: str, reduce: str, layer_criterion: str,
-    samples: int, max_length: int, seed: int, device: str, watch: Watch,
-) -> Scores:  # fmt: skip
+    model: str,
+    data: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    criterion: str,
+    reduce: str,
+    layer_criterion: str,
+    samples: int,
+    max_length: int,
+    seed: int,
+    device: str,
+    watch: Watch,
+) -> Scores:
     """Score a model on the first `samples` of the data, and write the scores."""
     from prunetune.score import make_batches, score
 
     folder = resolve_model(model)
     stream = load_stream(sources_of(data), seed)
     tokenizer, fmt = load_tokenizer(folder), PromptFormat()
-    rows = [encode_example(tokenizer, e.question, e.answer, fmt, max_length) for e in stream.take(0, min(samples, len(stream)))]
+    rows = [
+        encode_example(tokenizer, e.question, e.answer, fmt, max_length)
+        for e in stream.take(0, min(samples, len(stream)))
+    ]
     batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
     with watch.bar("score") as bar:
-        scores = score(load_model(folder, device=device_of(device)), batches, neuron_criterion=criterion, reduce=reduce,
-                       layers_by=layer_criterion, seed=seed, model_sha=model_sha(folder), data_sha=stream.sha, progress=bar)  # fmt: skip
+        scores = score(
+            load_model(folder, device=device_of(device)),
+            batches,
+            neuron_criterion=criterion,
+            reduce=reduce,
+            layers_by=layer_criterion,
+            seed=seed,
+            model_sha=model_sha(folder),
+            data_sha=stream.sha,
+            progress=bar,
+        )
     with replacing(out) as tmp:
         scores.write(tmp)
     return scores
@@ -79,14 +106,25 @@ def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
     except ValidationError as e:
         first = e.errors()[0]
         raise RecipeError(
-            f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}", value=first["input"], valid=sorted(METHODS[name].model_fields)
+            f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            value=first["input"],
+            valid=sorted(METHODS[name].model_fields),
         ) from None
 
 
 def tune_model(
-    method: Any, model: str, out: Path, data: Sequence[dict[str, Any]], *, task: str | None, teacher: str | None,
-    launcher: str | None, seed: int, device: str, watch: Watch,
-) -> TuneResult:  # fmt: skip
+    method: Any,
+    model: str,
+    out: Path,
+    data: Sequence[dict[str, Any]],
+    *,
+    task: str | None,
+    teacher: str | None,
+    launcher: str | None,
+    seed: int,
+    device: str,
+    watch: Watch,
+) -> TuneResult:
     """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
     from prunetune.tune.job import TuneJob, launch
 
@@ -97,10 +135,19 @@ def tune_model(
 
     def make(tmp: Path) -> None:
         job = TuneJob(
-            model=resolve_model(model), out=tmp, work=work, method=method, sources=tuple(sources_of(data)), data_seed=seed,
-            end=method.samples, tokens=method.tokens, seed=seed, teacher=resolve_model(teacher or model),
-            task=TaskConfig(name=task) if task else None, device=device,
-        )  # fmt: skip
+            model=resolve_model(model),
+            out=tmp,
+            work=work,
+            method=method,
+            sources=tuple(sources_of(data)),
+            data_seed=seed,
+            end=method.samples,
+            tokens=method.tokens,
+            seed=seed,
+            teacher=resolve_model(teacher or model),
+            task=TaskConfig(name=task) if task else None,
+            device=device_of(device),
+        )
         with watch.bar(f"tune {method.type}") as bar:
             results.append(launch(job, launcher, bar))
 
@@ -110,7 +157,14 @@ def tune_model(
 
 
 def eval_model(
-    model: str, tasks: Sequence[Task], out: Path | None, *, batch_size: int | None, chat: bool, device: str, watch: Watch
+    model: str,
+    tasks: Sequence[Task],
+    out: Path | None,
+    *,
+    batch_size: int | None,
+    chat: bool,
+    device: str,
+    watch: Watch,
 ) -> list[EvalResult]:
     """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
     from prunetune.evaluate import evaluate
@@ -121,5 +175,7 @@ def eval_model(
     for task in tasks:
         with watch.bar(f"evaluate {task.name}") as bar:
             file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None
-            results.append(evaluate(loaded, tokenizer, task, fmt=fmt, out=file, batch_size=batch_size, progress=bar, key=sha))
+            results.append(
+                evaluate(loaded, tokenizer, task, fmt=fmt, out=file, batch_size=batch_size, progress=bar, key=sha)
+            )
     return results

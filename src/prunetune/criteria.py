@@ -3,7 +3,7 @@
     name          score of neuron j of a layer                                            source
     activation    max over tokens of |a_j|                                                Eq. 3-4
     contribution  |a_j| * ||W_down[:, j]||, reduced over tokens (mean, rms, max, qNN)      Eq. 2, exact; default
-    wanda         rms(a_j) * ||W_down[:, j]||                                             arXiv 2306.11695, as a column score
+    wanda         rms(a_j) * ||W_down[:, j]||                                             arXiv 2306.11695
     taylor        mean over tokens of |a_j * dL/da_j|                                     arXiv 2305.11627
     magnitude     norm of the three weight vectors of the neuron                          -
     random        a seeded permutation                                                    a control

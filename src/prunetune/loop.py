@@ -32,9 +32,20 @@ from prunetune.prompt import encode_example
 from prunetune.recipe import Recipe
 from prunetune.report import write_report
 from prunetune.run import Record, RunFolder, Timed, link_or_copy
-from prunetune.schedule import Sizes, Step, align_of, check_protection, next_step, once as once_only, plan_ahead
+from prunetune.schedule import Sizes, Step, align_of, check_protection, next_step, plan_ahead
+from prunetune.schedule import once as once_only
 from prunetune.score import Batch, Scores, make_batches, score
-from prunetune.store import json_sha, load_config, load_model, load_tokenizer, model_sha, once, remove, resolve_model, write_json
+from prunetune.store import (
+    json_sha,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_sha,
+    once,
+    remove,
+    resolve_model,
+    write_json,
+)
 from prunetune.summary import Summary, leaks, per_question, summarise
 from prunetune.surgery import apply_on_disk
 from prunetune.tasks import Task, build_task
@@ -127,9 +138,11 @@ class Bench:
             check_protection(ahead, self.sizes.width, self.recipe.protect.share)
         if len(self.stream) <= self.reserved:
             raise OutOfReach(
-                "scoring and held-out loss would use up all the data", value=f"{len(self.stream)} sequences",
-                valid=f"more than {self.reserved} (score.samples + score.held_out)", fix="more data, or fewer samples",
-            )  # fmt: skip
+                "scoring and held-out loss would use up all the data",
+                value=f"{len(self.stream)} sequences",
+                valid=f"more than {self.reserved} (score.samples + score.held_out)",
+                fix="more data, or fewer samples",
+            )
         _ = self.tokenizer, self.tasks
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
@@ -168,10 +181,16 @@ class Bench:
             with self.watch.bar(f"evaluate {task.name}") as bar:
                 results.append(
                     evaluate(
-                        model, self.tokenizer, _first(task, n), fmt=self.recipe.prompt, out=samples_of(at, task),
-                        batch_size=self.recipe.evaluate.batch_size, progress=bar, key=sha,
+                        model,
+                        self.tokenizer,
+                        _first(task, n),
+                        fmt=self.recipe.prompt,
+                        out=samples_of(at, task),
+                        batch_size=self.recipe.evaluate.batch_size,
+                        progress=bar,
+                        key=sha,
                     )
-                )  # fmt: skip
+                )
         return results
 
     def loss(self, model: PreTrainedModel) -> float:
@@ -190,7 +209,11 @@ class Bench:
             sha = model_sha(self.run.source)
             evals = self.measure(model, sha, at, None)
             record = self._record(0, 1, "original", None, sha, self.config, evals, at)
-            record |= {"pruned_loss": None, "held_out_loss": self.loss(model), "verdict": {"accepted": True, "why": "the untouched model"}}
+            record |= {
+                "pruned_loss": None,
+                "held_out_loss": self.loss(model),
+                "verdict": {"accepted": True, "why": "the untouched model"},
+            }
             write_json(tmp, record)
 
         timed.once("stage.json", "evaluate", key, make)
@@ -201,17 +224,35 @@ class Bench:
         self.watch.line(_line(self.run.original, self.run.original))
 
     def _record(
-        self, index: int, attempt: int, name: str, step: Step | None, sha: str, config: Any, evals: Sequence[EvalResult], at: Path
+        self,
+        index: int,
+        attempt: int,
+        name: str,
+        step: Step | None,
+        sha: str,
+        config: Any,
+        evals: Sequence[EvalResult],
+        at: Path,
     ) -> Record:
         cost = cost_of(config)
         flops = {e.task: per_question(cost, samples_of(at, t)) for e, t in zip(evals, self.tasks, strict=True)}
         return {
-            "index": index, "name": name, "attempt": attempt, "step": None if step is None else vars(step).copy(),
-            "model_sha": sha, "depth": config.num_hidden_layers, "width": config.intermediate_size,
-            "cost": {**cost.to_json(), "flops": flops}, "evals": [e.to_json() for e in evals],
-            "samples": [self.reserved, self.reserved], "tokens": 0, "seconds": {}, "tune": [], "rounds": self.rounds,
+            "index": index,
+            "name": name,
+            "attempt": attempt,
+            "step": None if step is None else vars(step).copy(),
+            "model_sha": sha,
+            "depth": config.num_hidden_layers,
+            "width": config.intermediate_size,
+            "cost": {**cost.to_json(), "flops": flops},
+            "evals": [e.to_json() for e in evals],
+            "samples": [self.reserved, self.reserved],
+            "tokens": 0,
+            "seconds": {},
+            "tune": [],
+            "rounds": self.rounds,
             "removed": {"neurons": 0, "layers": []},
-        }  # fmt: skip
+        }
 
     # -------------------------------------------------------------------------------------------------------- a round
 
@@ -256,13 +297,26 @@ class Bench:
 
     def _tuned_key(self, plan: PrunePlan) -> dict[str, Any]:
         methods = [m.model_dump(mode="json") for m in self.recipe.recover]
-        return {"pruned": self._pruned_key(plan), "recover": methods, "data": self.stream.sha,
-                "seed": self.recipe.seed, "start": self.run.cursor or self.reserved, "rounds": self.rounds}  # fmt: skip
+        return {
+            "pruned": self._pruned_key(plan),
+            "recover": methods,
+            "data": self.stream.sha,
+            "seed": self.recipe.seed,
+            "start": self.run.cursor or self.reserved,
+            "rounds": self.rounds,
+        }
 
     def _scores(self, timed: Timed, source: Path, sha: str) -> Scores:
         s = self.recipe.score
-        common = {"model": sha, "criterion": s.criterion, "reduce": s.reduce, "layers": s.layer_criterion,
-                  "length": s.max_length, "seed": self.recipe.seed, "vote": s.vote_share}  # fmt: skip
+        common = {
+            "model": sha,
+            "criterion": s.criterion,
+            "reduce": s.reduce,
+            "layers": s.layer_criterion,
+            "length": s.max_length,
+            "seed": self.recipe.seed,
+            "vote": s.vote_share,
+        }
         jobs = [("scores.safetensors", self.stream.sha, lambda: self.scoring)]
         if self.recipe.protect:
             corpus = json_sha(self.recipe.protect.model_dump(mode="json"))
@@ -271,11 +325,19 @@ class Bench:
 
             def make(tmp: Path, name: str = name, data_sha: str = data_sha, batches: Any = batches) -> None:
                 model = self.load(source)
-                with self.watch.bar(name.split(".")[0].replace("scores", "score")) as bar:
+                with self.watch.bar(name.split(".", maxsplit=1)[0].replace("scores", "score")) as bar:
                     found = score(
-                        model, batches(), neuron_criterion=s.criterion, reduce=s.reduce, layers_by=s.layer_criterion,
-                        vote_share=s.vote_share, seed=self.recipe.seed, model_sha=sha, data_sha=data_sha, progress=bar,
-                    )  # fmt: skip
+                        model,
+                        batches(),
+                        neuron_criterion=s.criterion,
+                        reduce=s.reduce,
+                        layers_by=s.layer_criterion,
+                        vote_share=s.vote_share,
+                        seed=self.recipe.seed,
+                        model_sha=sha,
+                        data_sha=data_sha,
+                        progress=bar,
+                    )
                 found.write(tmp)
                 del model
                 _free()
@@ -292,14 +354,25 @@ class Bench:
         neurons, layers = step.neurons, step.layers
         if prune.by_threshold:
             neurons, which_now = threshold_counts(
-                rows, scores.layers_max.tolist(), sigma_neuron=prune.sigma_neuron, sigma_layer=prune.sigma_layer,
-                align=align_of(prune, self.sizes), protected=guarded, protect_share=share,
-            )  # fmt: skip
+                rows,
+                scores.layers_max.tolist(),
+                sigma_neuron=prune.sigma_neuron,
+                sigma_layer=prune.sigma_layer,
+                align=align_of(prune, self.sizes),
+                protected=guarded,
+                protect_share=share,
+            )
             which, layers = list(which_now), len(which_now)
         plan = make_plan(
-            rows, scores.layers.tolist(), scores.model_sha, n_neurons=neurons or 0, n_layers=layers or 0,
-            which_layers=which, protected=guarded, protect_share=share,
-        )  # fmt: skip
+            rows,
+            scores.layers.tolist(),
+            scores.model_sha,
+            n_neurons=neurons or 0,
+            n_layers=layers or 0,
+            which_layers=which,
+            protected=guarded,
+            protect_share=share,
+        )
         made = timed.once("plan.json", "plan", {"plan": plan.model_dump(mode="json")}, plan.write)
         return PrunePlan.read(made)
 
@@ -312,25 +385,44 @@ class Bench:
             last = i == len(methods) - 1
             note = at / f"tune-{i}-{method.type}.json"
             samples, tokens = (
-                b and (b if method.per == "round" else max(1, b // self.rounds)) for b in (method.samples, method.tokens)
+                b and (b if method.per == "round" else max(1, b // self.rounds))
+                for b in (method.samples, method.tokens)
             )
             if samples is None and tokens is None:  # all that the data hold, in equal parts
                 samples = (len(self.stream) - self.reserved) // (self.rounds * len(methods))
             end = len(self.stream) if samples is None else min(len(self.stream), cursor + samples)
             if cursor >= end:
                 raise OutOfReach(
-                    "no recovery data are left for this round", value=f"{len(self.stream)} sequences, all used",
+                    "no recovery data are left for this round",
+                    value=f"{len(self.stream)} sequences, all used",
                     fix="more data or a smaller budget a round, in a new --out",
-                )  # fmt: skip
+                )
 
-            def make(tmp: Path, method: Any = method, i: int = i, model: Path = model, note: Path = note,
-                     part: tuple[int, int] = (cursor, end), tokens: int | None = tokens) -> None:  # fmt: skip
+            def make(
+                tmp: Path,
+                method: Any = method,
+                i: int = i,
+                model: Path = model,
+                note: Path = note,
+                part: tuple[int, int] = (cursor, end),
+                tokens: int | None = tokens,
+            ) -> None:
                 job = TuneJob(
-                    model=model, out=tmp, work=at / f".tuned-{i}", method=method.changed(samples=None, tokens=None, per="round"),
-                    sources=tuple(self.recipe.data), data_seed=self.recipe.seed, start=part[0], end=part[1], tokens=tokens,
-                    seed=self.recipe.seed, fmt=self.recipe.prompt, teacher=self.run.source, device=self.recipe.device,
+                    model=model,
+                    out=tmp,
+                    work=at / f".tuned-{i}",
+                    method=method.changed(samples=None, tokens=None, per="round"),
+                    sources=tuple(self.recipe.data),
+                    data_seed=self.recipe.seed,
+                    start=part[0],
+                    end=part[1],
+                    tokens=tokens,
+                    seed=self.recipe.seed,
+                    fmt=self.recipe.prompt,
+                    teacher=self.run.source,
+                    device=self.recipe.device,
                     task=self.recipe.evaluate.tasks[0] if self.recipe.evaluate.tasks else None,
-                )  # fmt: skip
+                )
                 with self.watch.bar(f"tune {method.type}") as bar:
                     result = launch(job, self.recipe.launcher, bar)
                 write_json(note, result.to_json())
@@ -381,9 +473,19 @@ class Bench:
 
     def _nothing(self, at: Path, step: Step, before: Record) -> None:
         """A threshold that calls nothing redundant: recorded, and the loop ends."""
-        record = {**before, "index": step.index, "name": step.name, "attempt": step.attempt, "step": vars(step).copy(),
-                  "tokens": 0, "tune": [], "seconds": {}, "removed": {"neurons": 0, "layers": []}, "pruned_loss": None,
-                  "verdict": {"accepted": True, "why": "no neuron and no layer lies below the thresholds"}}  # fmt: skip
+        record = {
+            **before,
+            "index": step.index,
+            "name": step.name,
+            "attempt": step.attempt,
+            "step": vars(step).copy(),
+            "tokens": 0,
+            "tune": [],
+            "seconds": {},
+            "removed": {"neurons": 0, "layers": []},
+            "pruned_loss": None,
+            "verdict": {"accepted": True, "why": "no neuron and no layer lies below the thresholds"},
+        }
         write_json(at / "stage.json", record)
         self.watch.line(f"  {step.name}: nothing lies below the thresholds; finished")
 

@@ -6,6 +6,7 @@ the result keeps one scalar `intermediate_size` and stays a stock architecture.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ class PrunePlan(BaseModel):
 def _ascending(name: str, indices: tuple[int, ...], size: int) -> None:
     if any(not 0 <= i < size for i in indices):
         raise ValueError(f"{name} has an index outside 0..{size - 1}")
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(indices)):
         raise ValueError(f"{name} must be ascending, without repeats")
 
 
@@ -140,9 +141,11 @@ def make_plan(
             free = _eligible(width, protected[i] if protected is not None else None, protect_share)
             if n_neurons > len(free) or n_neurons >= width:
                 raise OutOfReach(
-                    "this many neurons cannot go", value=n_neurons, valid=f"at most {min(len(free), width - 1)} of {width} a layer",
+                    "this many neurons cannot go",
+                    value=n_neurons,
+                    valid=f"at most {min(len(free), width - 1)} of {width} a layer",
                     fix="a smaller step, or a smaller protect.share",
-                )  # fmt: skip
+                )
             row = neurons[i]
             drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
     return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop)

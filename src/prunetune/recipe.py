@@ -45,7 +45,9 @@ class _Config(BaseModel):
 class ScoreConfig(_Config):
     """How redundancy is measured (Eq. 2-6)."""
 
-    criterion: Literal["contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random"] = "contribution"
+    criterion: Literal["contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random"] = (
+        "contribution"
+    )
     """How redundant a neuron is; see `criteria.CRITERIA`."""
     reduce: str = "mean"
     """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
@@ -87,6 +89,10 @@ class EvaluateConfig(_Config):
     """Repetitions of the prefill and decode measurement of original and final model; 0: not measured."""
 
 
+def _paper() -> list[TuneConfig]:
+    return [Cpt()]
+
+
 class Recipe(_Config):
     """Everything that decides a run."""
 
@@ -102,7 +108,7 @@ class Recipe(_Config):
     """`least-squares`: before any training, fold the removed neurons into the kept ones (docs/method.md)."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
-    recover: list[TuneConfig] = Field(default_factory=lambda: [Cpt()])
+    recover: list[TuneConfig] = Field(default_factory=_paper)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
@@ -140,7 +146,9 @@ class Recipe(_Config):
         path = shipped().get(str(ref), Path(ref))
         if not path.is_file():
             if path.suffix in (".yaml", ".yml") or "/" in str(ref):
-                raise MissingPath("no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped()))
+                raise MissingPath(
+                    "no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped())
+                )
             raise UnknownName("recipe", str(ref), shipped())
         try:
             value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -172,7 +180,9 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe."""
     old, new = _flat(before), _flat(now)
     differs = [
-        k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in FREE)
+        k
+        for k in sorted({*old, *new})
+        if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in FREE)
     ]
     if differs:
         shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differs[:5])
@@ -198,7 +208,9 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
         keys = _siblings(first["loc"])
         message = UnknownName("recipe key", str(first["loc"][-1]), keys) if keys else None
         return RecipeError(
-            f"unknown key {key!r} in {where}", valid=message.valid if message else None, fix=message.fix if message else None
+            f"unknown key {key!r} in {where}",
+            valid=message.valid if message else None,
+            fix=message.fix if message else None,
         )
     if first["type"] == "missing":
         return RecipeError(f"{where} lacks the key {key!r}", fix=f"add {key}: ...")
@@ -218,8 +230,11 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
             if part in candidate.model_fields:
                 model = candidate.model_fields[part].annotation
                 break
-            tagged = [m for m in _models(model) if typing.get_args(m.model_fields["type"].annotation) == (part,)] \
-                if all("type" in m.model_fields for m in _models(model)) else []
+            tagged = (
+                [m for m in _models(model) if typing.get_args(m.model_fields["type"].annotation) == (part,)]
+                if all("type" in m.model_fields for m in _models(model))
+                else []
+            )
             if tagged:
                 model = tagged[0]
                 break

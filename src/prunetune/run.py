@@ -1,6 +1,7 @@
 """A run folder: which stages are history, which model is current, what may be deleted. The contract is in the README.
 
-    RUN/recipe.yaml  original/stage.json  NN-axis-amount[-aK]/{scores.safetensors, plan.json, pruned/, tuned/, stage.json}
+    RUN/recipe.yaml  original/stage.json
+    RUN/NN-axis-amount[-aK]/{scores.safetensors, plan.json, pruned/, tuned/, stage.json}
     RUN/final/  summary.json  report.md  report.html  figures/
 
 A stage is history once its stage.json is there, and is never made again. Everything before that is made by
@@ -46,7 +47,7 @@ class RunFolder:
             source: The untouched model's folder.
 
         Raises:
-            RecipeChanged: bytes already made would differ. NotWritable: no write permission, or another process is on it.
+            RecipeChanged: bytes already made would differ. NotWritable: no permission, or another process is on it.
         """
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -55,8 +56,11 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise NotWritable("another prunetune process is working in this run folder", value=str(path),
-                                  fix="wait for it, or choose another --out") from None  # fmt: skip
+                raise NotWritable(
+                    "another prunetune process is working in this run folder",
+                    value=str(path),
+                    fix="wait for it, or choose another --out",
+                ) from None
             run = RunFolder(path, source)
             run.adopt(recipe)
             yield run
@@ -90,9 +94,7 @@ class RunFolder:
     @property
     def history(self) -> list[Done]:
         """The same for the schedule."""
-        return [
-            Done(Step(**s["step"]), s["depth"], s["width"], s["verdict"]["accepted"]) for s in self.stages
-        ]
+        return [Done(Step(**s["step"]), s["depth"], s["width"], s["verdict"]["accepted"]) for s in self.stages]
 
     @property
     def original(self) -> Record:

@@ -147,7 +147,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Folder of the round: `03-neurons-64`, `04-layers-1`, `02-both-64+1`, `01-neurons-sigma`; `-a2`: 2nd attempt."""
+        """Folder of the round: `03-neurons-64`, `04-layers-1`, `02-both-64+1`, `01-neurons-sigma`; `-a2`: again."""
         parts = [("sigma" if n is None else str(n)) for n in (self.neurons, self.layers) if n != 0]
         return f"{self.index:02d}-{self.axis}-{'+'.join(parts)}" + (f"-a{self.attempt}" if self.attempt > 1 else "")
 
@@ -183,12 +183,17 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
         depth, width = prune.target.depth or sizes.depth - (lost or 0), prune.target.width or sizes.width
         if depth > sizes.depth or width > sizes.width:
             raise OutOfReach(
-                "the target is larger than the model", value=f"width {width}, depth {depth}",
+                "the target is larger than the model",
+                value=f"width {width}, depth {depth}",
                 valid=f"width up to {sizes.width}, depth up to {sizes.depth}",
-            )  # fmt: skip
+            )
         if width % align and width != sizes.width:
-            raise OutOfReach("the target's width is not a multiple of align", value=width,
-                             valid=f"multiples of {align}", fix="change prune.target.width or prune.align")  # fmt: skip
+            raise OutOfReach(
+                "the target's width is not a multiple of align",
+                value=width,
+                valid=f"multiples of {align}",
+                fix="change prune.target.width or prune.align",
+            )
         return depth, width
     wanted = _wanted_params(prune.target, sizes)
     least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
@@ -218,12 +223,16 @@ def _wanted_params(target: float | int, sizes: Sizes) -> int:
         return math.floor(target * sizes.original)
     if target >= sizes.original:
         raise OutOfReach(
-            "the target is no smaller than the model", value=target,
+            "the target is no smaller than the model",
+            value=target,
             valid=f"a share below 1, or a parameter count below {sizes.original:,}",
-        )  # fmt: skip
+        )
     if target <= 1 or target != int(target):
-        raise OutOfReach("this target means nothing", value=target,
-                         valid=f"a share between 0 and 1, or a parameter count below {sizes.original:,}")  # fmt: skip
+        raise OutOfReach(
+            "this target means nothing",
+            value=target,
+            valid=f"a share between 0 and 1, or a parameter count below {sizes.original:,}",
+        )
     return int(target)
 
 
@@ -243,9 +252,11 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
     neurons_left, layers_left = width - final_width, depth - final_depth
     if neurons_left < 0 or layers_left < 0:
         raise OutOfReach(
-            "this run is already smaller than the target", value=f"width {width}, depth {depth}",
-            valid=f"a target of at most width {width} and depth {depth}", fix="choose a deeper target, or a new --out",
-        )  # fmt: skip
+            "this run is already smaller than the target",
+            value=f"width {width}, depth {depth}",
+            valid=f"a target of at most width {width} and depth {depth}",
+            fix="choose a deeper target, or a new --out",
+        )
     if not neurons_left and not layers_left:
         return None
     if prune.order == "together":
@@ -278,7 +289,7 @@ def _axis(order: Order, accepted: Sequence[Done], neurons_left: int, layers_left
 def _neurons_a_round(prune: PruneConfig, sizes: Sizes, depth: int, width: int, final: int) -> int:
     """Neurons a layer loses in a round; the width left is rounded up to `align`, but always falls.
 
-    A count is taken as it is, the rest goes last. A share is a largest step (15 % more is let pass): the rounds it takes
+    A count is taken as it is, the rest goes last. A share is a largest step (15 % more passes): the rounds it takes
     are made equal, so that no round is left with a sliver and an equal part of the recovery budget.
     """
     align = align_of(prune, sizes)
@@ -299,9 +310,7 @@ def _layers_a_round(prune: PruneConfig, sizes: Sizes, width: int) -> int:
     return max(1, int(prune.step * sizes.original / (sizes.layer + width * sizes.neuron) + 1e-9))
 
 
-def _together(
-    prune: PruneConfig, sizes: Sizes, index: int, now: tuple[int, int], final: tuple[int, int]
-) -> Step:
+def _together(prune: PruneConfig, sizes: Sizes, index: int, now: tuple[int, int], final: tuple[int, int]) -> Step:
     """Neurons and layers in every round, both spread evenly over the rounds that are left."""
     if isinstance(prune.step, NeuronStep):
         rounds = max(-(-(now[1] - final[1]) // prune.step.neurons), -(-(now[0] - final[0]) // prune.step.layers))
@@ -347,7 +356,7 @@ def check_protection(ahead: Sequence[Ahead], width: int, share: float) -> None:
         removable = width - math.ceil(share * width)
         if (a.step.neurons or 0) > removable:
             raise OutOfReach(
-                f"protection keeps {share:.0%} of the neurons of each layer, so round {a.step.index} cannot remove what it should",
+                f"protection keeps {share:.0%} of each layer's neurons, and round {a.step.index} would remove more",
                 value=f"{a.step.neurons} of {width} neurons a layer",
                 valid=f"at most {removable} neurons a layer in that round",
                 fix="smaller steps (prune.step), a smaller protect.share, or a larger target",
@@ -360,7 +369,7 @@ def once(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     depth, width = final_shape(prune, sizes)
     target = FinalShape(width=width, depth=depth)
     if isinstance(prune.layers, list):  # which layers go stays decided; their number then gives the depth
-        target = FinalShape(width=width)
+        target = FinalShape(width=width, depth=None)
     layers = prune.layers if isinstance(prune.layers, list) else "auto"
     changes = {"target": target, "step": 1.0, "order": "together", "max_rounds": None, "layers": layers}
     return prune.model_copy(update=changes)

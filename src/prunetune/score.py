@@ -250,8 +250,8 @@ class _Walk:
             p.requires_grad_(False)
         try:
             with torch.enable_grad():
-                embeds = self.model.get_input_embeddings()(batch["input_ids"]).requires_grad_()
-                # An embedding may scale its output (Gemma): transformers does that inside the embedding module or the model.
+                embed = self.model.get_input_embeddings()
+                embeds = embed(batch["input_ids"]).requires_grad_()
                 out = self.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
                 labels = batch["input_ids"][:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
                 logits = out.logits[:, :-1].float()
@@ -270,13 +270,12 @@ class _Walk:
 
 def neurons_of(layer: nn.Module, family: Family) -> Neurons:
     """The weight vectors of a decoder layer's neurons (the halves apart where gate and up are fused)."""
-    weight = {cut.suffix: cut for cut in family.cuts}
-    down = layer.get_submodule(family.down).weight
-    if "mlp.gate_up_proj.weight" in weight:
-        gate, up = layer.get_submodule("mlp.gate_up_proj").weight.chunk(2, dim=0)
+    down = layer.get_parameter(f"{family.down}.weight")
+    if any(cut.copies == 2 for cut in family.cuts):
+        gate, up = layer.get_parameter("mlp.gate_up_proj.weight").chunk(2, dim=0)
     else:
-        gate, up = layer.get_submodule("mlp.gate_proj").weight, layer.get_submodule("mlp.up_proj").weight
-    return Neurons(gate, up, down)  # type: ignore[arg-type]  # nn.Module attributes are typed as Tensor | Module
+        gate, up = layer.get_parameter("mlp.gate_proj.weight"), layer.get_parameter("mlp.up_proj.weight")
+    return Neurons(gate, up, down)
 
 
 def _plain(x: Tensor) -> torch.autocast:

@@ -77,7 +77,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as e:
-        raise NotWritable("this place cannot be written", value=e.filename or str(path), fix="choose another --out") from e
+        raise NotWritable(
+            "this place cannot be written", value=e.filename or str(path), fix="choose another --out"
+        ) from e
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NotWritable("no space left on the disk", value=str(path), fix="free space, then run again") from e
@@ -295,7 +297,8 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
             value=str(folder),
             fix="a shard is truncated or missing: copy or download the model again",
         ) from e
-    return model.to(device).eval()
+    moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper loses the signature
+    return moved.eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

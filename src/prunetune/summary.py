@@ -71,12 +71,15 @@ def accuracy(original: Record, final: Record) -> dict[str, Any]:
     after = {e["task"]: e for e in final["evals"]}
     return {
         e["task"]: {
-            "original": e["value"], "final": after[e["task"]]["value"],
-            "original_stderr": e["stderr"], "final_stderr": after[e["task"]]["stderr"],
+            "original": e["value"],
+            "final": after[e["task"]]["value"],
+            "original_stderr": e["stderr"],
+            "final_stderr": after[e["task"]]["stderr"],
             "n": min(e["n"], after[e["task"]]["n"]),
         }
-        for e in original["evals"] if e["task"] in after
-    }  # fmt: skip
+        for e in original["evals"]
+        if e["task"] in after
+    }
 
 
 def _flops_ratio(original: Record, final: Record) -> dict[str, float]:
@@ -138,8 +141,15 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[p] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu, **versions}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        **versions,
+    }
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from prunetune.errors import PrunetuneError
 from prunetune.store import write_json
 from prunetune.tune.job import TuneJob, result_path, run_job
+from prunetune.tune.launch import MARK
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         if first:
             write_json(result_path(job), result.to_json())
     except PrunetuneError as e:
-        print(e, file=sys.stderr)
+        print(f"{MARK}{e}", file=sys.stderr)
         return 2
     return 0
 

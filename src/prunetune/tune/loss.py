@@ -106,7 +106,7 @@ class _Chunked(torch.autograd.Function):
     """A term and both its gradients in one pass over chunks."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917  # a Function takes no keywords
+    def forward(  # a Function takes no keywords
         ctx: Any, hidden: Tensor, weight: Tensor, term: Term, softcap: float | None, compute: torch.dtype, chunk: int
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]

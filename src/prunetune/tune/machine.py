@@ -24,7 +24,16 @@ def pick_device(name: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name):
         raise TuneError("this device is not there", value=name, valid=[n for n, ok in there.items() if ok])
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
     return torch.device(name)
+
+
+def is_sharded() -> bool:
+    """Whether weights are spread over devices (FSDP, ZeRO-3), so that the head cannot be read from outside."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:

@@ -13,12 +13,12 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.prompt import prompt_ids, prompt_text
 from prunetune.tasks import TaskConfig, build_task
 from prunetune.tune.arguments import arguments, world_size
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.grpo import Grpo
 from prunetune.tune.machine import compute_type, pick_memory_plan
+from prunetune.tune.prompts import make_prompts
 from prunetune.tune.reward import Reward, reward_of
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.trainer import log_entry, share_of_device, utilisation, whole_state
@@ -37,11 +37,11 @@ def train_policy(stage: Stage, method: Grpo) -> Trained:
     if job.task is None:
         raise TuneError("grpo needs a task, whose verifier gives the reward", fix="name a task: demo, gsm8k, ...")
     task = build_task(job.task if job.task.n else TaskConfig(**{**job.task.model_dump(), "n": 1}))
-    prompts, left_out = _prompts(stage, method)
+    prompts, left_out = make_prompts(stage, method.max_length)
     reward = reward_of(task, stage.examples, method)
     batch = min(method.batch_size, len(prompts))
     steps = len(prompts) // batch
-    longest = max(len(p["ids"]) for p in prompts) + (method.max_new_tokens or task.max_new_tokens)
+    longest = max(len(p.ids) for p in prompts) + (method.max_new_tokens or task.max_new_tokens)
     compute = compute_type(method.precision, stage.device)
     share = share_of_device(batch * method.group, world)
     micro, checkpointing = pick_memory_plan(
@@ -57,7 +57,7 @@ def train_policy(stage: Stage, method: Grpo) -> Trained:
     checkpoint, before = newest_checkpoint(job.work, key)
     guard = Guard(job.work, float("inf"))
     stage.model.config._name_or_path = str(job.model)  # where TRL looks the reference up
-    columns = {"prompt": [p["text"] for p in prompts], "index": [p["index"] for p in prompts]}
+    columns = {"prompt": [p.text for p in prompts], "index": [p.index for p in prompts]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's and transformers' words to each other
         trainer = GRPOTrainer(
@@ -72,7 +72,7 @@ def train_policy(stage: Stage, method: Grpo) -> Trained:
                 steps=steps,
                 checkpointing=checkpointing,
                 num_generations=method.group,
-                max_completion_length=longest - max(len(p["ids"]) for p in prompts),
+                max_completion_length=longest - max(len(p.ids) for p in prompts),
                 temperature=method.temperature,
                 top_p=method.top_p,
                 beta=method.beta,
@@ -125,35 +125,6 @@ class Budget(TrainerCallback):
         """Look at TRL's own count."""
         if self.tokens is not None and (logs or {}).get("num_tokens", 0) >= self.tokens:
             control.should_training_stop = True
-
-
-def _prompts(stage: Stage, method: Grpo) -> tuple[list[dict[str, Any]], int]:
-    """The prompts that are not too long, as text that TRL tokenises to exactly `prompt_ids`; how many were too long."""
-    fmt, tokenizer = stage.job.fmt, stage.tokenizer
-    out: list[dict[str, Any]] = []
-    for index, example in enumerate(stage.examples):
-        if not example.question:
-            continue
-        text, ids = prompt_text(tokenizer, example.question, fmt), prompt_ids(tokenizer, example.question, fmt)
-        if len(ids) <= method.max_length:
-            out.append({"text": text, "ids": ids, "index": index})
-    if not out:
-        raise TuneError(
-            "there is no prompt to train on",
-            value=f"{len(stage.examples)} examples, max_length {method.max_length}",
-            fix="give questions with answers, or raise max_length",
-        )
-    bos = tokenizer.bos_token or ""
-    for entry in out:
-        if tokenizer(entry["text"])["input_ids"] != entry["ids"] and bos and entry["text"].startswith(bos):
-            entry["text"] = entry["text"].removeprefix(bos)  # a chat template's own BOS; the tokenizer adds it again
-    wrong = next((e for e in out if tokenizer(e["text"])["input_ids"] != e["ids"]), None)
-    if wrong is not None:
-        raise TuneError(
-            "this tokenizer adds tokens to a prompt that evaluation does not see", value=wrong["text"][:200],
-            fix="use template: plain",
-        )  # fmt: skip
-    return out, len(stage.examples) - len(out)
 
 
 def _rollouts(method: Grpo) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from prunetune.data import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
 from prunetune.store import TOKENIZER_FILES, copy_files, disk_errors, load_config, load_model, load_tokenizer
 from prunetune.tune.base import Lora
-from prunetune.tune.machine import kept_memory, peak_bytes, pick_device, reset_peak
+from prunetune.tune.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
 
 if TYPE_CHECKING:
     from prunetune.tune.job import Progress, TuneJob, TuneResult
@@ -74,20 +74,22 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
 
     load_config(job.model)
     dtypes = tensor_types(job.model)
-    examples = take(load_stream(job.sources, job.data_seed), job)
-    if not examples:
+    own = take(load_stream(job.sources, job.data_seed), job)
+    if not own:
         raise TuneError(
             "there is no data to train on",
             value=f"samples [{job.start}, {job.end}) of {len(job.sources)} sources",
             fix="give a larger data set, or a budget (samples, tokens) above zero",
         )
+    examples = with_replay(own, job)
     with disk_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
     device = pick_device(job.device)
     with own_randomness(), kept_memory(), disk_errors(job.work):
         reset_peak(device)
         seed = job.seed if job.method.seed is None else job.method.seed
-        model = load_model(job.model, dtype=torch.float32, device=str(device))
+        # Weights that are to be spread over devices are read on the host; the trainer spreads them.
+        model = load_model(job.model, dtype=torch.float32, device="cpu" if is_sharded() else str(device))
         stage = Stage(
             job=job,
             model=adapted(model, job.method.lora, seed),
@@ -103,7 +105,7 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
             write_model(merged(stage.model), job.model, job.out, dtypes, trained.state)
     return TuneResult(
         method=job.method.type,
-        samples=trained.samples,
+        samples=_own_among(trained.samples, len(own), len(examples)),
         tokens=trained.tokens,
         seconds=trained.seconds,
         steps=trained.steps,
@@ -122,6 +124,28 @@ def take(stream: Stream, job: TuneJob) -> list[Example]:
     if job.end is None and job.method.samples is not None:
         end = min(end, job.start + job.method.samples)
     return stream.take(min(job.start, end), end)
+
+
+def with_replay(own: list[Example], job: TuneJob) -> list[Example]:
+    """The step's own examples with general text spread evenly among them; no text is replayed twice in a run."""
+    replay = job.method.replay
+    if replay is None:
+        return own
+    ratio = replay.share / (1 - replay.share)
+    first = round(job.start * ratio)
+    count = max(1, round(len(own) * ratio))
+    general = load_stream(replay.sources, job.data_seed).take(first, first + count)
+    whole = len(own) + count
+    mixed: list[Example] = []
+    for i in range(whole):
+        take_own = _own_among(i + 1, len(own), whole) > _own_among(i, len(own), whole)
+        mixed.append(own[_own_among(i, len(own), whole)] if take_own else general[i - _own_among(i, len(own), whole)])
+    return mixed
+
+
+def _own_among(used: int, own: int, whole: int) -> int:
+    """How many of the first `used` examples of a mixed list are the step's own."""
+    return -(-used * own // whole)
 
 
 def adapted(model: PreTrainedModel, lora: Lora | None, seed: int) -> Any:

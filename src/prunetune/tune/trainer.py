@@ -24,7 +24,7 @@ from prunetune.tune.base import Method
 from prunetune.tune.batches import Row, Rows, collate, filled, make_rows, ordered, packed
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.loss import Term, chunked, counted, cross_entropy, on_logits
-from prunetune.tune.machine import compute_type, pick_memory_plan, product_flops, train_flops
+from prunetune.tune.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
 from prunetune.tune.stage import Stage, Trained
 
 Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
@@ -182,13 +182,6 @@ def share_of_device(batch_size: int, world: int) -> int:
     if batch_size % world:
         raise TuneError("batch_size must be a multiple of the number of devices", value=batch_size, valid=str(world))
     return batch_size // world
-
-
-def is_sharded() -> bool:
-    """Whether weights are spread over devices (FSDP, ZeRO-3), so that the head cannot be read from outside."""
-    import os
-
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:

@@ -1,0 +1,143 @@
+"""What the command line says of a model or a run: size, cost and steps before, original against compacted after.
+
+Every function gives the same facts twice: as plain values for machines, and as text for people.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunetune.recipe import Recipe
+
+
+def number(target: float) -> float | int:
+    """A target from the command line: above 1 and whole, it is a count of parameters."""
+    return int(target) if target > 1 and target == int(target) else target
+
+
+def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The steps with predicted size and FLOPs, before anything runs."""
+    from prunetune.cost import cost_of
+    from prunetune.schedule import Sizes, check_protection, plan_ahead
+    from prunetune.store import load_config, resolve_model
+
+    config = load_config(resolve_model(recipe.model))
+    sizes = Sizes.of(config)
+    ahead = plan_ahead(recipe.prune, sizes)
+    if recipe.protect:
+        check_protection(ahead, sizes.width, recipe.protect.share)
+    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
+    rows: list[dict[str, Any]] = []
+    for name, depth, width in shapes:
+        cost = cost_of(config, depth=depth, width=width)
+        rows.append(
+            {
+                "step": name,
+                "depth": depth,
+                "width": width,
+                "params": cost.params,
+                "params_ratio": cost.params / sizes.original,
+                "weight_bytes": cost.weight_bytes,
+                "flops_prefill_512": cost.flops(512, 1).prefill,
+                "flops_512_256": cost.flops(512, 256).total,
+            }
+        )
+    if recipe.prune.by_threshold:
+        text = f"steps: unknown, at most {recipe.prune.max_rounds} rounds (thresholds decide)"
+        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": recipe.prune.max_rounds}, text
+    lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
+    lines += [
+        f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
+        f"{r['flops_512_256'] / 1e9:>20,.1f}"
+        for r in rows
+    ]
+    return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines) + "\n(a question: 512 prompt tokens, 256 generated)"
+
+
+def description(
+    folder: Path, *, target: float | None, step: float, gpu: str, tokens: int
+) -> tuple[dict[str, Any], str]:
+    """Shape and cost of a model from its config alone, and what a target would take."""
+    from prunetune.cost import cost_of, gpu_of
+    from prunetune.family import family_of
+    from prunetune.human import count, flops, size
+    from prunetune.schedule import PruneConfig, Sizes, plan_ahead
+    from prunetune.store import load_config
+
+    config = load_config(folder)
+    family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
+    memory_gib, _ = gpu_of(gpu)
+    value: dict[str, Any] = {
+        "family": family.model_type,
+        "depth": sizes.depth,
+        "width": sizes.width,
+        "hidden": sizes.hidden,
+        **cost.to_json(),
+        "flops": vars(cost.flops(512, 256)),
+        "gpu": gpu,
+        "gpu_bytes": memory_gib * 2**30,
+        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)),
+        "train_hours": cost.train_hours(tokens, gpu),
+        "train_tokens": tokens,
+    }
+    lines = [
+        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
+        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
+        f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
+        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
+        f"neurons hold      {sizes.depth * sizes.width * sizes.neuron / sizes.original:.0%} of the parameters",
+        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
+        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
+    ]
+    if target is not None:
+        ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
+        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
+        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
+        lines += [
+            f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}"
+            f"{a.params / sizes.original:>8.1%}"
+            for a in ahead
+        ]
+    return value, "\n".join(lines)
+
+
+def config_folder(model: str) -> Path:
+    """A folder with config.json; weights need not be there (a hub model's config alone is fetched)."""
+    from prunetune.store import resolve_model
+
+    path = Path(model).expanduser()
+    if path.is_file() and path.name.endswith(".json"):
+        return path.parent
+    if (path / "config.json").is_file():
+        return path
+    if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
+        from prunetune.store import hub_config
+
+        return hub_config(model)
+    return resolve_model(model)
+
+
+def closing(summary: dict[str, Any], out: Path) -> str:
+    """Original, compacted and control side by side, and where things are."""
+    from prunetune.human import accuracy, count
+
+    original, final, control = summary["original"], summary["final"], summary["control"]
+    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
+    full = original["cost"]["params"]
+
+    def line(name: str, params: float, values: list[tuple[float, float]]) -> str:
+        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{accuracy(*v):>22}" for v in values)
+
+    tasks = summary["accuracy"].values()
+    lines.append(line("original", full, [(a["original"], a["original_stderr"]) for a in tasks]))
+    lines.append(line("compacted", final["cost"]["params"], [(a["final"], a["final_stderr"]) for a in tasks]))
+    if control:
+        theirs = [(a["final"], a["final_stderr"]) for a in control["accuracy"].values()]
+        lines.append(line("pruned once", control["params_ratio"] * full, theirs))
+        lines.append(
+            f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once"
+        )
+    lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""A recovery job as a process of its own under `accelerate launch`: several GPUs or machines, or two CPU processes.
+
+    run_launched(job, "ddp --num_processes 4")            # a shipped config, with further arguments
+    run_launched(job, "--cpu --num_processes 2")          # plain arguments of accelerate launch
+    run_launched(job, "--config_file my.yaml")
+
+The caller holds no model meanwhile. Nothing but JSON passes between the two: the job in, the result out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
+from prunetune.tune.job import Progress, TuneJob, TuneResult, read_result, result_path
+
+CONFIGS = Path(__file__).parents[1] / "launchers"
+SHIPPED = ("ddp", "fsdp2", "zero2", "zero3")
+
+
+def launcher_arguments(launcher: str) -> list[str]:
+    """Arguments of `accelerate launch` for a recipe's `launcher`; a leading name stands for its shipped config.
+
+    Raises:
+        UnknownName: The first word is neither an option nor a shipped config.
+        MissingPath: A config file that is not there.
+    """
+    try:
+        words = shlex.split(launcher)
+    except ValueError as e:
+        raise RecipeError(f"this launcher cannot be read ({e})", value=launcher) from None
+    if words and not words[0].startswith("-"):
+        if words[0] not in SHIPPED:
+            raise UnknownName("launcher", words[0], SHIPPED)
+        words = ["--config_file", str(CONFIGS / f"{words[0]}.yaml"), *words[1:]]
+    if "--config_file" in words:
+        file = Path(words[min(words.index("--config_file") + 1, len(words) - 1)]).expanduser()
+        if not file.is_file():
+            raise MissingPath("no such accelerate config", value=str(file), fix="check `launcher`")
+    return words
+
+
+def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) -> TuneResult:
+    """Run a job as a child of `accelerate launch` and wait for it.
+
+    Raises:
+        TuneError: The child failed; its whole output is in `launch.log` of the job's work folder.
+    """
+    arguments = launcher_arguments(launcher)
+    job.work.mkdir(parents=True, exist_ok=True)
+    file, log = job.work / "job.json", job.work / "launch.log"
+    job.write(file)
+    result_path(job).unlink(missing_ok=True)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "prunetune.tune", str(file)
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as child,
+    ):
+        try:
+            for line in child.stdout or ():
+                word, *numbers = line.split()
+                if word == "step" and len(numbers) == 2 and progress is not None:
+                    progress(int(numbers[0]), int(numbers[1]))
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode or not result_path(job).is_file():
+        raise TuneError(
+            f"the launched stage failed with status {child.returncode}: {_last_words(log)}",
+            value=" ".join(command),
+            fix=f"see {log}; the stage goes on from its last checkpoint when it is run again",
+        )
+    return read_result(result_path(job))
+
+
+def _last_words(log: Path) -> str:
+    """Our own message if the child wrote one, else the last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    marked = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    return (marked or lines or ["no output"])[-1 if not marked else 0]
+
+
+MARK = "prunetune: "
+"""How a child begins its message about a user's error."""

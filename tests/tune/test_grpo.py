@@ -1,0 +1,144 @@
+"""GRPO as a stage: the reward is the task's verifier, the reference is this step's input, and what it reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_job import make_job, place, same
+
+from prunetune.data import Example, FileData
+from prunetune.errors import TaskError, TuneError
+from prunetune.tasks import Problem, Task, TaskConfig, Verdict
+from prunetune.tune import Grpo, Replay
+from prunetune.tune.job import run_job
+from prunetune.tune.policy import tensors_sha
+from prunetune.tune.reward import Reward, form_of, reward_of
+from tiny import tiny_model, tiny_tokenizer
+
+__all__ = ["place"]
+SMALL: dict[str, Any] = {
+    "learning_rate": 1e-2, "batch_size": 4, "group": 4, "max_new_tokens": 4, "precision": "fp32", "micro_batch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(place: Path) -> Path:
+    """Questions whose right answer is any text with a 7 in it: easy to find, and to learn."""
+    path = place / "sevens.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}?", "answer": "7"}) + "\n" for i in range(100, 148)))
+    verifier = place / "seven.py"
+    verifier.write_text(
+        "def seven(output, reference):\n    return '7' in output\n"
+        "def broken(output, reference):\n    raise ValueError('no such thing')\n"
+        "def never(output, reference):\n    return len(output) == 1 and output == reference and output == '7'\n"
+    )
+    return path
+
+
+def grpo_job(place: Path, rows: Path, out: Path, verifier: str = "seven", **values: Any) -> Any:
+    task = TaskConfig(
+        name="sevens", path=str(rows), verifier=f"{place / 'seven.py'}:{verifier}", allow_custom_code=True
+    )
+    return make_job(
+        place, out, Grpo(**{**SMALL, **values}), sources=(FileData(path=str(rows)),), task=task,
+    )  # fmt: skip
+
+
+def test_reward_rises_and_everything_is_logged(place: Path, rows: Path, tmp_path: Path) -> None:
+    job = grpo_job(place, rows, tmp_path / "out", beta=0.001)
+    result = run_job(job)
+    assert (result.steps, result.samples, result.method) == (12, 48, "grpo")
+    rewards = [e["reward"] for e in result.log]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
+    assert result.log[0]["kl"] == pytest.approx(0, abs=1e-5) and result.log[-1]["kl"] > 0
+    assert {"accuracy", "completion_tokens", "clipped", "lr", "loss", "grad_norm", "no_signal"} <= result.log[0].keys()
+    assert result.tokens > 0 and "of 48 prompts" in result.notes[0]
+    assert (job.out / "config.json").read_bytes() == (job.model / "config.json").read_bytes()
+    assert not same(job.model, job.out)
+
+
+def test_resumes_at_a_boundary(place: Path, rows: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    often = grpo_job(place, rows, tmp_path / "out", checkpoint_minutes=1e-9, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(often, stop)
+    assert list(often.work.glob("checkpoint-*/whole.json"))
+    seen: list[int] = []
+    result = run_job(often, lambda done, total: seen.append(done))
+    assert seen[0] == 3
+    straight = run_job(grpo_job(place, rows, tmp_path / "straight", batch_size=8))
+    assert same(tmp_path / "straight", often.out)
+    assert [e["reward"] for e in result.log] == [e["reward"] for e in straight.log]
+
+
+def test_a_token_budget_ends_it(place: Path, rows: Path, tmp_path: Path) -> None:
+    job = grpo_job(place, rows, tmp_path / "out", tokens=500)
+    result = run_job(job)
+    assert 500 <= result.tokens < 1000 and result.samples == 4 * result.steps < 48
+
+
+def test_never_solved_is_not_called_recovered(place: Path, rows: Path, tmp_path: Path) -> None:
+    result = run_job(grpo_job(place, rows, tmp_path / "out", "never", max_new_tokens=2, end=8))
+    assert "never solved a single prompt" in result.notes[1]
+
+
+def test_errors_leave_one_message(place: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(TuneError, match="raised ValueError: no such thing"):
+        run_job(grpo_job(place, rows, tmp_path / "a", "broken"))
+    with pytest.raises(TuneError, match="no prompt"):
+        run_job(grpo_job(place, rows, tmp_path / "a", max_length=2))
+    with pytest.raises(TuneError, match="needs a task"):
+        run_job(make_job(place, tmp_path / "a", Grpo(**SMALL)))
+    with pytest.raises(TaskError):
+        run_job(make_job(place, tmp_path / "a", Grpo(**SMALL), task=TaskConfig(name="x", path=str(rows))))
+    with pytest.raises(ValueError, match="does not divide"):
+        Grpo(batch_size=4, group=8, micro_batch_size=5)
+    with pytest.raises(ValueError, match="no replay"):
+        Grpo(replay=Replay(sources=(FileData(path="x"),)))
+
+
+def _task(stop: tuple[str, ...] = ()) -> Task:
+    def verify(problem: Problem, output: str) -> Verdict:
+        found = output.rpartition("####")[2].strip() or None
+        return Verdict(found == problem.reference.rpartition("####")[2].strip(), found, "")
+
+    return Task("t", "1", (), verify, stop, 8)
+
+
+def test_reward_is_nine_tenths_accuracy_and_one_tenth_form() -> None:
+    examples = [Example("q", "so #### 4", "t"), Example("r", "so #### 5", "t")]
+    reward = reward_of(_task(("Question:",)), examples, Grpo())
+    assert reward.form == "hashes"
+    texts = ["#### 4", "x", "#### 5", "#### 5 Question: #### 9"]
+    assert reward.rewards(texts, index=[0, 0, 0, 1]) == pytest.approx([1.0, 0.0, 0.1, 1.0])
+    assert reward.solved == {0: (1, 3), 1: (1, 1)}
+    heavy = Reward(_task(), examples, Grpo(accuracy_weight=2.0, format_weight=0.5), "boxed")
+    assert heavy.rewards(["#### 4", r"\boxed{4} #### 4"], index=[0, 0]) == [2.0, 2.5]
+    with pytest.raises(TuneError, match="accepts none of the data's own answers"):
+        reward_of(_task(), [Example("q", "", "t")], Grpo())
+
+
+@pytest.mark.parametrize(
+    ("answers", "form"),
+    [
+        (["a #### 1", "b #### 2"], "hashes"),
+        ([r"thus \boxed{3}", "x"], None),
+        ([r"thus \boxed{\frac{1}{2}}"], "boxed"),
+        (["<think>hm</think> 4"], "think"),
+        (["4"], None),
+        ([], None),
+    ],
+)
+def test_form_of_the_datas_own_answers(answers: list[str], form: str | None) -> None:
+    assert form_of(answers) == form
+
+
+def test_hash_tells_models_apart() -> None:
+    assert tensors_sha(tiny_model()) == tensors_sha(tiny_model()) != tensors_sha(tiny_model(seed=1))
+    assert tiny_tokenizer().vocab_size == 104
