@@ -84,7 +84,7 @@ def test_a_token_budget_ends_it(place: Path, rows: Path, tmp_path: Path) -> None
 
 
 def test_never_solved_is_not_called_recovered(place: Path, rows: Path, tmp_path: Path) -> None:
-    result = run_job(grpo_job(place, rows, tmp_path / "out", "never", max_new_tokens=2, end=8))
+    result = run_job(grpo_job(place, rows, tmp_path / "out", "never", max_new_tokens=2, samples=8))
     assert "never solved a single prompt" in result.notes[1]
 
 

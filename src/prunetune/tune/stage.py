@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,7 +163,9 @@ def adapted(model: PreTrainedModel, lora: Lora | None, seed: int) -> Any:
         target_modules=list(lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers has renamed
+        return get_peft_model(model, config)
 
 
 def merged(model: Any) -> PreTrainedModel:
