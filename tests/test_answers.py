@@ -47,3 +47,10 @@ def test_questions_that_only_share_an_id_are_not_paired() -> None:
     found = side_by_side("t", first, second)
     assert found is not None
     assert found.counts == Paired(both=0, lost=1, gained=0, neither=0)
+
+
+def test_ids_without_numbers_are_ordered_as_text() -> None:
+    both = _samples({"b6033771ba1e": True, "a62cde4adac2": True})
+    found = side_by_side("t", both, both)
+    assert found is not None
+    assert found.examples["both right"][0].id == "a62cde4adac2"

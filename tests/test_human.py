@@ -27,6 +27,7 @@ from prunetune import human
         (human.p_value, 0.0923, "p = 0.092"),
         (human.points, -0.0541, "−5.4"),
         (human.points, 0.017, "+1.7"),
+        (human.points, -0.0001, "0.0"),
     ],
 )
 def test_numbers_as_people_read_them(function, value, text) -> None:

@@ -70,10 +70,10 @@ class SideBySide:
 CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True)}
 
 
-def _by_id(name: str) -> tuple[int, str]:
-    """Order ids by their last number if they have one, else as text."""
-    digits = "".join(c if c.isdigit() else " " for c in name).split()
-    return (int(digits[-1]) if digits else 0, name)
+def _by_id(name: str) -> tuple[str, int]:
+    """Order ids as text, but for a number at the end: q-9 comes before q-10."""
+    prefix = name.rstrip("0123456789")
+    return prefix, int(name[len(prefix) :] or 0)
 
 
 def side_by_side(task: str, first: dict[str, Sample], second: dict[str, Sample]) -> SideBySide | None:

@@ -83,4 +83,5 @@ def p_value(p: float) -> str:
 
 def points(share: float) -> str:
     """A difference of shares in points with its sign: −5.4, +1.7."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text

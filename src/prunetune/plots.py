@@ -219,7 +219,7 @@ def saw(run: RunRecord) -> Plot | None:
         axes.margins(y=0.18)
         return figure
 
-    caption = "Loss on held-out sequences: up when a round prunes, down when it tunes."
+    caption = "Loss on held-out sequences: dashed is what a round's pruning did to it, solid what its tuning did."
     return plot("held-out-loss", "Prune, tune, repeat", caption, draw)
 
 

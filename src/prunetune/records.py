@@ -16,7 +16,7 @@ from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.plan import PrunePlan
 from prunetune.store import read_json
 
-ACTIONS = ("score", "plan", "apply", "tune", "evaluate")
+ACTIONS = ("score", "plan", "compensate", "apply", "tune", "evaluate")
 
 
 class _Record(BaseModel):

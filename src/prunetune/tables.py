@@ -86,7 +86,10 @@ def leaks(run: RunRecord) -> tuple[Table, str]:
             table,
             f"Warning: the recovery data hold questions of {', '.join(worst)}; read those accuracies with care.",
         )
-    return table, "No evaluation question occurs in the recovery data, exactly or normalised."
+    return table, (
+        "No evaluation question occurs in the recovery data, exactly or normalised. "
+        "Questions that are the same but for their numbers are other problems of the same kind."
+    )
 
 
 def truncation(run: RunRecord) -> str:
@@ -121,7 +124,7 @@ def _seconds(stage: StageRecord, action: str) -> str:
 
 
 def _loss(value: float | None) -> str:
-    return human.DASH if value is None else f"{value:.3f}"
+    return human.DASH if value is None else f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"
 
 
 def _verdict(stage: StageRecord) -> str:
