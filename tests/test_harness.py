@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from prunetune import harness_data
 from prunetune.errors import DataError, MissingExtra, MissingPath, TaskError, UnknownName
 from prunetune.harness import evaluate_with_harness
 from prunetune.samples import read_samples
-from tiny import tiny_folder
+from prunetune.sandbox import why_not
+from tiny import tiny_model, tiny_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
+needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 SUBJECTS = {
     "algebra": "algebra",
@@ -31,7 +34,14 @@ SUBJECTS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=4096)
+    """A model that ends its answers after some forty tokens, so that the tests are quick."""
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_model("llama", max_position_embeddings=4096, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 5
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +151,7 @@ def mbpp_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@needs_sandbox
 def test_mbpp_runs_in_the_sandbox_with_lm_evals_prompt(model: Path, mbpp_file: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": {"mbpp": str(mbpp_file.parent)}, "limit": 1, "out": tmp_path}
     with pytest.raises(TaskError, match="only if you allow it"):
@@ -158,6 +169,7 @@ def test_mbpp_runs_in_the_sandbox_with_lm_evals_prompt(model: Path, mbpp_file: P
     assert sample["prompt"].endswith("assert f11(2) == 2\n[BEGIN]\n") and sample["prompt"].count(start) == 4
 
 
+@needs_sandbox
 def test_mbpps_scorer() -> None:
     doc = {"test_list": ["assert f(1) == 2"], "test_setup_code": ""}
     assert harness_data.mbpp_results(doc, ["def f(x): return x + 1"]) == {"pass_at_1": 1.0}

@@ -11,8 +11,10 @@ import pytest
 from prunetune import mbpp
 from prunetune.errors import DataError, MissingPath, TaskError
 from prunetune.prompt import PromptFormat
-from prunetune.sandbox import Limits
+from prunetune.sandbox import Limits, why_not
 from prunetune.tasks import TaskConfig, build_task
+
+needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 DATA = Path(os.environ.get("PRUNETUNE_DATA", "/work/shared/data")) / "mbpp"
 
@@ -66,6 +68,7 @@ def test_nothing_runs_without_the_flag(folder: Path) -> None:
         mbpp.verify("x", mbpp.reference(row(11)), allowed=False)
 
 
+@needs_sandbox
 def test_candidates_are_run_and_judged(folder: Path) -> None:
     task = build_task(TaskConfig(name="mbpp", path=str(folder), allow_code_execution=True, n=1))
     problem = task.problems[0]
@@ -78,6 +81,7 @@ def test_candidates_are_run_and_judged(folder: Path) -> None:
     assert task.verify(problem, "import sys; sys.exit(0)").reason == "ended before its last line"
 
 
+@needs_sandbox
 def test_an_endless_candidate_is_a_failed_sample() -> None:
     verdict = mbpp.verify("while True: pass", mbpp.reference(row(11)), allowed=True, limits=Limits(wall_seconds=1))
     assert not verdict.correct and verdict.reason
@@ -97,6 +101,7 @@ def test_code_extraction(output: str, code: str) -> None:
     assert mbpp.extract_code(output) == code
 
 
+@needs_sandbox
 def test_setup_code_and_imports_run_before_the_assertions() -> None:
     setup = row(11, test_setup_code="y = f(1)", test_list=["assert y == 2"])
     assert mbpp.verify("def f(x): return x + 1", mbpp.reference(setup), allowed=True).correct
@@ -118,6 +123,7 @@ def test_errors_of_files(tmp_path: Path) -> None:
         build_task(TaskConfig(name="mbpp", path=str(tmp_path), allow_code_execution=True))
 
 
+@needs_sandbox
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public files are not here")
 @pytest.mark.parametrize(("file", "size"), [("mbpp.jsonl", 500), ("sanitized-mbpp.json", 257)])
 def test_the_sources_own_solutions_pass(file: str, size: int) -> None:

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from prunetune.errors import TaskError
-from prunetune.sandbox import Jail, Limits, Outcome, run_program
+from prunetune.sandbox import Jail, Limits, Outcome, run_program, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 TIGHT = Limits(wall_seconds=8, cpu_seconds=1)
 
@@ -25,27 +27,39 @@ def run(program: str, limits: Limits = TIGHT) -> Outcome:
     return run_program(program, allowed=True, limits=limits)
 
 
+MARK = f"test-{os.getpid()}-"  # other tests may have sandboxes of their own at the same time
+
+
 def jails() -> list[str]:
-    """Command lines of all processes of any sandbox of this test process."""
+    """Command lines of all processes of the sandboxes of these tests."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            line = entry.read_bytes()
+            line = entry.read_bytes().decode()
         except OSError:
             continue
-        if b"prunetune-jail-" in line or b"/sandbox/program.py" in line:
-            found.append(line.decode())
+        if f"/{MARK}" in line:
+            found.append(line)
     return found
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + 10
-    while jails() and time.monotonic() < deadline:
-        time.sleep(0.05)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sandboxes of one test are mounted; nothing may be left there or running at its end."""
+    folder = tmp_path / f"{MARK}jails"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr("prunetune.sandbox.PROGRAM", f"/sandbox/{MARK}program.py")
+    yield folder
+    wait_for(lambda: not jails())
     assert jails() == []
-    assert list(Path(tempfile.gettempdir()).glob("prunetune-jail-*")) == []
+    assert list(folder.iterdir()) == []
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_good_program_runs() -> None:
@@ -106,11 +120,13 @@ def test_printing_without_end() -> None:
 
 
 def test_writing_outside(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    outside.chmod(0o777)
     tree = "\n".join(
         f"try:\n    open({str(p)!r} + '/evil', 'w')\n    print('WROTE', {str(p)!r})\nexcept OSError: pass"
         for p in [
-            tmp_path,
+            outside,
             "/",
             "/tmp",
             "/usr",
@@ -124,7 +140,7 @@ def test_writing_outside(tmp_path: Path) -> None:
     )
     outcome = run(tree)
     assert outcome.ok and outcome.output == ""
-    assert not list(tmp_path.iterdir())
+    assert not list(outside.iterdir())
     assert not Path("/tmp/evil").exists() and not (Path(sys.base_prefix) / "evil").exists()
 
 
@@ -138,7 +154,7 @@ def test_writing_too_much() -> None:
 def test_the_working_folder_is_empty_and_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     outcome = run("import os\nprint(os.listdir('.'), 'SECRET_TOKEN' in os.environ, os.path.exists('/proc/1'))")
-    assert outcome.output == "['program.py'] False False\n"
+    assert outcome.output == f"['{MARK}program.py'] False False\n"
 
 
 def test_reading_files_of_the_user(tmp_path: Path) -> None:
@@ -195,27 +211,20 @@ def test_regaining_rights() -> None:
     assert outcome.output.splitlines()[-1] == "[-1, -1, -1, -1, -1]"
 
 
-def test_a_killed_caller_takes_the_sandbox_with_it() -> None:
-    caller = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from prunetune.sandbox import *\nrun_program('import time; time.sleep(300)', allowed=True)",
-        ],
+def test_a_killed_caller_takes_the_sandbox_with_it(place: Path) -> None:
+    script = (
+        f"from prunetune import sandbox\nsandbox.PROGRAM = '/sandbox/{MARK}program.py'\n"
+        "sandbox.run_program('import time; time.sleep(300)', allowed=True)"
     )
-    deadline = time.monotonic() + 30
-    while len(jails()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(jails()) >= 3  # launcher, process 1, program
+    caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(place)})
+    wait_for(lambda: len(jails()) == 4)
+    assert len(jails()) == 4  # the caller with its script, launcher, process 1, program
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    deadline = time.monotonic() + 10
-    while jails() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: not jails())
     assert jails() == []
-    for folder in Path(tempfile.gettempdir()).glob("prunetune-jail-*"):
-        assert not list(folder.iterdir())
-        folder.rmdir()
+    (folder,) = place.iterdir()
+    folder.rmdir()  # nothing in it, nothing mounted on it
 
 
 BY_ANOTHER_USER = """
@@ -241,7 +250,7 @@ def test_the_same_for_an_ordinary_user() -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None or subprocess.run([python, "-c", "import dataclasses"], check=False).returncode:
         pytest.skip("no interpreter that another user may run")
-    with tempfile.TemporaryDirectory(prefix="prunetune-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prunetune-test-", dir="/tmp") as folder:
         package = Path(folder) / "prunetune"
         shutil.copytree(Path(__file__).parents[1] / "src" / "prunetune", package, ignore=lambda *_: ["demo", "recipes"])
         (package / "__init__.py").write_text("")

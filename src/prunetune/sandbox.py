@@ -101,6 +101,15 @@ def run_program(program: str, *, allowed: bool, limits: Limits = Limits()) -> Ou
     return Outcome(ok, "" if ok else why or _reason(status, text), text, time.monotonic() - start)
 
 
+def why_not() -> str | None:
+    """Why this machine cannot isolate model-written code, or None if it can."""
+    try:
+        run_program("", allowed=True)
+    except TaskError as e:
+        return e.what
+    return None
+
+
 class Jail:
     """One confined process: starts on entry, and is gone with all its descendants after `wait` or on exit."""
 
@@ -169,7 +178,8 @@ class Jail:
             self.stop()
             raise TaskError(
                 f"this machine cannot isolate model-written code ({said.strip() or 'no answer'})",
-                fix="allow namespaces: user.max_user_namespaces > 0, or a container with --cap-add SYS_ADMIN",
+                fix="allow namespaces: sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0, "
+                "or docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
             )
         return self
 
