@@ -178,7 +178,7 @@ class Jail:
             self.stop()
             raise TaskError(
                 f"this machine cannot isolate model-written code ({said.strip() or 'no answer'})",
-                fix="allow namespaces: sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0, "
+                fix="allow namespaces: user.max_user_namespaces > 0, kernel.apparmor_restrict_unprivileged_userns=0; "
                 "or docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
             )
         return self
