@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -36,10 +37,10 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, model.config.vocab_size, (arguments.batch, arguments.length))
     compute = machine.compute_type(arguments.precision, device)
-    seconds, total = [], torch.zeros(())
+    seconds, cpu_seconds, total = [], [], torch.zeros(())
     machine.reset_peak(device)
     for _ in range(arguments.steps):
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32):
             if arguments.variant == "plain":
                 total = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -52,7 +53,10 @@ def measure(arguments: argparse.Namespace) -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin)
-    print(json.dumps({"seconds": seconds, "peak": machine.peak_bytes(device), "loss": total.item()}))
+        cpu_seconds.append(time.process_time() - cpu)
+    print(
+        json.dumps({"seconds": seconds, "cpu": cpu_seconds, "peak": machine.peak_bytes(device), "loss": total.item()})
+    )
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.variant:
         return measure(arguments)
-    found: dict[str, list[dict[str, float | list[float]]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.rounds):
         for variant in arguments.variants.split(","):
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
@@ -79,9 +83,13 @@ def main() -> None:
             found.setdefault(variant, []).append(json.loads(out.splitlines()[-1]))
     tokens = arguments.batch * arguments.length
     for variant, runs in found.items():
-        step = statistics.median(s for run in runs for s in run["seconds"][1:])  # type: ignore[index, union-attr]
-        peak = max(float(run["peak"]) for run in runs)  # type: ignore[arg-type]
-        print(f"{variant:8} {tokens / step:8.0f} tokens/s  {peak / 2**30:6.2f} GiB peak  loss {runs[0]['loss']:.4f}")
+        step = statistics.median(s for run in runs for s in run["seconds"][1:])
+        cpu = statistics.median(s for run in runs for s in run["cpu"][1:])
+        peak = max(run["peak"] for run in runs) / 2**30
+        print(
+            f"{variant:8} {tokens / step:7.1f} tokens/s {tokens / cpu:7.1f} tokens/CPU s {peak:6.2f} GiB peak "
+            f"loss {runs[0]['loss']:.4f}"
+        )
     return None
 
 

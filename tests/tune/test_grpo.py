@@ -33,7 +33,7 @@ def rows(place: Path) -> Path:
     verifier.write_text(
         "def seven(output, reference):\n    return '7' in output\n"
         "def broken(output, reference):\n    raise ValueError('no such thing')\n"
-        "def never(output, reference):\n    return len(output) == 1 and output == reference and output == '7'\n"
+        "def same(output, reference):\n    return output == reference\n"
     )
     return path
 
@@ -84,7 +84,9 @@ def test_a_token_budget_ends_it(place: Path, rows: Path, tmp_path: Path) -> None
 
 
 def test_never_solved_is_not_called_recovered(place: Path, rows: Path, tmp_path: Path) -> None:
-    result = run_job(grpo_job(place, rows, tmp_path / "out", "never", max_new_tokens=2, samples=8))
+    hard = tmp_path / "hard.jsonl"
+    hard.write_text(rows.read_text().replace('"7"', '"77777"'))  # longer than an answer may be
+    result = run_job(grpo_job(place, hard, tmp_path / "out", "same", max_new_tokens=2, samples=8))
     assert "never solved a single prompt" in result.notes[1]
 
 

@@ -73,18 +73,18 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
             raise
     if child.returncode or not result_path(job).is_file():
         raise TuneError(
-            f"the launched stage failed with status {child.returncode}: {_last_words(log)}",
+            f"the launched stage failed with status {child.returncode}: {last_words(log)}",
             value=" ".join(command),
             fix=f"see {log}; the stage goes on from its last checkpoint when it is run again",
         )
     return read_result(result_path(job))
 
 
-def _last_words(log: Path) -> str:
-    """Our own message if the child wrote one, else the last line."""
+def last_words(log: Path) -> str:
+    """What a child's log ends with: the first line of our own message if there is one, else the last line of all."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    marked = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
-    return (marked or lines or ["no output"])[-1 if not marked else 0]
+    marked = next((line.removeprefix(MARK) for line in lines if line.startswith(MARK)), None)
+    return marked or (lines[-1] if lines else "no output")
 
 
 MARK = "prunetune: "

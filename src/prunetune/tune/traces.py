@@ -1,0 +1,186 @@
+"""A model's own verified solutions as recovery data: sample, keep what the task's verifier accepts, deduplicate, store.
+
+Open chain-of-thought data do not bring every model back (the paper's Table 2: Qwen2.5); the traces of the unpruned
+model itself are nearer to what it must remember.
+
+    make_traces(TraceJob(model=original, out=Path("traces.jsonl"), sources=(...), task=TaskConfig(name="gsm8k")))
+    recipe: data: [{type: file, path: traces.jsonl}]
+
+`out` holds {question, answer} rows. It grows batch by batch, each with its own seed, so that a killed call goes on
+where it was and ends with the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunetune.data import DataSource, Example, load_stream
+from prunetune.errors import TuneError
+from prunetune.prompt import PromptFormat, end_ids, prompt_ids
+from prunetune.store import disk_errors, json_sha, load_model, load_tokenizer, model_sha, write_json
+from prunetune.tasks import Problem, Task, TaskConfig, build_task
+from prunetune.tune.job import Progress
+
+
+class TraceJob(BaseModel):
+    """What to sample, and from whom."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path
+    """Folder of the model to sample from: the original one."""
+    out: Path
+    """JSONL file to write."""
+    sources: tuple[DataSource, ...]
+    """Training questions with their right answers."""
+    task: TaskConfig
+    """Whose verifier judges."""
+    data_seed: int = 0
+    """Seed of the stream's shuffle."""
+    start: int = Field(default=0, ge=0)
+    """First question of the stream."""
+    end: int | None = Field(default=None, ge=0)
+    """One past the last; None: all."""
+    per_question: int = Field(default=4, gt=0)
+    """Answers sampled for each question."""
+    keep: int = Field(default=1, gt=0)
+    """At most so many different right answers of a question are kept, shortest first."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus sampling."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Longest answer; None: the task's."""
+    batch_size: int = Field(default=16, gt=0)
+    """Questions at once."""
+    seed: int = 0
+    """Seed of the sampling."""
+    fmt: PromptFormat = PromptFormat()
+    """How questions become prompts."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to sample."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What came of it.
+
+    Attributes:
+        questions: Questions asked.
+        solved: Questions with a right answer among the samples.
+        kept: Rows written.
+        correct: Share of all samples that were right.
+    """
+
+    questions: int
+    solved: int
+    kept: int
+    correct: float
+
+
+def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
+    """Sample, verify, write; `progress` gets (questions done, questions in all).
+
+    Raises:
+        TuneError: No questions, or not one verified answer.
+    """
+    import torch
+
+    from prunetune.tune.machine import pick_device
+    from prunetune.tune.stage import own_randomness
+
+    stream = load_stream(job.sources, job.data_seed)
+    questions = [e for e in stream.take(job.start, len(stream) if job.end is None else job.end) if e.question]
+    if not questions:
+        raise TuneError("there are no questions to sample answers of", value=str(job.sources), fix="give questions")
+    task = build_task(job.task if job.task.n else job.task.model_copy(update={"n": 1}))
+    key = json_sha([job.model_dump(mode="json", exclude={"out", "device", "model"}), model_sha(job.model)])
+    part, note = job.out.with_name(f".{job.out.name}.part"), job.out.with_name(f".{job.out.name}.part.json")
+    with disk_errors(job.out):
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        done, counts = _resume(part, note, key)
+        device = pick_device(job.device)
+        with own_randomness(), part.open("a", encoding="utf-8") as f:
+            model, tokenizer = load_model(job.model, device=str(device)), load_tokenizer(job.model)
+            for start in range(done, len(questions), job.batch_size):
+                batch = questions[start : start + job.batch_size]
+                torch.manual_seed(job.seed * 1_000_003 + start)
+                texts = _sample(model, tokenizer, batch, job, task)
+                for i, (example, answers) in enumerate(zip(batch, texts, strict=True)):
+                    right = [a for a in answers if _accepts(task, example, a, start + i)]
+                    counts["correct"] += len(right)
+                    kept = sorted(dict.fromkeys(a.strip() for a in right), key=lambda a: (len(a), a))[: job.keep]
+                    counts["solved"] += bool(kept)
+                    counts["kept"] += len(kept)
+                    for answer in kept:
+                        f.write(json.dumps({"question": example.question, "answer": answer}) + "\n")
+                f.flush()
+                write_json(note, {"key": key, "done": start + len(batch), "bytes": f.tell(), "counts": counts})
+                if progress is not None:
+                    progress(start + len(batch), len(questions))
+        if not counts["kept"]:
+            raise TuneError(
+                "the model solved none of the questions, so there are no traces of its own",
+                value=f"{len(questions)} questions, {job.per_question} answers each",
+                fix="use the data's own answers, or a model that can solve them",
+            )
+        part.rename(job.out)
+        note.unlink()
+    share = counts["correct"] / (len(questions) * job.per_question)
+    return Traces(len(questions), counts["solved"], counts["kept"], share)
+
+
+def _resume(part: Path, note: Path, key: str) -> tuple[int, dict[str, int]]:
+    """Questions done by an earlier call of the same job; what it wrote after its last note is cut off."""
+    if part.exists() and note.exists():
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if found["key"] == key:
+            with part.open("r+b") as f:
+                f.truncate(found["bytes"])
+            return found["done"], found["counts"]
+    part.unlink(missing_ok=True)
+    return 0, {"correct": 0, "solved": 0, "kept": 0}
+
+
+def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:
+    return task.verify(Problem(str(index), example.question, example.answer), answer).correct
+
+
+def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, task: Task) -> list[list[str]]:
+    """`per_question` sampled answers of each question, without end token, cut at the task's stop texts."""
+    import torch
+    from transformers import GenerationConfig
+
+    prompts = [prompt_ids(tokenizer, e.question, job.fmt) for e in batch]
+    width = max(len(p) for p in prompts)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ends = end_ids(tokenizer, model.generation_config)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=job.temperature,
+        top_p=job.top_p,
+        top_k=0,
+        num_return_sequences=job.per_question,
+        max_new_tokens=job.max_new_tokens or task.max_new_tokens,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+    )
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    texts = []
+    for row in out:
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        if end is None:
+            texts.append("")  # cut by the length limit: no whole solution
+            continue
+        text = str(tokenizer.decode(row[:end], skip_special_tokens=True))
+        texts.append(text[: min([at for s in task.stop if (at := text.find(s)) >= 0], default=len(text))])
+    n = job.per_question
+    return [texts[i * n : (i + 1) * n] for i in range(len(batch))]
