@@ -43,6 +43,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Set before torch loads OpenMP: threads that spin at a barrier starve each other on a busy machine (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
