@@ -205,6 +205,18 @@ def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.Mo
         run("gsm8")
 
 
+def test_ifeval_without_its_sentence_splitter_says_what_to_do(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = pytest.importorskip("nltk")
+
+    def missing(_: str) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(nltk.data, "find", missing)
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
+    with pytest.raises(TaskError, match=r"sentence splitter[\s\S]*nltk.downloader punkt_tab"):
+        evaluate_with_harness(model, ["ifeval"])
+
+
 def test_data_of_a_task_serve_its_variants_but_not_its_namesakes() -> None:
     data = {"gsm8k": "a", "minerva_math": "b", "minerva_math_algebra": "c"}
     names = ["gsm8k", "gsm8k_cot", "minerva_math_geometry", "minerva_math_algebra", "minerva_math500", "mbpp"]
