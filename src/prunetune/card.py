@@ -56,7 +56,7 @@ def _source_card(model: str) -> dict[str, Any]:
 
 
 def _result(task: str, value: float, n: int | None) -> dict[str, Any]:
-    named = f"{task} ({n} questions)" if n else task
+    named = f"{task} ({n:,} questions)" if n else task
     return {
         "task": {"type": "text-generation"},
         "dataset": {"name": named, "type": task},

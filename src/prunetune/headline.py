@@ -98,7 +98,7 @@ def headline(run: RunRecord) -> list[Row]:
     ]
     for task in run.tasks:
         old, new = result_of(a, task), result_of(b, task)
-        n = f", n = {new.n}" if new is not None and new.n else ""
+        n = f", n = {new.n:,}" if new is not None and new.n else ""
         texts = [human.accuracy(e.value, e.stderr) if e else human.DASH for e in (old, new)]
         said = _ratio(new.value if new else None, old.value if old else None)
         rows.append(Row(f"accuracy, {task}{n}", texts[0], texts[1], said, _control_accuracy(run, task)))

@@ -6,6 +6,7 @@ A figure whose records are missing is left out, never drawn empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunetune import human
+from prunetune.curves import Curve, Point, curve_of
 from prunetune.draw import GRID, INK, SERIES, Plot, blank, plot
 from prunetune.heatmap import removed
-from prunetune.records import ACTIONS, EvalRecord, RunRecord, StageRecord
+from prunetune.records import ACTIONS, RunRecord, StageRecord
 
 
 def plots(run: RunRecord) -> list[Plot]:
@@ -33,110 +35,115 @@ def plots(run: RunRecord) -> list[Plot]:
     return [p for p in (make(run) for make in makers) if p is not None]
 
 
-def _measured(stages: Sequence[StageRecord], task: str) -> list[tuple[StageRecord, EvalRecord]]:
-    return [(s, e) for s in stages if (e := s.eval_of(task)) is not None]
-
-
-def _bars(axes: Axes, xs: Sequence[float], evals: Sequence[EvalRecord], colour: str, **style: Any) -> None:
+def _bars(axes: Axes, xs: Sequence[float], points: Sequence[Point], colour: str, **style: Any) -> None:
     """Points of accuracy in percent with one standard error either way."""
     axes.errorbar(
-        xs, [100 * e.value for e in evals], yerr=[100 * (e.stderr or 0.0) for e in evals],
+        xs, [100 * p.value for p in points], yerr=[100 * p.error for p in points],
         color=colour, capsize=2.5, elinewidth=1, markeredgecolor=colour, **style,
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ accuracy
 
+FULL: dict[str, Any] = {"marker": "s", "linestyle": "none", "markersize": 6}
+
+
+def _curves_of(run: RunRecord) -> list[tuple[str, Curve]]:
+    found = [(colour, curve_of(run, task)) for colour, task in zip(SERIES, run.tasks, strict=False)]
+    return [(colour, c) for colour, c in found if c.line]
+
+
+def _labels(curve: Curve) -> tuple[str, str]:
+    """Legend entries of a curve's line and of the points measured on more questions."""
+    if not curve.full:
+        return curve.task, ""
+    ns = {p.n for p in curve.full}
+    return f"{curve.task}, the same {curve.n:,}", f"{curve.task}, all {next(iter(ns)):,}" if len(ns) == 1 else "all"
+
+
+def _asked(curves: list[tuple[str, Curve]]) -> str:
+    """A sentence for the caption where stages were asked different numbers of questions."""
+    if not any(c.full for _, c in curves):
+        return ""
+    return " The line is on the questions that every stage was asked; squares are on all of them."
+
 
 def by_size(run: RunRecord) -> Plot | None:
     """Accuracy against the share of parameters, the original to the pruned-once control."""
-    if run.original is None or not run.original.params:
-        return None
-    base = float(run.original.params or 1)
-    stages = [s for s in (run.original, *run.accepted) if s.params]
-    if len(stages) < 2 or not run.tasks:
+    base = float(run.original.params or 0) if run.original is not None else 0.0
+    curves = _curves_of(run)
+    if not base or not curves or not run.accepted:
         return None
     control = run.control.final if run.control is not None else None
 
+    def share(s: StageRecord) -> float:
+        return 100 * (s.params or 0) / base
+
     def draw() -> Figure:
-        figure, axes = blank(3.0)
-        for colour, task in zip(SERIES, run.tasks, strict=False):
-            points = _measured(stages, task)
-            _bars(
-                axes,
-                [100 * (s.params or 0) / base for s, _ in points],
-                [e for _, e in points],
-                colour,
-                marker="o",
-                label=task,
-            )
-            if points and points[0][0] is run.original:
-                axes.axhline(100 * points[0][1].value, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
-            if control is not None and control.params and (e := control.eval_of(task)) is not None:
-                _bars(
-                    axes,
-                    [100 * (control.params or 0) / base],
-                    [e],
-                    colour,
-                    marker="D",
-                    markerfacecolor="none",
-                    linestyle="none",
-                    label=f"{task}, pruned once",
-                )
+        figure, axes = blank(3.2)
+        for colour, c in curves:
+            line, full = _labels(c)
+            known = [p for p in c.line if p.stage.params]
+            _bars(axes, [share(p.stage) for p in known], known, colour, marker="o", label=line)
+            if c.full:
+                _bars(axes, [share(p.stage) for p in c.full], c.full, colour, label=full, **FULL)
+            best = {id(p.stage): p for p in (*c.line, *c.full)}  # a stage's figure on the most questions
+            if run.original is not None and id(run.original) in best:
+                axes.axhline(100 * best[id(run.original)].value, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
+            if control is not None and control.params and (e := control.eval_of(c.task)) is not None:
+                once = Point(control, e.value, e.stderr or 0.0, e.n)
+                name = f"{c.task}, pruned once"
+                style = {"marker": "D", "markerfacecolor": "none", "linestyle": "none", "markersize": 7}
+                _bars(axes, [share(control)], [once], colour, label=name, **style)
         axes.invert_xaxis()
         axes.set_xlabel("parameters, % of the original")
         axes.set_ylabel("accuracy, %")
-        axes.legend(loc="lower left", fontsize=7.5)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=7.5)
         axes.margins(x=0.06, y=0.12)
         return figure
 
     once = " The open diamond is the same size pruned once." if control is not None else ""
-    caption = f"Each point is a round; bars are one standard error, the dotted line is the original.{once}"
+    caption = (
+        f"Each point is a round; bars are one standard error, the dotted line is the original.{_asked(curves)}{once}"
+    )
     return plot("accuracy-size", "Accuracy against size", caption, draw)
 
 
 def by_round(run: RunRecord) -> Plot | None:
     """Accuracy of every task by round (Fig. 3); rejected attempts are crosses."""
     stages = [s for s in (run.original, *run.accepted) if s is not None]
-    if len(stages) < 2 or not run.tasks:
+    curves = _curves_of(run)
+    if len(stages) < 2 or not curves:
         return None
     place = {id(s): i for i, s in enumerate(stages)}
     rejected = [s for s in run.stages if not s.accepted]
 
     def label(s: StageRecord) -> str:
-        share = human.ratio(s.params, run.original.params if run.original else None)
-        return ("orig." if s is run.original else str(s.index)) + (f"\n{100 * share:.0f} %" if share else "")
+        left = human.ratio(s.params, run.original.params if run.original else None)
+        return ("orig." if s is run.original else str(s.index)) + (f"\n{100 * left:.0f} %" if left else "")
 
     def draw() -> Figure:
-        figure, axes = blank(2.75)
-        for colour, task in zip(SERIES, run.tasks, strict=False):
-            points = _measured(stages, task)
-            _bars(axes, [place[id(s)] for s, _ in points], [e for _, e in points], colour, marker="o", label=task)
-            for s, e in _measured(rejected, task):
-                axes.plot(
-                    [sum(1 for a in run.accepted if a.index < s.index) + 1],
-                    [100 * e.value],
-                    marker="x",
-                    color=colour,
-                    linestyle="none",
-                )
+        figure, axes = blank(3.0)
+        for colour, c in curves:
+            line, full = _labels(c)
+            _bars(axes, [place[id(p.stage)] for p in c.line], c.line, colour, marker="o", label=line)
+            if c.full:
+                _bars(axes, [place[id(p.stage)] for p in c.full], c.full, colour, label=full, **FULL)
+            for s in rejected:
+                if (e := s.eval_of(c.task)) is not None:
+                    at = sum(a.index < s.index for a in run.accepted) + 1
+                    axes.plot([at], [100 * e.value], marker="x", color=colour, linestyle="none")
         axes.set_xticks(range(len(stages)), [label(s) for s in stages])
         axes.set_xlabel("round, and parameters left")
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(top=min(101.5, axes.get_ylim()[1] + 1))
-        if len(run.tasks) > 1:
-            axes.legend(loc="lower left", ncols=2)
+        if len(curves) > 1 or any(c.full for _, c in curves):
+            figure.legend(loc="outside upper center", ncols=2)
         return figure
 
     crosses = " Crosses are rejected attempts." if rejected else ""
-    ns = sorted({e.n for s in stages for e in s.evals if e.n})
-    asked = f" Stages were asked {' or '.join(f'{n:,}' for n in ns)} questions." if len(ns) > len(run.tasks) else ""
-    return plot(
-        "accuracy-round",
-        "Accuracy by round",
-        f"All tasks after each round; bars are one standard error.{asked}{crosses}",
-        draw,
-    )
+    caption = f"All tasks after each round; bars are one standard error.{_asked(curves)}{crosses}"
+    return plot("accuracy-round", "Accuracy by round", caption, draw)
 
 
 # ------------------------------------------------------------------------------------------------------ loss and time
@@ -278,34 +285,25 @@ def across(runs: Sequence[RunRecord], names: Sequence[str]) -> Plot | None:
 
     Only data sets that every stage shown measured are averaged, so that no line is easier than another.
     """
-    lines = [
-        (n, [s for s in (r.original, *r.accepted) if s is not None and s.params])
-        for n, r in zip(names, runs, strict=True)
-    ]
-    lines = [(n, stages) for n, stages in lines if stages]
-    every = [s for _, stages in lines for s in stages]
-    common = [t for t in dict.fromkeys(e.task for s in every for e in s.evals) if all(s.eval_of(t) for s in every)]
+    curves = [{t: {id(p.stage): p for p in curve_of(r, t).line} for t in r.tasks} for r in runs]
+    stages = [[s for s in (r.original, *r.accepted) if s is not None and s.params] for r in runs]
+    tasks = dict.fromkeys(t for r in runs for t in r.tasks)
+    common = [
+        t for t in tasks
+        if all(t in c and id(s) in c[t] for c, own in zip(curves, stages, strict=True) for s in own)
+    ]  # fmt: skip
     base = next((float(r.original.params) for r in runs if r.original and r.original.params), None)
     if not common or base is None:
         return None
 
     def draw() -> Figure:
         figure, axes = blank(3.0)
-        for i, (name, stages) in enumerate(lines):
-            found = [[e for t in common if (e := s.eval_of(t)) is not None] for s in stages]
-            means = [100 * sum(e.value for e in es) / len(es) for es in found]
-            errors = [100 * sum((e.stderr or 0.0) ** 2 for e in es) ** 0.5 / len(es) for es in found]
-            shares = [100 * (s.params or 0) / base for s in stages]
-            axes.errorbar(
-                shares,
-                means,
-                yerr=errors,
-                color=SERIES[i % len(SERIES)],
-                marker="o",
-                capsize=2.5,
-                elinewidth=1,
-                label=name,
-            )
+        for colour, name, c, own in zip(cycle(SERIES), names, curves, stages, strict=False):
+            found = [[c[t][id(s)] for t in common] for s in own]
+            means = [100 * sum(p.value for p in points) / len(points) for points in found]
+            errors = [100 * sum(p.error**2 for p in points) ** 0.5 / len(points) for points in found]
+            shares = [100 * (s.params or 0) / base for s in own]
+            axes.errorbar(shares, means, yerr=errors, color=colour, marker="o", capsize=2.5, elinewidth=1, label=name)
         axes.invert_xaxis()
         axes.set_xlabel("parameters, % of the first original")
         axes.set_ylabel("mean accuracy, %" if len(common) > 1 else "accuracy, %")

@@ -132,7 +132,7 @@ def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
     for task in run.tasks[:2]:
         old, new = result_of(run.original, task), result_of(run.final, task)
         if old is not None and new is not None:
-            detail = f"{human.percent(old.value)} before, n = {new.n or human.DASH}"
+            detail = f"{human.percent(old.value)} before, n = {new.n or 0:,}"
             out.append((f"accuracy, {task}", human.percent(new.value), detail))
     for task in run.tasks[:1]:
         old_f, new_f = flops_of(run.original, task), flops_of(run.final, task)
