@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from test_job import SMALL, make_job, place, same, tensors
 
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.tune import Cpt
-from prunetune.tune.job import launch, run_job
+from prunetune.tune.job import launch, read_result, result_path, run_job
 from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launcher_arguments
 from tiny import tiny_folder
 
@@ -70,19 +72,31 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["distill", "grpo"])
-def test_two_processes_run_a_whole_stage(place: Path, rows: Path, tmp_path: Path, kind: str) -> None:
-    if kind == "distill":
-        teacher = tiny_folder(tmp_path / "teacher", seed=5)
-        job = make_job(place, tmp_path / "out", distill(), teacher=teacher, end=32)
-        one = run_job(make_job(place, tmp_path / "one", distill(), teacher=teacher, end=32))
-        two = launch(job, TWO)
-        assert [e["loss"] for e in two.log] == pytest.approx([e["loss"] for e in one.log], rel=1e-3)
-    else:
-        job = grpo_job(place, rows, tmp_path / "out", micro_batch_size=8, samples=16)
-        two = launch(job, TWO)
-        assert two.steps == 4 and all(e["reward"] is not None for e in two.log)
-    assert not same(job.model, job.out)
+def test_two_processes_run_a_whole_stage_of_the_other_methods(place: Path, rows: Path, tmp_path: Path) -> None:
+    teacher = tiny_folder(tmp_path / "teacher", seed=5)
+    distilled = make_job(place, tmp_path / "distilled", distill(), teacher=teacher, end=32)
+    rewarded = grpo_job(place, rows, tmp_path / "rewarded", micro_batch_size=8, samples=16)
+    one = run_job(make_job(place, tmp_path / "one", distill(), teacher=teacher, end=32))
+    files = []
+    for job in (distilled, rewarded):
+        files.append(job.work / "job.json")
+        job.work.mkdir()
+        job.write(files[-1])
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *TWO.split(),
+        "-m",
+        "prunetune.tune",
+        *map(str, files),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    losses = [e["loss"] for e in read_result(result_path(distilled)).log]
+    assert losses == pytest.approx([e["loss"] for e in one.log], rel=1e-3)
+    two = read_result(result_path(rewarded))
+    assert two.steps == 4 and all(e["reward"] is not None for e in two.log)
+    assert not same(distilled.model, distilled.out) and not same(rewarded.model, rewarded.out)
 
 
 def test_a_child_that_fails_says_why(place: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""`python -m prunetune.tune JOB.json`: one recovery job as a process, alone or under `accelerate launch`.
+"""`python -m prunetune.tune JOB.json ...`: recovery jobs, one after another, alone or under `accelerate launch`.
 
-Progress goes to stdout as lines `step DONE TOTAL`; the result to `result.json` in the job's work folder. Exit 2 with
-one message on a user's error.
+Progress goes to stdout as lines `step DONE TOTAL`; a result to `result.json` in its job's work folder. Exit 2 with one
+message on a user's error.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from prunetune.tune.launch import MARK
 
 
 def main(argv: list[str]) -> int:
-    """Run the job named by the only argument."""
-    if len(argv) != 1:
-        print("usage: python -m prunetune.tune JOB.json", file=sys.stderr)
+    """Run the jobs named by the arguments."""
+    if not argv:
+        print("usage: python -m prunetune.tune JOB.json ...", file=sys.stderr)
         return 2
     first = os.environ.get("RANK", "0") == "0"
     try:
-        job = TuneJob.read(Path(argv[0]))
-        result = run_job(job, (lambda done, total: print(f"step {done} {total}", flush=True)) if first else None)
-        if first:
-            write_json(result_path(job), result.to_json())
+        for job in [TuneJob.read(Path(name)) for name in argv]:
+            result = run_job(job, (lambda done, total: print(f"step {done} {total}", flush=True)) if first else None)
+            if first:
+                write_json(result_path(job), result.to_json())
     except PrunetuneError as e:
         print(f"{MARK}{e}", file=sys.stderr)
         return 2
