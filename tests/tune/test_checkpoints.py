@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_job import SMALL, make_job, place, same
 
+from prunetune.errors import NotWritable
 from prunetune.tune import Cpt
 from prunetune.tune.__main__ import main
 from prunetune.tune.checkpoints import MARK, newest_checkpoint
@@ -74,3 +75,24 @@ def test_stopped_while_saving_and_with_changed_settings(place: Path, tmp_path: P
     assert same(tmp_path / "straight", job.out)
     assert newest_checkpoint(job.work, "another job") == (None, 0.0)
     assert not list(job.work.glob("checkpoint-*"))
+
+
+def test_no_space_for_a_checkpoint_is_one_message_and_the_job_can_go_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(place, tmp_path / "out", OFTEN, end=32)
+    room = iter([10**12, 10**12, 1000])
+    usage = type("Usage", (), {})
+
+    def disk_usage(path: Path) -> object:
+        found = usage()
+        found.free = next(room)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prunetune.tune.checkpoints.shutil.disk_usage", disk_usage)
+        with pytest.raises(NotWritable, match="no space left for a checkpoint"):
+            run_job(job)
+    seen: list[int] = []
+    run_job(job, lambda done, total: seen.append(done))
+    assert seen == [3, 4]

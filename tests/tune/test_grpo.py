@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_job import make_job, place, same
+import torch
+from test_job import make_job, place, same, tensors
 
 from prunetune.data import Example, FileData
 from prunetune.errors import TaskError, TuneError
 from prunetune.tasks import Problem, Task, TaskConfig, Verdict
-from prunetune.tune import Grpo, Replay
+from prunetune.tune import Grpo, Lora, Replay
 from prunetune.tune.job import run_job
 from prunetune.tune.policy import tensors_sha
 from prunetune.tune.reward import Reward, form_of, reward_of
@@ -75,6 +76,15 @@ def test_resumes_at_a_boundary(place: Path, rows: Path, tmp_path: Path) -> None:
     straight = run_job(grpo_job(place, rows, tmp_path / "straight", batch_size=8))
     assert same(tmp_path / "straight", often.out)
     assert [e["reward"] for e in result.log] == [e["reward"] for e in straight.log]
+
+
+def test_adapters_are_trained_and_merged(place: Path, rows: Path, tmp_path: Path) -> None:
+    job = grpo_job(place, rows, tmp_path / "out", lora=Lora(rank=4), samples=16)
+    result = run_job(job)
+    assert result.log[-1]["kl"] > 0, "the reference is the model without its adapters"
+    before, after = tensors(job.model), tensors(job.out)
+    assert before.keys() == after.keys() and not same(job.model, job.out)
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
 def test_a_token_budget_ends_it(place: Path, rows: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunetune.errors import TuneError
+from prunetune.errors import NotWritable, TuneError
 from prunetune.store import json_sha, model_sha, read_json, remove, write_json
 from prunetune.tune.job import Progress, TuneJob
 
@@ -56,11 +57,25 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide; over several processes the first decides for all."""
         due = time.monotonic() - self.last >= self.every_s and state.global_step < state.max_steps
+        if due and state.is_world_process_zero:
+            self._check_space(kwargs["model"])
         if args.world_size > 1:
             flag = torch.tensor([float(due)], device=args.device)
             torch.distributed.broadcast(flag, 0)
             due = bool(flag.item())
         control.should_save = control.should_save or due
+
+    def _check_space(self, model: torch.nn.Module) -> None:
+        """Better to stop before a checkpoint than in the midst of it."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        needed = 12 * trained + (1 << 20)  # fp32 weights and two moments
+        free = shutil.disk_usage(self.work).free
+        if free < needed:
+            raise NotWritable(
+                f"no space left for a checkpoint of {needed / 1e9:.1f} GB",
+                value=f"{self.work}: {free / 1e9:.1f} GB free",
+                fix="free space, then run again: the stage goes on from its last checkpoint",
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """All files of the checkpoint are written: mark it."""
