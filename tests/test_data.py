@@ -148,3 +148,11 @@ def test_overlap_counts_each_kind() -> None:
     assert (found.exact, found.normalised, found.digits, found.questions) == (2, 3, 4, 5)
     assert "Tom has 3 apples." in found.examples and "Ann has 3 apples." not in found.examples
     assert overlap(train, ["nothing"]).examples == ()
+
+
+def test_overlap_keeps_operators_apart_but_not_punctuation():
+    """12+3 and 12-3 are two questions; a comma or a capital makes no new one."""
+    train = [Example("12+3", "15", "s"), Example("How many, then, are 4?", "4", "s")]
+    assert overlap(train, ["12-3"]).normalised == 0
+    assert overlap(train, ["12 + 3", "how many then are 4"]).normalised == 2
+    assert overlap(train, ["99+1"]).digits == 1

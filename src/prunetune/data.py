@@ -274,7 +274,8 @@ def overlap(train: Iterable[Example], questions: Iterable[str]) -> Overlap:
 
 
 def _normal(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    # An operator behind a number is no punctuation: 12+3 and 12-3 are two questions.
+    return " ".join(re.findall(r"\w+|(?:(?<=[\d)])|(?<=[\d)] ))[-+*/^%=<>]", text.casefold()))
 
 
 def _masked(text: str) -> str:

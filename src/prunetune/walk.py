@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
@@ -175,7 +175,7 @@ def embed(
 
 @torch.no_grad()
 def forward(
-    one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Int[Tensor, "batch places"]
+    one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Bool[Tensor, "batch places"]
 ) -> Float[Tensor, "batch places hidden"]:
     """Run one layer, autocast off, on the output of the layer before."""
     with torch.autocast(hidden.device.type, enabled=False):
