@@ -51,6 +51,16 @@ def main() -> None:
     except PrunetuneError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
+    except ValueError as e:
+        from pydantic import ValidationError
+
+        from prunetune.recipe import explain
+
+        if not isinstance(e, ValidationError):
+            raise
+
+        print(f"error: {explain(e, 'the options')}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -114,7 +124,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
-    from prunetune.describe import closing, number, preview
+    from prunetune.describe import check_inputs, closing, number, preview
     from prunetune.recipe import Recipe
 
     if (recipe is None) == (model is None):
@@ -140,6 +150,7 @@ def run(
         )
     read = _overridden(read, target if recipe else None, step, task if recipe else None, launcher)
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
+    check_inputs(read)
     if dry_run:
         return _emit(as_json, *preview(read))
     _quiet()
@@ -253,6 +264,8 @@ def plan(
 
     found = Scores.read(scores)
     guarded = Scores.read(protect).neurons.tolist() if protect else None
+    if not neurons and not layers:
+        raise RecipeError("this plan would remove nothing", valid="--neurons N and/or --layers N")
     made = make_plan(
         found.neurons.tolist(),
         found.layers.tolist(),

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from prunetune.data import DataSource, load_stream
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
 from prunetune.prompt import PromptFormat, encode_example
-from prunetune.store import load_model, load_tokenizer, model_sha, once, replacing, resolve_model
+from prunetune.store import load_model, load_tokenizer, model_sha, once, read_json, replacing, resolve_model, write_json
 from prunetune.tasks import Task, TaskConfig
 from prunetune.tune import METHODS, Method
 from prunetune.ui import Watch
@@ -41,6 +41,10 @@ def device_of(name: str) -> Device:
 
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise UnknownName("device", name, ["auto", "cpu", "cuda", "mps"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "this machine has no GPU that torch can use", value=name, valid="auto, cpu", fix="--device cpu"
+        )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return cast(Device, name)
@@ -156,6 +160,14 @@ def tune_model(
     return results[0]
 
 
+def _claim(out: Path, sha: str) -> None:
+    """One folder of answers belongs to one model."""
+    note = out / "model.json"
+    if note.is_file() and read_json(note)["model_sha"] != sha:
+        raise NotWritable("this folder holds another model's answers", value=str(out), fix="choose another --out")
+    write_json(note, {"model_sha": sha})
+
+
 def eval_model(
     model: str,
     tasks: Sequence[Task],
@@ -172,6 +184,8 @@ def eval_model(
     folder = resolve_model(model)
     loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
     fmt, results, sha = PromptFormat(template="chat" if chat else "plain"), [], model_sha(folder)
+    if out:
+        _claim(out, sha)
     for task in tasks:
         with watch.bar(f"evaluate {task.name}") as bar:
             file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None

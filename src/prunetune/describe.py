@@ -17,6 +17,32 @@ def number(target: float) -> float | int:
     return int(target) if target > 1 and target == int(target) else target
 
 
+def check_inputs(recipe: Recipe) -> None:
+    """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
+    from prunetune.data import PRESETS, read_source
+    from prunetune.errors import OutOfReach, UnknownName
+    from prunetune.tasks import check_task
+
+    for task in recipe.evaluate.tasks:
+        check_task(task)
+    sources = [*recipe.data, *(recipe.protect.data if recipe.protect else [])]
+    for source in sources:
+        if source.type == "preset" and source.name not in PRESETS:
+            raise UnknownName("preset", source.name, PRESETS)
+        if source.type == "file":
+            read_source(source)
+    if all(s.type in ("file", "demo") for s in recipe.data):
+        rows = {(e.question, e.answer) for s in recipe.data for e in read_source(s)}
+        reserved = recipe.score.samples + recipe.score.held_out
+        if len(rows) <= reserved:
+            raise OutOfReach(
+                "scoring and held-out loss would use up all the data",
+                value=f"{len(rows)} different sequences",
+                valid=f"more than {reserved} (score.samples + score.held_out)",
+                fix="more data, or a smaller score.samples",
+            )
+
+
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cost import cost_of

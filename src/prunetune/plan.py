@@ -89,6 +89,8 @@ class PrunePlan(BaseModel):
             return PrunePlan.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MissingPath("no such plan", value=str(path), fix="make one with `prunetune plan`") from None
+        except UnicodeDecodeError:
+            raise PlanError("a plan is a JSON file, and this is none", value=str(path)) from None
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(str(p) for p in first["loc"]) or "plan"

@@ -138,7 +138,7 @@ class Recipe(_Config):
         try:
             return cls.model_validate(value)
         except ValidationError as e:
-            raise _explain(e, where) from None
+            raise explain(e, where) from None
 
     @classmethod
     def read(cls, ref: str | Path) -> Recipe:
@@ -200,7 +200,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _explain(error: ValidationError, where: str) -> RecipeError:
+def explain(error: ValidationError, where: str) -> RecipeError:
     """The first error of a validation, as one message that names the key."""
     first = error.errors()[0]
     key = ".".join(str(p) for p in first["loc"])

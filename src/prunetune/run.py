@@ -75,7 +75,8 @@ class RunFolder:
                 before = yaml.safe_load(file.read_text(encoding="utf-8"))
             except yaml.YAMLError as e:
                 raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(file), fix="restore it") from e
-            check_unchanged(before or {}, recipe.model_dump(mode="json"))
+            if self.stages:  # before the first finished round, `once` sees to it that nothing stale is used
+                check_unchanged(before or {}, recipe.model_dump(mode="json"))
         recipe.write(file)
 
     # ------------------------------------------------------------------------------------------------------ history

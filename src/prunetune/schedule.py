@@ -227,6 +227,13 @@ def _wanted_params(target: float | int, sizes: Sizes) -> int:
             value=target,
             valid=f"a share below 1, or a parameter count below {sizes.original:,}",
         )
+    if 1 < target <= 100:
+        raise OutOfReach(
+            "this target means a model of so few parameters",
+            value=target,
+            valid="a share between 0 and 1, or a parameter count",
+            fix=f"for {target:g} %, write {target / 100:g}",
+        )
     if target <= 1 or target != int(target):
         raise OutOfReach(
             "this target means nothing",

@@ -100,7 +100,10 @@ def remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Flush to disk; files that safetensors wrote for their owner alone become readable like all others."""
     for p in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if p.is_file() and p.stat().st_mode & 0o777 == 0o600:
+            p.chmod(0o644)
         fd = os.open(p, os.O_RDONLY)
         try:
             os.fsync(fd)

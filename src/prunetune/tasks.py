@@ -117,11 +117,15 @@ def build_task(config: TaskConfig) -> Task:
         UnknownName: neither a built-in task nor rows of your own.
         TaskError: settings that this task cannot use, or fewer problems than asked for.
     """
+    check_task(config)
+    return TASKS.get(config.name.partition(":")[0], _rows)(config)
+
+
+def check_task(config: TaskConfig) -> None:
+    """Raise UnknownName for a task that is neither built in nor rows of your own. Reads nothing."""
     kind, _, variant = config.name.partition(":")
-    if kind in TASKS and (kind == "reasoning-gym") == bool(variant):
-        return TASKS[kind](config)
-    if config.path is not None:
-        return _rows(config)
+    if (kind in TASKS and (kind == "reasoning-gym") == bool(variant)) or config.path is not None:
+        return
     raise UnknownName("task", config.name, [*(n for n in TASKS if n != "reasoning-gym"), "reasoning-gym:NAME"])
 
 

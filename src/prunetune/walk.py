@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
@@ -162,10 +162,8 @@ def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
 
 
 @torch.no_grad()
-def embed(
-    source: LayerSource, batches: list[Int[Tensor, "batch places"]]
-) -> list[Float[Tensor, "batch places hidden"]]:
-    """The input of layer 0 for every batch of token ids (scaled, where the family scales its embeddings)."""
+def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
+    """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden], each."""
     config = _one_layer_config(source, 0)
     config.vocab_size, config.pad_token_id, config.intermediate_size = 1, None, 1
     table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
@@ -175,7 +173,7 @@ def embed(
 
 @torch.no_grad()
 def forward(
-    one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Bool[Tensor, "batch places"]
+    one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Shaped[Tensor, "batch places"]
 ) -> Float[Tensor, "batch places hidden"]:
     """Run one layer, autocast off, on the output of the layer before."""
     with torch.autocast(hidden.device.type, enabled=False):
