@@ -124,13 +124,14 @@ def test_the_stages_one_at_a_time(capsys, at, tmp_path):
 
 
 def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
+    rows(tmp_path / "many.jsonl", 400)
     code, out, err = call(
         capsys,
         "run",
         "--model",
         at / "model",
         "--data",
-        at / "rows.jsonl",
+        tmp_path / "many.jsonl",
         "--target",
         0.9,
         "--out",
@@ -139,7 +140,6 @@ def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
     )
     assert code == 0, err
     assert "original" in out
-    rows(tmp_path / "many.jsonl", 400)
     code, out, err = call(
         capsys,
         "run",

@@ -163,7 +163,7 @@ def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
 
 @torch.no_grad()
 def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
-    """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden], each."""
+    """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden]."""
     config = _one_layer_config(source, 0)
     config.vocab_size, config.pad_token_id, config.intermediate_size = 1, None, 1
     table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
