@@ -25,7 +25,7 @@ GRPO = {
 def chain(at: Path, first: str) -> Recipe:
     """One round with two methods: four steps of the first, three of GRPO."""
     recover = [{"type": first, "samples": 32, "per": "round", **STEP, "max_length": 64}, GRPO]
-    return tiny_recipe(at, recover=recover, prune={"target": 0.9, "step": 0.1, "align": 4})
+    return tiny_recipe(at, recover=recover, prune={"target": 0.9, "step": 0.5, "align": 4})
 
 
 CHILD = """
