@@ -1,6 +1,6 @@
 """`distill` against `cpt` on the embedded model, cut and then recovered with the same tokens: paired over seeds.
 
-    OMP_NUM_THREADS=2 python studies/performance/distill_or_cpt.py --neurons 576 --seeds 0,1,2
+    OMP_NUM_THREADS=1 python studies/performance/distill_or_cpt.py --neurons 576 --seeds 0,1,2
 
 Every seed has its own recovery data; both methods see the same ones in the same order, with the same rate and batch. One
 JSON line a seed and setting, then the paired differences with a 95 % interval (t, n - 1 degrees of freedom).

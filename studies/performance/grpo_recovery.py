@@ -1,6 +1,6 @@
 """GRPO alone on the embedded model after a cut that knocked it down: accuracy before and after, several seeds.
 
-    OMP_NUM_THREADS=2 python studies/performance/grpo_recovery.py --neurons 512 --seeds 0,1,2
+    OMP_NUM_THREADS=1 python studies/performance/grpo_recovery.py --neurons 512 --seeds 0,1,2
 
 The cut: so many neurons of each of the four layers at once, lowest contribution first, no other recovery. Accuracy is on
 300 test problems that are no training problems. Prints one JSON line a seed and writes the curve beside.
@@ -51,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neurons", type=int, default=512)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--problems", type=int, default=300)

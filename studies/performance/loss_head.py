@@ -1,7 +1,7 @@
 """One training step of SmolLM2 with the bounded loss head and with the plain one: peak memory and tokens/s, in turns.
 
-    OMP_NUM_THREADS=2 python studies/performance/loss_head.py                 # 16 x 320 tokens, activation checkpointing
-    OMP_NUM_THREADS=2 python studies/performance/loss_head.py --chunk-mb 32   # another chunk
+    OMP_NUM_THREADS=1 python studies/performance/loss_head.py                 # 16 x 320 tokens, activation checkpointing
+    OMP_NUM_THREADS=1 python studies/performance/loss_head.py --chunk-mb 32   # another chunk
 
 Each variant runs in a process of its own (peak resident memory is a property of a process), in alternation.
 """

@@ -1,6 +1,6 @@
 """Throughput of a whole `cpt` stage against a bare transformers.Trainer on the same unsorted data and batch, SmolLM2.
 
-    OMP_NUM_THREADS=2 python studies/performance/stage.py                   # GSM8K's training problems, $PRUNETUNE_DATA
+    OMP_NUM_THREADS=1 python studies/performance/stage.py                   # GSM8K's training problems, $PRUNETUNE_DATA
 
 Tokens are the examples' own, padding excluded. The bare Trainer has the model's own loss, the usual padding collator with
 its attention mask, shuffled data, bf16 autocast and the same number of sequences a step. Each runs in its own process.
