@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The modules whose functions take and return tensors: their annotations are checked on every call.
-SHAPED = ["criteria", "score", "surgery", "cuts", "moments", "walk", "compensate", "tune.loss"]
+SHAPED = ["criteria", "score", "surgery", "cuts", "moments", "walk", "compensate", "tune.loss", "tune.kl"]
 install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
 
 import torch
