@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
@@ -179,7 +180,50 @@ def test_record_and_refusal() -> None:
     assert math.isclose(cost_of(LLAMA3_8B, dtype_bytes=4).weight_bytes, 2 * cost_of(LLAMA3_8B).weight_bytes)
 
 
-def test_torch_is_not_imported() -> None:
-    """`--help` and `--dry-run` stay quick."""
-    code = "import sys, prunetune.cost; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+SHAPES = {"llama": LLAMA3_8B, "qwen2": QWEN25_7B, "gemma2": GEMMA2_9B}
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"tie_word_embeddings": True},
+    {"tie_word_embeddings": False},
+    {"head_dim": 64},
+    {"head_dim": None},
+    {"num_key_value_heads": None},
+    {"attention_bias": True, "mlp_bias": True},
+    {"sliding_window": None},
+    {"sliding_window": 512},
+    {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 3},
+    {"sliding_window": 512, "use_sliding_window": False},
+    {"sliding_window": 512, "layer_types": ["full_attention", "sliding_attention"] * 4},
+    {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 4},
+    {"sliding_window": 512, "sliding_window_pattern": 3},
+    {"sliding_window": 512, "use_bidirectional_attention": True},
+    {"num_hidden_layers": None},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_bare_config_json_means_what_its_class_makes_of_it(family: str, change: dict[str, Any]) -> None:
+    """The config.json of an 8B model is read without its class: as it is, with keys missing, and with odd ones."""
+    values = {**QWEN25_7B, "model_type": family, "num_hidden_layers": 8, **change}
+    if family == "mistral":
+        values.pop("layer_types", None)  # its class warns of them
+    for missing in ((), ("tie_word_embeddings",), ("num_key_value_heads", "sliding_window")):
+        config = {k: v for k, v in values.items() if k not in missing}
+        try:
+            expected = Shape.of(CONFIG_MAPPING[family](**{k: v for k, v in config.items() if k != "model_type"}))
+        except (StrictDataclassError, ValueError):  # no value for the class: then none for us
+            with pytest.raises(UnsupportedModel, match="cannot read"):
+                Shape.of(config)
+            continue
+        assert Shape.of(config) == expected
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=list(SHAPES))
+def test_nothing_heavy_is_imported(config: dict[str, Any]) -> None:
+    """`--help`, `--dry-run` and `inspect` stay quick."""
+    code = (
+        f"import sys; from prunetune.cost import cost_of; cost_of({config!r}); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,10 +14,11 @@ tests/test_cost.py holds all of this against torch.utils.flop_counter.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
-from prunetune.errors import UnknownName
-from prunetune.family import family_of
+from prunetune.errors import UnknownName, UnsupportedModel
+from prunetune.family import Family, family_of
 
 # Name -> (memory in GiB, dense bf16 TFLOP/s), from the vendors' data sheets.
 GPUS: dict[str, tuple[int, float]] = {
@@ -60,9 +61,7 @@ class Shape:
         """From a `PretrainedConfig` or a config.json dict. UnsupportedModel where `family_of` raises it."""
         family = family_of(config)
         if isinstance(config, dict):
-            from transformers import CONFIG_MAPPING
-
-            config = CONFIG_MAPPING[family.model_type](**config)
+            config = _spelled_out(config, family) or _by_its_class(config, family)
         hidden, heads = config.hidden_size, config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         kv_heads = config.num_key_value_heads
@@ -72,6 +71,7 @@ class Shape:
         extra += qkv + hidden if bias else qkv if family.qkv_bias else 0
         window = getattr(config, "sliding_window", None)
         types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        sliding = types.count("sliding_attention") if window else 0
         return Shape(
             depth=config.num_hidden_layers,
             width=config.intermediate_size,
@@ -83,8 +83,8 @@ class Shape:
             tied=bool(config.tie_word_embeddings),
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
             layer_extra=extra,
-            window=window,
-            sliding=types.count("sliding_attention") if window else 0,
+            window=window if sliding else None,
+            sliding=sliding,
         )
 
     def resized(self, depth: int | None = None, width: int | None = None) -> Shape:
@@ -97,6 +97,47 @@ class Shape:
     def attention_weights(self) -> int:
         """Elements of a layer's query, key, value and output matrices."""
         return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+
+
+_COUNTS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"
+)  # fmt: skip
+
+
+def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
+    """What `Shape.of` reads, without the config's class, whose import takes seconds; None: only the class can tell.
+
+    tests/test_cost.py holds this against the classes.
+    """
+    given = {"tie_word_embeddings": False, **family.silent, **config}
+    if not all(type(given.get(key)) is int and given[key] > 0 for key in _COUNTS):
+        return None
+    if given["hidden_size"] % given["num_attention_heads"]:
+        return None
+    if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
+        return None
+    if "use_sliding_window" in family.silent and not given["use_sliding_window"]:
+        if "sliding_attention" in (given.get("layer_types") or ()):
+            return None
+        given["sliding_window"] = None
+    if given.get("sliding_window") and given.get("layer_types") is None:
+        if (n := family.full_every) is None:
+            return None
+        full = [n > 0 and (i + 1) % n == 0 for i in range(given["num_hidden_layers"])]
+        given["layer_types"] = ["full_attention" if f else "sliding_attention" for f in full]
+    return SimpleNamespace(**given)
+
+
+def _by_its_class(config: dict[str, Any], family: Family) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[family.model_type](**config)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as e:
+        raise UnsupportedModel(
+            f"transformers cannot read this config ({str(e).splitlines()[0]})", value=family.model_type
+        ) from e
 
 
 def neuron_params(config: Any) -> int:

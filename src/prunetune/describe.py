@@ -90,9 +90,9 @@ def description(
     from prunetune.family import family_of
     from prunetune.human import count, flops, size
     from prunetune.schedule import PruneConfig, Sizes, plan_ahead
-    from prunetune.store import load_config
+    from prunetune.store import config_values
 
-    config = load_config(folder)
+    config = config_values(folder)
     family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
     memory_gib, _ = gpu_of(gpu)
     value: dict[str, Any] = {

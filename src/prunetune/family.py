@@ -11,7 +11,8 @@ To add a family, add an entry and its line in tests/test_family.py.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunetune.errors import UnsupportedModel
@@ -49,6 +50,9 @@ class Family:
         norms: Norm vectors of width d in a layer.
         qk_norm: A norm of width head_dim on queries and on keys.
         qkv_bias: Biases on q, k, v even where the config has no `attention_bias`.
+        silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
+        full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
+            if there is one; 0: all see the window; None: only the class knows.
     """
 
     model_type: str
@@ -59,22 +63,31 @@ class Family:
     norms: int = 2
     qk_norm: bool = False
     qkv_bias: bool = False
+    silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    full_every: int | None = None
 
     layers: str = "model.layers"
     down: str = "mlp.down_proj"
 
 
+_QWEN = {"use_sliding_window": False, "sliding_window": 4096}
+_GEMMA = {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256}
+
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True),
-        Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True),
-        Family("gemma2", post_ffn_norm=True, norms=4),
-        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True),
-        Family("phi3", cuts=FUSED),
-        Family("smollm3", per_layer_keys=("layer_types", "no_rope_layers")),
+        Family("llama", full_every=0),
+        Family("mistral", silent={"sliding_window": 4096}, full_every=0),
+        Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True, silent=_QWEN),
+        Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True, silent={**_QWEN, "head_dim": 128}),
+        Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2),
+        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA),
+        Family("phi3", cuts=FUSED, full_every=0),
+        Family(
+            "smollm3",
+            per_layer_keys=("layer_types", "no_rope_layers"),
+            silent={"tie_word_embeddings": True, "use_sliding_window": False},
+        ),
     )
 }
 

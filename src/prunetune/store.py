@@ -268,14 +268,25 @@ def from_gguf(path: Path, cache: Path | None = None) -> Path:
     return once(cache / f"{path.stem}-{sha}", {"gguf": sha, "format": 1}, make)
 
 
+def config_values(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder as it stands, without transformers, whose import takes seconds."""
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise BadCheckpoint(
+            "this config.json is no mapping", value=str(folder / "config.json"), fix="copy the model again"
+        )
+    return values
+
+
 def load_config(folder: Path) -> Any:
     """The `PretrainedConfig` of a model folder, without weights and without running its code."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    read_json(folder / "config.json")
+    config_values(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as e:
+    except (StrictDataclassError, ValueError, KeyError, OSError) as e:
         raise UnsupportedModel(
             f"transformers cannot read this config ({str(e).splitlines()[0]})",
             value=str(folder / "config.json"),
