@@ -221,3 +221,19 @@ def fake_run(path: Path, *, tasks: dict[str, int] | None = None, control: bool =
         }
         _write(path / "summary.json", summary)
     return path
+
+
+def add_perplexity(path: Path, start: float = 1234.0) -> Path:
+    """As if the run (and its control) had also been measured on a text: the perplexity rises by 10 % a round."""
+    files = [*path.glob("*/stage.json"), *path.glob("control/*/stage.json")]
+    for file in [*files, path / "summary.json"]:
+        value = json.loads(file.read_text())
+        stages = [value] if file.name == "stage.json" else [value["original"], *value["stages"], value["final"]]
+        for stage in stages:
+            found = {
+                "task": "perplexity", "version": "1", "metric": "perplexity", "value": start * 1.1 ** stage["index"], "stderr": 12.0,
+                "n": 5000, "seed": 0, "prompt_tokens": 1024.0, "new_tokens": 0.0, "seconds": 3.0, "correct": 0,
+            }  # fmt: skip
+            stage["evals"] = [*stage["evals"], found]
+        file.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    return path

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from fake_run import fake_run
+from fake_run import add_perplexity, fake_run
 from prunetune.card import card_metadata, front_matter, hub_name, model_card
 from prunetune.records import RunRecord, read_run
 
@@ -80,3 +80,10 @@ def test_the_card_tells_how_to_use_and_reproduce(folder) -> None:
     assert "prunetune run recipe.yaml" in text
     assert "learning_rate: 0.001" in text
     assert "01-neurons-16: 264 k parameters; 20.5 k recovery tokens" in text
+
+
+def test_a_perplexity_has_its_own_metric_type(tmp_path) -> None:
+    data = card_metadata(read_run(add_perplexity(fake_run(tmp_path / "run"))))
+    result = data["model-index"][0]["results"][-1]
+    assert result["dataset"]["name"] == "perplexity (5,000 tokens)"
+    assert result["metrics"] == [{"type": "perplexity", "value": round(1234 * 1.1**4, 4)}]

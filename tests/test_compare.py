@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_run import TASKS, fake_run
+from fake_run import TASKS, add_perplexity, fake_run
 from prunetune.answers import read_samples
 from prunetune.compare import compare
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
@@ -143,3 +143,13 @@ def test_what_cannot_be_compared(tmp_path) -> None:
     (tmp_path / "run/original/stage.json").write_text('{"index": 0, "name": "original"}')
     with pytest.raises(MissingPath, match="no stage of this run is finished"):
         compare([tmp_path / "run"])
+
+
+def test_a_perplexity_is_compared_in_its_own_unit(tmp_path) -> None:
+    found = compare([add_perplexity(fake_run(tmp_path / "first"))])
+    for text in (found.to_text(), found.to_markdown()):
+        assert "perplexity, n = 5000 tokens" in text
+        assert "1,234.0 ± 12.0" in text and "123400" not in text and "1,234.0 %" not in text
+    row = next(r for r in found.to_json() if r["task"] == "perplexity")
+    assert (row["metric"], row["value"], row["accuracy"], row["wilson_low"]) == ("perplexity", 1234.0, None, None)
+    assert found.plot() is not None, "the figure is of the accuracies"

@@ -51,3 +51,24 @@ def test_ratio_of_what_is_missing_or_zero_is_none() -> None:
     assert human.ratio(None, 4) is None
     assert human.ratio(3, 0) is None
     assert human.ratio(3, None) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "share"),
+    [
+        ("accuracy", True), ("exact_match,strict-match", True), ("pass_at_1,none", True), ("pass@1,create_test", True),
+        ("prompt_level_strict_acc,none", True), ("acc_norm,none", True), ("f1,none", True), ("math_verify,none", True),
+        ("perplexity", False), ("word_perplexity,none", False), ("bits_per_byte,none", False), ("bleu,acc", False),
+    ],
+)  # fmt: skip
+def test_shares_are_known_by_their_names(metric: str, share: bool) -> None:
+    assert human.is_share(metric) is share
+
+
+def test_a_perplexity_is_no_percentage() -> None:
+    assert human.measured(1234.0, 12.0, "perplexity") == "1,234.0 ± 12.0"
+    assert human.measured(12.345, 0.2, "word_perplexity,none") == "12.35 ± 0.20"
+    assert human.measured(12.345, metric="perplexity") == "12.35"
+    assert human.measured(0.706, 0.0125, "exact_match,strict-match") == "70.6 % ± 1.2"
+    assert human.measured(None, metric="perplexity") == human.DASH
+    assert human.metric("exact_match,strict-match") == "exact match"

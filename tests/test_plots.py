@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fake_run import fake_run
+from fake_run import add_perplexity, fake_run
 from prunetune.draw import themed
 from prunetune.plots import curve, plots
 from prunetune.records import RunRecord, read_run
@@ -42,3 +42,11 @@ def test_the_loss_curve_counts_steps_over_the_run(run) -> None:
     assert [xs[0] for _, xs, _ in found] == [1, 41, 81, 121]
     assert found[0][2] == [row["loss"] for row in run.stages[0].tune[0].log]
     assert curve(run, "reward") == []
+
+
+def test_a_perplexity_has_a_figure_of_its_own(run, tmp_path) -> None:
+    also = {p.name: p for p in plots(read_run(add_perplexity(fake_run(tmp_path / "run"))))}
+    assert "perplexity (original 1,234.0 ± 12.0)" in also["controls-round"].svg
+    before = {p.name: p for p in plots(run)}
+    for name in ("accuracy-size", "accuracy-round"):
+        assert also[name].svg == before[name].svg, "accuracies alone share an axis in percent"

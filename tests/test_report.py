@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from browser import browser, missing
-from fake_run import fake_run
+from fake_run import add_perplexity, fake_run
 from prunetune.errors import MissingPath
 from prunetune.records import read_run
 from prunetune.report import write_report
@@ -213,3 +213,20 @@ def test_in_a_browser(folder, tmp_path) -> None:
         b.see(folder / "report.html", 390, dark=False)
         colours.append(b.script("return getComputedStyle(document.body).backgroundColor"))
         assert colours[0] != colours[1]
+
+
+def test_a_perplexity_is_nowhere_a_percentage(tmp_path) -> None:
+    run = add_perplexity(fake_run(tmp_path / "run"))
+    write_report(run)
+    values = [1234.0 * 1.1**i for i in range(5)]
+    for file in ("report.md", "report.html", "final/README.md"):
+        text = _page((run / file).read_text()).text if file.endswith("html") else [(run / file).read_text()]
+        text = "".join(text).replace("\xa0", " ")
+        assert "1,234.0" in text, file
+        assert not [
+            v for v in values for digits in (0, 1) if f"{100 * v:,.{digits}f}" in text or f"{v:.{digits}f} %" in text
+        ]
+    markdown = (run / "report.md").read_text()
+    assert "| perplexity, n = 5,000 tokens | 1,234.0 ± 12.0 | **1,806.7 ± 12.0** | 1.464 | 1,357.4 ± 12.0 |" in markdown
+    assert "; perplexity: 1,234.0 ± 12.0 before, 1,806.7 ± 12.0 after." in markdown
+    assert "accuracy, perplexity" not in markdown and "speed-up a question, perplexity" not in markdown

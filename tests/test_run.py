@@ -104,3 +104,8 @@ def test_seconds_survive_a_restart(tmp_path):
     again.once("x", "tune", 1, lambda tmp: pytest.fail("made again"))
     assert again.seconds["tune"] >= 0
     assert mean_accuracy({"evals": []}) == -1
+
+
+def test_a_high_perplexity_makes_no_stage_the_best():
+    evals = [{"value": 0.25, "metric": "accuracy"}, {"value": 1e6, "metric": "perplexity"}, {"value": 0.75}]
+    assert mean_accuracy({"evals": evals}) == 0.5

@@ -22,6 +22,7 @@ from prunetune.errors import OutOfReach
 from prunetune.evaluate import EvalResult, evaluate
 from prunetune.family import family_of
 from prunetune.heldout import reasoning_loss
+from prunetune.human import measured
 from prunetune.prompt import encode_example
 from prunetune.recipe import Recipe
 from prunetune.run import Record, RunFolder, Timed
@@ -232,7 +233,7 @@ def _first(task: Task, n: int | None) -> Task:
 def line_of(stage: Record, original: Record, before: Record | None = None) -> str:
     """One line a round: name, size, accuracy."""
     share = stage["cost"]["params"] / original["cost"]["params"]
-    scores = "  ".join(f"{e['task']} {100 * e['value']:.1f} % ± {100 * e['stderr']:.1f}" for e in stage["evals"])
+    scores = "  ".join(f"{e['task']} {measured(e['value'], e['stderr'], e['metric'])}" for e in stage["evals"])
     loss = f"  loss {stage['pruned_loss']:.3f} -> {stage['held_out_loss']:.3f}" if stage.get("pruned_loss") else ""
     return f"  {stage['name']:<20} {stage['cost']['params'] / 1e6:9.2f} M  {share:6.1%}  {scores}{loss}"
 

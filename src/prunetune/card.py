@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from prunetune import human
-from prunetune.records import RunRecord
+from prunetune.records import EvalRecord, RunRecord
 from prunetune.render import render
 from prunetune.store import DEMO_MODEL
 from prunetune.view import model_name, view
@@ -38,7 +38,7 @@ def card_metadata(run: RunRecord) -> dict[str, Any]:
     for key in ("license", "license_name", "license_link", "language"):
         if key in known:
             data[key] = known[key]
-    results = [_result(e.task, e.value, e.n) for e in (run.final.evals if run.final else ())]
+    results = [_result(e) for e in (run.final.evals if run.final else ())]
     if results:
         data["model-index"] = [{"name": title(run), "results": results}]
     return data
@@ -55,12 +55,12 @@ def _source_card(model: str) -> dict[str, Any]:
     return front_matter(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _result(task: str, value: float, n: int | None) -> dict[str, Any]:
-    named = f"{task} ({n:,} questions)" if n else task
+def _result(e: EvalRecord) -> dict[str, Any]:
+    named = f"{e.task} ({e.n:,} {'questions' if e.is_share else 'tokens'})" if e.n else e.task
     return {
         "task": {"type": "text-generation"},
-        "dataset": {"name": named, "type": task},
-        "metrics": [{"type": "accuracy", "value": round(value, 4)}],
+        "dataset": {"name": named, "type": e.task},
+        "metrics": [{"type": human.metric(e.metric).replace(" ", "_"), "value": round(e.value, 4)}],
     }
 
 
@@ -81,7 +81,7 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
     base = hub_name(model_name(run))
     stages = []
     for s in run.accepted:
-        scores = ", ".join(f"{e.task} {human.accuracy(e.value, e.stderr)}" for e in s.evals)
+        scores = ", ".join(f"{e.task} {e.text()}" for e in s.evals)
         tokens = f"; {human.count(s.tokens)} recovery tokens" if s.tokens is not None else ""
         stages.append(f"{s.name}: {human.count(s.cost.params)} parameters{tokens}{'; ' + scores if scores else ''}")
     measured = {e.task for e in (run.final.evals if run.final else ())}
@@ -94,5 +94,4 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
         v=view(run),
         stages=stages,
         tasks=", ".join(sorted(measured)) or "nothing",
-        elsewhere="not measured",
     )

@@ -30,8 +30,8 @@ class TaskResult:
     """One model on one data set.
 
     Attributes:
-        result: Accuracy as recorded.
-        interval: Wilson's 95 % interval of the accuracy, None if counts were not recorded.
+        result: Accuracy (or perplexity) as recorded.
+        interval: Wilson's 95 % interval of the accuracy, None if counts were not recorded or it is no accuracy.
         flops: Mean FLOPs a question as recorded.
         cost: The same split into prefill and decode, None where samples or config are not on disk.
         speedup_question: Time per question, the run's original / this model; None if not measured.
@@ -196,7 +196,7 @@ def _model(
         flops = stage.cost.flops.get(e.task)
         tasks[e.task] = TaskResult(
             result=e,
-            interval=wilson(e.correct, e.n) if e.correct is not None and e.n else None,
+            interval=wilson(e.correct, e.n) if e.is_share and e.correct is not None and e.n else None,
             flops=float(flops) if isinstance(flops, int | float) else None,
             cost=question_cost(cost, samples.values()) if cost is not None else None,
             speedup_question=_speedup(run, e.task, "question", original),

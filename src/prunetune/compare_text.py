@@ -51,7 +51,7 @@ def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, .
         tested = ("(the first)" if model.name == reference else human.DASH, "")
     return (
         *start,
-        human.accuracy(found.result.value, found.result.stderr),
+        found.result.text(),
         human.flops(found.flops),
         split,
         human.times(found.speedup_question),
@@ -62,18 +62,25 @@ def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, .
     )
 
 
-def _tables(c: Comparison) -> list[tuple[str, list[tuple[str, ...]]]]:
+def _tables(c: Comparison) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+    """Title, name of the metric, and rows of every data set."""
     out = []
     for task in c.tasks:
         rows = [_row(m, m.tasks.get(task), c.reference) for m in c.models]
-        ns = {m.tasks[task].result.n for m in c.models if task in m.tasks} - {None}
-        out.append((f"{task}, n = {' / '.join(str(n) for n in sorted(n for n in ns if n))}" if ns else task, rows))
+        results = [m.tasks[task].result for m in c.models if task in m.tasks]
+        ns = " / ".join(str(n) for n in sorted({e.n for e in results if e.n}))
+        title = f"{task}, n = {ns}{'' if results[0].is_share else ' tokens'}" if ns else task
+        out.append((title, human.metric(results[0].metric), rows))
     return out
+
+
+def _named(header: tuple[str, ...], metric: str) -> tuple[str, ...]:
+    return tuple(metric if h == "accuracy" else h for h in header)
 
 
 def _note(c: Comparison) -> str:
     return (
-        f"Accuracy is ± one standard error. Against the first: points of accuracy on the questions shared with "
+        f"Figures are ± one standard error. Against the first: points of accuracy on the questions shared with "
         f"{c.reference} [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original."
     )
 
@@ -87,10 +94,10 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
 def text(c: Comparison) -> str:
     """Aligned columns; one that nothing was recorded for is left out."""
     blocks = []
-    for title, rows in _tables(c):
+    for title, metric, rows in _tables(c):
         said = [any(r[i] not in ("", human.DASH) for r in rows) for i in range(len(HEADER))]
         keep = [i for i, name in enumerate(HEADER) if i < 2 or (said[i] and name not in ONLY_WIDE)]
-        table = [tuple(r[i] for i in keep) for r in (SHORT, *rows)]
+        table = [tuple(r[i] for i in keep) for r in (_named(SHORT, metric), *rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
@@ -104,8 +111,8 @@ def text(c: Comparison) -> str:
 def markdown(c: Comparison) -> str:
     """One table a data set."""
     blocks = []
-    for title, rows in _tables(c):
-        lines = [" | ".join(map(cell, r)) for r in (HEADER, *rows)]
+    for title, metric, rows in _tables(c):
+        lines = [" | ".join(map(cell, r)) for r in (_named(HEADER, metric), *rows)]
         rule = "---|" + "---:|" * (len(HEADER) - 1)
         blocks.append(
             "\n".join([f"### {title}", "", f"| {lines[0]} |", f"|{rule}", *(f"| {line} |" for line in lines[1:])])
@@ -122,7 +129,8 @@ def _record(m: Model, task: str, t: TaskResult, reference: str) -> dict[str, obj
     low, high = t.interval or (None, None)
     out: dict[str, object] = {
         "model": m.name, "kind": m.kind, "params": m.params, "params_share": m.share, "task": task, "n": t.result.n,
-        "accuracy": t.result.value, "stderr": t.result.stderr, "wilson_low": low, "wilson_high": high,
+        "metric": t.result.metric, "value": t.result.value,
+        "accuracy": t.result.value if t.result.is_share else None, "stderr": t.result.stderr, "wilson_low": low, "wilson_high": high,
         "prompt_tokens": t.result.prompt_tokens, "new_tokens": t.result.new_tokens, "flops": t.flops,
         "flops_prefill": t.cost.prefill if t.cost else None, "flops_decode": t.cost.decode if t.cost else None,
         "flops_per_new_token": t.cost.per_new_token if t.cost else None,

@@ -147,21 +147,22 @@ def config_folder(model: str) -> Path:
 
 def closing(summary: dict[str, Any], out: Path) -> str:
     """Original, compacted and control side by side, and where things are."""
-    from prunetune.human import accuracy, count
+    from prunetune.human import count, measured
 
     original, final, control = summary["original"], summary["final"], summary["control"]
     lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
     full = original["cost"]["params"]
 
-    def line(name: str, params: float, values: list[tuple[float, float]]) -> str:
-        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{accuracy(*v):>22}" for v in values)
+    metrics = {e["task"]: e["metric"] for e in original["evals"]}
 
-    tasks = summary["accuracy"].values()
-    lines.append(line("original", full, [(a["original"], a["original_stderr"]) for a in tasks]))
-    lines.append(line("compacted", final["cost"]["params"], [(a["final"], a["final_stderr"]) for a in tasks]))
+    def line(name: str, params: float, found: dict[str, Any], model: str) -> str:
+        texts = [measured(a[model], a[f"{model}_stderr"], metrics[t]) for t, a in found.items()]
+        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
+
+    lines.append(line("original", full, summary["accuracy"], "original"))
+    lines.append(line("compacted", final["cost"]["params"], summary["accuracy"], "final"))
     if control:
-        theirs = [(a["final"], a["final_stderr"]) for a in control["accuracy"].values()]
-        lines.append(line("pruned once", control["params_ratio"] * full, theirs))
+        lines.append(line("pruned once", control["params_ratio"] * full, control["accuracy"], "final"))
         lines.append(
             f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once"
         )

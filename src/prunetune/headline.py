@@ -68,14 +68,15 @@ def control_note(run: RunRecord) -> str:
     return f"{theirs / ours:.2f} × the recovery tokens"
 
 
-def _control_accuracy(run: RunRecord, task: str) -> str:
+def _control_figure(run: RunRecord, task: str, metric: str) -> str:
     found = result_of(control_of(run), task)
     if found is not None:
-        return human.accuracy(found.value, found.stderr)
+        return found.text()
     said = (run.summary.get("control") or {}).get("accuracy", {}).get(task)
     if isinstance(said, dict):
-        return human.accuracy(said.get("final", said.get("value")), said.get("final_stderr", said.get("stderr")))
-    return human.accuracy(said)
+        value, error = said.get("final", said.get("value")), said.get("final_stderr", said.get("stderr"))
+        return human.measured(value, error, metric)
+    return human.measured(said, metric=metric)
 
 
 def _shape(stage: StageRecord | None) -> str:
@@ -98,11 +99,14 @@ def headline(run: RunRecord) -> list[Row]:
     ]
     for task in run.tasks:
         old, new = result_of(a, task), result_of(b, task)
-        n = f", n = {new.n:,}" if new is not None and new.n else ""
-        texts = [human.accuracy(e.value, e.stderr) if e else human.DASH for e in (old, new)]
+        known = new or old
+        label = ", ".join(filter(None, (known.label(), new.size() if new else ""))) if known else task
+        texts = [e.text() if e else human.DASH for e in (old, new)]
         said = _ratio(new.value if new else None, old.value if old else None)
-        rows.append(Row(f"accuracy, {task}{n}", texts[0], texts[1], said, _control_accuracy(run, task)))
-    for task in run.tasks:
+        rows.append(
+            Row(label, texts[0], texts[1], said, _control_figure(run, task, known.metric if known else "accuracy"))
+        )
+    for task in run.shares:
         rows += _flops_rows(run, task)
     rows += [*_latency_rows(run), *_speed_rows(run)]
     tokens, seconds = run.recovery_tokens(), sum(run.seconds().values()) or None
@@ -173,7 +177,7 @@ def _speed_rows(run: RunRecord) -> list[Row]:
             values.append(human.times(value if isinstance(value, int | float) else None))
         return None if values == [human.DASH] * 2 else Row(label, human.times(1.0), values[0], "", values[1])
 
-    named = [(f"speed-up a question, {t}", t, "question") for t in run.tasks]
-    named += [(f"speed-up a generated token, {t}", t, "token") for t in run.tasks]
+    named = [(f"speed-up a question, {t}", t, "question") for t in run.shares]
+    named += [(f"speed-up a generated token, {t}", t, "token") for t in run.shares]
     found = [row(*n) for n in named] + [row(f"speed-up, {k}", k) for k in ("prefill", "decode")]
     return [r for r in found if r is not None]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 DASH = "–"
+# Metrics that are shares of 1, higher being better; any other (a perplexity, BLEU) is shown as the number that it is.
+_SHARE = re.compile(r"(?:^|_)(?:acc|accuracy|em|exact_match|f1|math_verify|pass)(?=[_@]|$)")
 _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -64,6 +68,24 @@ def accuracy(value: float | None, stderr: float | None = None) -> str:
     if value is None:
         return DASH
     return percent(value) if stderr is None else f"{percent(value)} ± {100 * stderr:.1f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric (`accuracy`, lm-eval's `exact_match,strict-match`) is a share of 1, and not a perplexity."""
+    return bool(_SHARE.search(metric.partition(",")[0]))
+
+
+def metric(name: str) -> str:
+    """A metric's name in words: `exact_match,strict-match` is an exact match."""
+    return name.partition(",")[0].replace("_", " ")
+
+
+def measured(value: float | None, stderr: float | None = None, metric: str = "accuracy") -> str:
+    """A task's figure with its standard error: 70.6 % ± 1.3 of a share, 12.35 ± 0.21 of a perplexity."""
+    if is_share(metric) or value is None:
+        return accuracy(value, stderr)
+    digits = 1 if abs(value) >= 100 else 2
+    return f"{value:,.{digits}f}" + ("" if stderr is None else f" ± {stderr:,.{digits}f}")
 
 
 def ratio(new: float | None, old: float | None) -> float | None:

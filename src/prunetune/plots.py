@@ -26,6 +26,7 @@ def plots(run: RunRecord) -> list[Plot]:
     makers: tuple[Callable[[RunRecord], Plot | None], ...] = (
         by_size,
         by_round,
+        controls,
         saw,
         removed,
         losses,
@@ -49,7 +50,7 @@ FULL: dict[str, Any] = {"marker": "s", "linestyle": "none", "markersize": 6}
 
 
 def _curves_of(run: RunRecord) -> list[tuple[str, Curve]]:
-    found = [(colour, curve_of(run, task)) for colour, task in zip(SERIES, run.tasks, strict=False)]
+    found = [(colour, curve_of(run, task)) for colour, task in zip(SERIES, run.shares, strict=False)]
     return [(colour, c) for colour, c in found if c.line]
 
 
@@ -144,6 +145,36 @@ def by_round(run: RunRecord) -> Plot | None:
     crosses = " Crosses are rejected attempts." if rejected else ""
     caption = f"All tasks after each round; bars are one standard error.{_asked(curves)}{crosses}"
     return plot("accuracy-round", "Accuracy by round", caption, draw)
+
+
+def controls(run: RunRecord) -> Plot | None:
+    """What is not a share of right answers (perplexities) by round, as a ratio to the original's."""
+    stages = [s for s in (run.original, *run.accepted) if s is not None]
+    others = [t for t in run.tasks if t not in run.shares]
+    start = {
+        t: e for t in others if run.original is not None and (e := run.original.eval_of(t)) is not None and e.value
+    }
+    if len(stages) < 2 or not start:
+        return None
+
+    def draw() -> Figure:
+        figure, axes = blank(2.5)
+        for colour, (task, first) in zip(cycle(SERIES), start.items(), strict=False):
+            found = [(i, e) for i, s in enumerate(stages) if (e := s.eval_of(task)) is not None]
+            axes.errorbar(
+                [i for i, _ in found], [e.value / first.value for _, e in found],
+                yerr=[(e.stderr or 0.0) / first.value for _, e in found],
+                color=colour, marker="o", capsize=2.5, elinewidth=1, label=f"{first.label()} (original {first.text()})",
+            )  # fmt: skip
+        axes.axhline(1.0, color=GRID, linewidth=0.8)
+        axes.set_xticks(range(len(stages)), ["orig." if s is run.original else str(s.index) for s in stages])
+        axes.set_xlabel("round")
+        axes.set_ylabel("times the original's")
+        figure.legend(loc="outside upper center", fontsize=7.5)
+        return figure
+
+    caption = "Figures that are not accuracies, divided by the original's; of a perplexity, above 1 is worse."
+    return plot("controls-round", "General ability by round", caption, draw)
 
 
 # ------------------------------------------------------------------------------------------------------ loss and time
@@ -285,9 +316,9 @@ def across(runs: Sequence[RunRecord], names: Sequence[str]) -> Plot | None:
 
     Only data sets that every stage shown measured are averaged, so that no line is easier than another.
     """
-    curves = [{t: {id(p.stage): p for p in curve_of(r, t).line} for t in r.tasks} for r in runs]
+    curves = [{t: {id(p.stage): p for p in curve_of(r, t).line} for t in r.shares} for r in runs]
     stages = [[s for s in (r.original, *r.accepted) if s is not None and s.params] for r in runs]
-    tasks = dict.fromkeys(t for r in runs for t in r.tasks)
+    tasks = dict.fromkeys(t for r in runs for t in r.shares)
     common = [
         t for t in tasks
         if all(t in c and id(s) in c[t] for c, own in zip(curves, stages, strict=True) for s in own)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prunetune import human
 from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.plan import PrunePlan
 from prunetune.store import read_json
@@ -33,7 +34,10 @@ class CostRecord(_Record):
 
 
 class EvalRecord(_Record):
-    """One task's result; `value` and `stderr` are shares of 1, `seconds` is wall time for all `n` questions."""
+    """One task's result; `seconds` is wall time for all `n` questions.
+
+    `value` and `stderr` are shares of 1, unless `metric` is something else: then `n` counts tokens of text.
+    """
 
     task: str
     value: float
@@ -47,6 +51,24 @@ class EvalRecord(_Record):
     seconds: float | None = None
     correct: int | None = None
     truncated: int | None = None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure is a share of right answers (not a perplexity)."""
+        return human.is_share(self.metric)
+
+    def text(self) -> str:
+        """The figure with its standard error, in its own unit."""
+        return human.measured(self.value, self.stderr, self.metric)
+
+    def label(self) -> str:
+        """What was measured on what: `accuracy, gsm8k`; a task that is its own metric is named once."""
+        metric = human.metric(self.metric)
+        return self.task if metric == self.task else f"{metric}, {self.task}"
+
+    def size(self) -> str:
+        """On how many questions (or tokens): `n = 1,319`; empty if not recorded."""
+        return f"n = {self.n:,}{'' if self.is_share else ' tokens'}" if self.n else ""
 
 
 class TuneRecord(_Record):
@@ -124,6 +146,11 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     control: RunRecord | None = None
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The tasks whose figure is a share of right answers."""
+        return tuple(t for t in self.tasks if all(e.is_share for s in self.measured for e in s.evals if e.task == t))
 
     @property
     def finished(self) -> bool:

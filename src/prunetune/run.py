@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from prunetune.errors import BadCheckpoint, NotWritable
+from prunetune.human import is_share
 from prunetune.plan import PrunePlan
 from prunetune.recipe import Recipe, check_unchanged
 from prunetune.schedule import Done, Step
@@ -113,6 +114,11 @@ class RunFolder:
         """Where the next round goes on in the data stream; None before the first."""
         return max((s["samples"][1] for s in self.stages), default=None)
 
+    @property
+    def decisions(self) -> Path:
+        """Where steering leaves what it measured and decided."""
+        return self.path / "decisions"
+
     def folder(self, name: str) -> Path:
         """Folder of a stage."""
         return self.path / name
@@ -165,8 +171,8 @@ class RunFolder:
 
 
 def mean_accuracy(stage: Record) -> float:
-    """Mean over the tasks of a stage; -1 if nothing was measured."""
-    values = [e["value"] for e in stage["evals"]]
+    """Mean over the tasks of a stage that are judged right or wrong; -1 if there is none."""
+    values = [e["value"] for e in stage["evals"] if is_share(e.get("metric", "accuracy"))]
     return sum(values) / len(values) if values else -1.0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from prunetune.cost import Cost
 from prunetune.data import Example, overlap
+from prunetune.human import is_share
 from prunetune.recipe import Recipe
 from prunetune.run import Record, RunFolder
 from prunetune.store import read_json
@@ -101,7 +102,7 @@ def _speedup(original: Record, final: Record, latency: dict[str, Any] | None) ->
     }
     after = {e["task"]: e for e in final["evals"]}
     for e in original["evals"]:
-        if e["task"] in after:
+        if e["task"] in after and is_share(e.get("metric", "accuracy")):
             a, b = _question_ms(old, e), _question_ms(new, after[e["task"]])
             lengths = max(1.0, e["new_tokens"]), max(1.0, after[e["task"]]["new_tokens"])
             out[e["task"]] = {"question": a / b, "token": (a / lengths[0]) / (b / lengths[1])}

@@ -116,7 +116,7 @@ def _name(stage: StageRecord) -> str:
 
 def _accuracy(stage: StageRecord, task: str) -> str:
     found = stage.eval_of(task)
-    return human.DASH if found is None else human.accuracy(found.value, found.stderr)
+    return human.DASH if found is None else found.text()
 
 
 def _seconds(stage: StageRecord, action: str) -> str:

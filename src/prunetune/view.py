@@ -112,15 +112,22 @@ def _sentence(run: RunRecord) -> str:
     if final is original:
         return "Nothing was removed."
     kept: list[str] = []
+    elsewhere: list[str] = []
     for task in run.tasks:
         before, after = result_of(original, task), result_of(final, task)
-        if before is not None and after is not None and before.value:
+        if before is None or after is None:
+            continue
+        if not after.is_share:
+            elsewhere.append(f"{after.label()}: {before.text()} before, {after.text()} after")
+        elif before.value:
             of = "" if kept else "of the accuracy "
             kept.append(f"{human.percent(after.value / before.value)} {of}on {task}")
     start = f"{human.percent(share)} of the parameters"
-    if not kept:
-        return f"{start}; accuracy was not measured."
-    return f"{start} keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}."
+    if kept:
+        start += f" keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}"
+    else:
+        start += "; accuracy was not measured"
+    return f"{'; '.join([start, *elsewhere])}."
 
 
 def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
@@ -132,9 +139,9 @@ def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
     for task in run.tasks[:2]:
         old, new = result_of(run.original, task), result_of(run.final, task)
         if old is not None and new is not None:
-            detail = f"{human.percent(old.value)} before, n = {new.n or 0:,}"
-            out.append((f"accuracy, {task}", human.percent(new.value), detail))
-    for task in run.tasks[:1]:
+            before_text, after_text = (human.measured(e.value, metric=e.metric) for e in (old, new))
+            out.append((new.label(), after_text, ", ".join(filter(None, (f"{before_text} before", new.size())))))
+    for task in run.shares[:1]:
         old_f, new_f = flops_of(run.original, task), flops_of(run.final, task)
         if (share := human.ratio(new_f, old_f)) is not None:
             out.append(("FLOPs a question", human.percent(share), f"{human.flops(old_f)} → {human.flops(new_f)}"))
@@ -153,7 +160,7 @@ def _bars(run: RunRecord) -> tuple[Bar, ...]:
         share = human.ratio(params_of(stage), base)
         if stage is None or share is None:
             continue
-        scores = [f"{human.percent(e.value)} {e.task}" for e in stage.evals]
+        scores = [f"{human.measured(e.value, metric=e.metric)} {e.task}" for e in stage.evals]
         out.append(Bar(label, share, " · ".join([human.count(params_of(stage)), *scores]), kind))
     return tuple(out)
 
