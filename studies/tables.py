@@ -1,0 +1,308 @@
+"""A study's README and figure from its records alone: nothing is trained, no figure is typed by hand.
+
+    python studies/tables.py studies/01-loop-against-once         # writes README.md and figures/*.svg there
+
+Claims in grid.yaml, each decided by the rule of `paired.Interval.verdict`:
+
+    {of: default, over: once, bound: -0.01, scope: each}           # the paired difference, in every cell
+    {of: default, over: once, bound: 0.05, scope: mean}            # ... its mean over the cells
+    {of: default, over: ptl, bound: 0.1, scope: mean, tokens: 40000}         # ... of one budget
+    {of: default, over: ptl, bound: 0, scope: mean, against: next}           # `over` has the next larger budget
+    {of: once-ls, over: once, bound: 0.5, scope: loss}             # median share of the loss increase taken back
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cells import Grid, GridError, Record
+from figure import accuracy_figure
+from paired import (
+    Interval,
+    Verdict,
+    all_of,
+    average,
+    difference,
+    interval,
+    middle,
+    pooled_sd,
+    recovered_share,
+    seed_means,
+)
+
+Place = tuple[float, int]  # size, tokens
+
+
+@dataclass
+class Results:
+    """The records of a grid, by method, size, budget and seed."""
+
+    grid: Grid
+    records: dict[tuple[str, float, int, int], Record]
+    _right: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def read(grid: Grid) -> Results:
+        """All that is there."""
+        return Results(grid, {(c.method, c.size, c.tokens, c.seed): r for c, r in grid.finished()})
+
+    @property
+    def places(self) -> list[Place]:
+        """Sizes and budgets."""
+        return [(s, t) for s in self.grid.sizes for t in self.grid.tokens]
+
+    def of(self, method: str, place: Place) -> list[Record]:
+        """The records of a method's seeds."""
+        return [r for seed in self.grid.seeds if (r := self.records.get((method, *place, seed)))]
+
+    def right(self, record: Record) -> dict[str, float]:
+        """A cell's verdicts."""
+        return self._right.setdefault(record["cell"], self.grid.verdicts(record["final"]))
+
+    def accuracy(self, method: str, place: Place) -> Interval | None:
+        """Mean over seeds with its interval."""
+        found = [self.right(r) for r in self.of(method, place)]
+        return interval(found) if found else None
+
+    def original(self) -> Interval | None:
+        """The untouched model, once a seed."""
+        one = {r["seed"]: r for r in self.records.values()}
+        found = [self.grid.verdicts(one[s]["original"]) for s in sorted(one)]
+        return interval(found) if found else None
+
+    def differences(self, of: str, over: str, place: Place, other: Place | None = None) -> dict[int, dict[str, float]]:
+        """Seed -> question -> verdict of `of` minus verdict of `over` (at `other`)."""
+        first = {r["seed"]: r for r in self.of(of, place)}
+        second = {r["seed"]: r for r in self.of(over, other or place)}
+        return {s: difference(self.right(first[s]), self.right(second[s])) for s in first if s in second}
+
+    def paired(self, of: str, over: str, place: Place) -> Interval | None:
+        """One cell's difference."""
+        found = list(self.differences(of, over, place).values())
+        if not found:
+            return None
+        pooled = None
+        if self.grid.spread == "pooled":
+            beside = [self.differences(of, over, (s, place[1])) for s in self.grid.sizes]
+            pooled = pooled_sd([seed_means(list(d.values())) for d in beside if d])
+        return interval(found, pooled if pooled and pooled[1] else None)
+
+    def mean_paired(
+        self, of: str, over: str, places: Sequence[Place], against: Callable[[Place], Place] = lambda p: p
+    ) -> Interval | None:
+        """The mean difference over cells: averaged question by question within a seed, over the seeds that have all."""
+        found = [self.differences(of, over, p, against(p)) for p in places]
+        seeds = [s for s in self.grid.seeds if found and all(s in d for d in found)]
+        return interval([average([d[s] for d in found]) for s in seeds]) if seeds else None
+
+    def losses(self, of: str, over: str) -> list[float]:
+        """Share of the loss increase that `of` takes back of what `over` lost by pruning, before any training."""
+        keys = [(p, s) for p in self.places for s in self.grid.seeds]
+        pairs = [(self.records.get((of, *p, s)), self.records.get((over, *p, s))) for p, s in keys]
+        return [
+            recovered_share(b["original"]["held_out_loss"], b["pruned_loss"], a["pruned_loss"])
+            for a, b in pairs
+            if a and b
+        ]
+
+
+# ------------------------------------------------------------------------------------------------------------ claims
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A claim, what was measured, and the verdict."""
+
+    text: str
+    measured: str
+    verdict: str
+
+
+def decide(results: Results, claim: dict[str, Any]) -> Decided:
+    """Apply the stated rule to one claim."""
+    grid, of, over, bound, scope = results.grid, claim["of"], claim["over"], float(claim["bound"]), claim["scope"]
+    if scope == "loss":
+        shares = results.losses(of, over)
+        text = f"{of} takes back at least {bound:.0%} of the loss that {over} gains by pruning (median of the cells, no training)"
+        if not shares:
+            return Decided(text, "–", "not measured")
+        mid, low, high = middle(shares)
+        full = len(shares) == len(results.places) * len(grid.seeds)
+        verdict = ("held" if mid >= bound else "did not hold") if full else "undecided: not all cells are there"
+        return Decided(text, f"{mid:.0%} (from {low:.0%} to {high:.0%}, {len(shares)} cells)", verdict)
+    budgets = [claim["tokens"]] if "tokens" in claim else grid.tokens
+    places = [p for p in results.places if p[1] in budgets]
+    where = f" at {budgets[0]:,} tokens" if "tokens" in claim else ""
+    if claim.get("against") == "next":
+        after = dict(zip(grid.tokens, grid.tokens[1:], strict=False))
+        places = [p for p in places if p[1] in after]
+        where += f", with {over} given the next larger budget"
+        whole = results.mean_paired(of, over, places, lambda p: (p[0], after[p[1]]))
+        each = []
+    else:
+        whole = results.mean_paired(of, over, places)
+        each = [results.paired(of, over, p) for p in places]
+    text = f"{of} - {over} >= {100 * bound:+g} points, {'in every cell' if scope == 'each' else 'mean over the cells'}{where}"
+    if scope == "mean":
+        return Decided(text, points(whole), _verdict(whole, bound, len(grid.seeds)))
+    if scope != "each" or claim.get("against"):
+        raise GridError(f"claim {claim}: scope is each, mean or loss; `against` goes with mean")
+    verdicts = [_verdict(d, bound, len(grid.seeds)) for d in each]
+    lowest = min((d for d in each if d), key=lambda d: d.low, default=None)
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    complete = all(v in ("held", "did not hold", "undecided") for v in verdicts)
+    known: list[Verdict] = [v for v in verdicts if v in ("held", "did not hold", "undecided")]
+    verdict = all_of(known) if complete or "did not hold" in known else "undecided: not all cells are there"
+    return Decided(text, f"cells: {counted}; lowest {points(lowest)}", verdict)
+
+
+def _verdict(found: Interval | None, bound: float, seeds: int) -> Any:
+    if found is None:
+        return "not measured"
+    return found.verdict(bound) if found.seeds == seeds else f"undecided: {found.seeds} of {seeds} seeds"
+
+
+# ---------------------------------------------------------------------------------------------------------- Markdown
+
+
+def readme(results: Results) -> str:
+    """The study's page."""
+    grid, done = results.grid, len(results.records)
+    cells = len(grid.cells())
+    study = f"studies/{grid.folder.name}"
+    commits = ", ".join(sorted({r["commit"] for r in results.records.values()})) or "–"
+    hours = sum(r["wall_seconds"] for r in results.records.values()) / 3600
+    ns = sorted({e["n"] for r in results.records.values() for e in r["final"]["evals"] if e["task"] == grid.task_name})
+    others = [m for m in grid.methods if m != first_method(grid)]
+    first = first_method(grid)
+    parts = [
+        f"<!-- Made by studies/tables.py from records/. Do not edit: change grid.yaml and run {study}/tables -->",
+        f"# {grid.title}",
+        grid.about.strip(),
+        f"`{study}/run` repeats everything (resumable), `{study}/tables` makes this page from `records/`. "
+        f"{done} of {cells} cells measured, n = {' or '.join(f'{n:,}' for n in ns) or '–'} questions a seed, seeds "
+        f"{', '.join(map(str, grid.seeds))}, {hours:.1f} h of one core, commit {commits}.",
+        table(["method", "what it is"], [[m, grid.notes.get(m, f"`{grid.methods[m]}`")] for m in grid.methods]),
+        "## Claims",
+        table(
+            ["claim", "measured (points, 95 % interval)", "verdict"],
+            [[d.text, d.measured, f"**{d.verdict}**"] for d in (decide(results, c) for c in grid.claims)],
+        ),
+        rule(grid),
+        f"## Accuracy, %\n\nThe untouched model: {percent(results.original())}. ![accuracy](figures/accuracy.svg)",
+        by_place(results, list(grid.methods), lambda m, p: percent(results.accuracy(m, p))),
+        f"## Paired differences: {first} minus the other, points",
+        by_place(
+            results,
+            others,
+            lambda m, p: points(results.paired(first, m, p)),
+            last=lambda m: points(results.mean_paired(first, m, results.places)),
+        ),
+        "## Rounds that were made (one figure a seed)",
+        by_place(
+            results, list(grid.methods), lambda m, p: " ".join(str(rounds_of(r)) for r in results.of(m, p)) or "–"
+        ),
+        "## Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds)",
+        by_place(results, list(grid.methods), lambda m, p: losses_of(results.of(m, p))),
+        "## What it cost: tokens really trained; seconds of a run (means over seeds)",
+        by_place(results, list(grid.methods), lambda m, p: cost_of(results.of(m, p))),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def first_method(grid: Grid) -> str:
+    """The method that the others are compared with: the first."""
+    return next(iter(grid.methods))
+
+
+def rule(grid: Grid) -> str:
+    """The formula, in words."""
+    spread = (
+        "each cell's own seeds"
+        if grid.spread == "own"
+        else "the seeds of all sizes at the cell's budget (deviations from each cell's mean, pooled)"
+    )
+    return (
+        "Rule: a claim held if the lower end of the 95 % interval reaches its bound, did not hold if the upper end lies below it, else it is "
+        "undecided (also while a seed is missing). Interval: with d_s the mean paired difference of seed s on the same questions and S seeds, "
+        f"the wider, end by end, of mean ± t(0.975) sd / √S with sd from {spread}, and the percentiles of 4,000 bootstrap draws of seeds and of "
+        "questions (the same draw of questions for every seed that was asked them). Means over cells average question by question within a "
+        "seed first. See `studies/paired.py`."
+    )
+
+
+def by_place(
+    results: Results, methods: list[str], show: Callable[[str, Place], str], last: Callable[[str], str] | None = None
+) -> str:
+    """A table with one row a size and budget, one column a method."""
+    rows = [[f"{s:.0%}", f"{t:,}", *(show(m, (s, t)) for m in methods)] for s, t in results.places]
+    if last:
+        rows.append(["mean", "", *(last(m) for m in methods)])
+    return table(["size", "tokens", *methods], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+
+
+def percent(found: Interval | None) -> str:
+    """71.2 [70.1, 72.3], of a share."""
+    return "–" if found is None else f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def points(found: Interval | None) -> str:
+    """+1.2 [-0.3, +2.7], of a difference."""
+    return "–" if found is None else f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def rounds_of(record: Record) -> int:
+    """Rounds that were kept."""
+    return sum(r["verdict"]["accepted"] for r in record["rounds"])
+
+
+def losses_of(records: list[Record]) -> str:
+    """0.812 → 0.204."""
+    pruned = [r["pruned_loss"] for r in records if r["pruned_loss"] is not None]
+    return f"{fmean(pruned):.3f} → {fmean(r['held_out_loss'] for r in records):.3f}" if pruned else "–"
+
+
+def cost_of(records: list[Record]) -> str:
+    """39,998; 71 s."""
+    if not records:
+        return "–"
+    return f"{fmean(r['recovery_tokens'] for r in records):,.0f}; {fmean(sum(r['seconds'].values()) for r in records):.0f} s"
+
+
+def write(folder: Path) -> Path:
+    """README.md and figures."""
+    results = Results.read(Grid.read(folder))
+    (folder / "figures").mkdir(exist_ok=True)
+    grid = results.grid
+    lines = {
+        (m, s): [(t, i) for t in grid.tokens if (i := results.accuracy(m, (s, t)))]
+        for m in grid.methods
+        for s in grid.sizes
+    }
+    accuracy_figure(lines, grid.sizes, list(grid.methods), results.original(), folder / "figures" / "accuracy.svg")
+    path = folder / "README.md"
+    path.write_text(readme(results), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, nargs="+")
+    for folder in parser.parse_args().study:
+        print(write(folder.resolve()))
+
+
+if __name__ == "__main__":
+    main()
