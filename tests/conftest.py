@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 
 # The modules whose functions take and return tensors: their annotations are checked on every call.
 SHAPED = ["criteria", "score", "surgery", "cuts", "moments", "walk", "compensate", "tune.loss", "tune.kl"]
+SHAPED += ["baselines.slicegpt"]
 install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
 
 import torch
