@@ -118,3 +118,13 @@ def test_what_it_cannot_do_is_said_before_any_work(tmp_path):
     with pytest.raises(UnsupportedModel, match="gemma2"):
         slicegpt_run(tiny_recipe(tmp_path / "g", "gemma2"), tmp_path / "o", QUIET)
     assert not list(tmp_path.glob("o/*/stage.json"))
+
+
+def test_reinforcement_learning_takes_it_too(tmp_path):
+    """The KL reference is the sliced model itself (`policy.check_reference`), and the last weights differ from it."""
+    method = {"type": "grpo", "samples": 8, "batch_size": 4, "group": 4, "max_new_tokens": 4, "learning_rate": 1e-2}
+    recipe = tiny_recipe(tmp_path, recover=[method])
+    summary = slicegpt_run(recipe, tmp_path / "out", QUIET, align=4)
+    tuned = summary["final"]["tune"][0]
+    assert (tuned["method"], tuned["steps"], tuned["log"][0]["kl"]) == ("grpo", 2, pytest.approx(0, abs=1e-5))
+    assert summary["final"]["pruned_loss"] != pytest.approx(summary["final"]["held_out_loss"], abs=1e-6)

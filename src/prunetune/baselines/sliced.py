@@ -13,6 +13,7 @@ folder (recovery, evaluation, latency) works on it. Nothing else can load it.
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class SlicedConfig(PretrainedConfig):
         source: The source's config.json, which says what attention and FFN are.
         norm_size: Width of the residual stream before slicing.
         note: What this is, for whoever opens config.json.
+        auto_map: No code comes with the folder; TRL asks, before it turns to the Auto classes.
     """
 
     model_type = MODEL_TYPE
@@ -52,6 +54,7 @@ class SlicedConfig(PretrainedConfig):
     source: dict[str, Any] | None = None
     norm_size: int = 0
     note: str = ARTEFACT
+    auto_map: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: PretrainedConfig, kept: int) -> SlicedConfig:
