@@ -70,7 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
         work(grid, left, scratch)
     else:
         spawn = multiprocessing.get_context("spawn")
-        workers = [spawn.Process(target=work, args=(grid, left, scratch)) for _ in range(min(args.workers, len(left)))]
+        workers = [
+            spawn.Process(target=work, args=(grid, left, scratch, os.getpid()))
+            for _ in range(min(args.workers, len(left)))
+        ]
         for w in workers:
             w.start()
         for w in workers:
@@ -78,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [c.name for c in left if grid.record(c) is None]
     if missing:
         print(
-            f"{len(missing)} cells have no record (see {scratch}/CELL.error.txt): " + " ".join(missing), file=sys.stderr
+            f"{len(missing)} cells have no record (failed: {scratch}/CELL.error.txt; or another process is at them): "
+            + " ".join(missing),
+            file=sys.stderr,
         )
     return 1 if missing else 0
 
@@ -88,12 +93,14 @@ def _chosen(cell: Cell, rule: str) -> bool:
     return f"{getattr(cell, key):g}" in values.split(",") if key != "method" else cell.method in values.split(",")
 
 
-def work(grid: Grid, cells: list[Cell], scratch: Path) -> None:
-    """One worker: every cell that has no record and that nobody else is at."""
+def work(grid: Grid, cells: list[Cell], scratch: Path, parent: int | None = None) -> None:
+    """One worker: every cell that has no record and that nobody else is at; no further one once its parent is gone."""
     import torch
 
     torch.set_num_threads(1)
     for number, cell in enumerate(cells, 1):
+        if parent and os.getppid() != parent:
+            return
         with _lock(scratch / f".{cell.name}.lock", wait=False) as mine:
             if not mine or grid.record(cell) is not None:
                 continue

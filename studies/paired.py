@@ -35,11 +35,13 @@ class Interval:
     high: float
     seeds: int
 
-    def verdict(self, bound: float) -> Verdict:
-        """Whether the quantity is at least `bound`: held if the lower end is, did not hold if not even the upper end is."""
-        if self.low >= bound:
-            return "held"
-        return "did not hold" if self.high < bound else "undecided"
+    def verdict(self, bound: float, *, above: bool = False) -> Verdict:
+        """Whether the quantity is at least (`above`: more than) `bound`.
+
+        Held if the lower end is, did not hold if not even the upper end is, else undecided.
+        """
+        low, high = (end > bound if above else end >= bound for end in (self.low, self.high))
+        return "held" if low else "undecided" if high else "did not hold"
 
 
 def interval(by_seed: BySeed, pooled: tuple[float, int] | None = None) -> Interval:

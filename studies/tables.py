@@ -6,6 +6,7 @@ Claims in grid.yaml, each decided by the rule of `paired.Interval.verdict`:
 
     {of: default, over: once, bound: -0.01, scope: each}           # the paired difference, in every cell
     {of: default, over: once, bound: 0.05, scope: mean}            # ... its mean over the cells
+    {of: default, over: once, above: 0, scope: mean}               # more than, where `bound` is at least
     {of: default, over: ptl, bound: 0.1, scope: mean, tokens: 40000}         # ... of one budget
     {of: default, over: ptl, bound: 0, scope: mean, against: next}           # `over` has the next larger budget
     {of: once-ls, over: once, bound: 0.5, scope: loss}             # median share of the loss increase taken back
@@ -125,7 +126,8 @@ class Decided:
 
 def decide(results: Results, claim: dict[str, Any]) -> Decided:
     """Apply the stated rule to one claim."""
-    grid, of, over, bound, scope = results.grid, claim["of"], claim["over"], float(claim["bound"]), claim["scope"]
+    grid, of, over, scope, above = results.grid, claim["of"], claim["over"], claim["scope"], "above" in claim
+    bound = float(claim["above"] if above else claim["bound"])
     if scope == "loss":
         shares = results.losses(of, over)
         text = f"{of} takes back at least {bound:.0%} of the loss that {over} gains by pruning (median of the cells, no training)"
@@ -147,12 +149,12 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
     else:
         whole = results.mean_paired(of, over, places)
         each = [results.paired(of, over, p) for p in places]
-    text = f"{of} - {over} >= {100 * bound:+g} points, {'in every cell' if scope == 'each' else 'mean over the cells'}{where}"
+    text = f"{of} - {over} {'>' if above else '>='} {100 * bound:+g} points, {'in every cell' if scope == 'each' else 'mean over the cells'}{where}"
     if scope == "mean":
-        return Decided(text, points(whole), _verdict(whole, bound, len(grid.seeds)))
+        return Decided(text, points(whole), _verdict(whole, bound, above, len(grid.seeds)))
     if scope != "each" or claim.get("against"):
         raise GridError(f"claim {claim}: scope is each, mean or loss; `against` goes with mean")
-    verdicts = [_verdict(d, bound, len(grid.seeds)) for d in each]
+    verdicts = [_verdict(d, bound, above, len(grid.seeds)) for d in each]
     lowest = min((d for d in each if d), key=lambda d: d.low, default=None)
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
     complete = all(v in ("held", "did not hold", "undecided") for v in verdicts)
@@ -161,10 +163,10 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
     return Decided(text, f"cells: {counted}; lowest {points(lowest)}", verdict)
 
 
-def _verdict(found: Interval | None, bound: float, seeds: int) -> Any:
+def _verdict(found: Interval | None, bound: float, above: bool, seeds: int) -> Any:
     if found is None:
         return "not measured"
-    return found.verdict(bound) if found.seeds == seeds else f"undecided: {found.seeds} of {seeds} seeds"
+    return found.verdict(bound, above=above) if found.seeds == seeds else f"undecided: {found.seeds} of {seeds} seeds"
 
 
 # ---------------------------------------------------------------------------------------------------------- Markdown

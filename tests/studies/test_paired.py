@@ -75,6 +75,8 @@ def test_verdicts_follow_the_interval():
         "undecided",
         "did not hold",
     ]
+    same = Interval(0.0, 0.0, 0.0, 3)  # a method compared with itself
+    assert (same.verdict(0.0), same.verdict(0.0, above=True)) == ("held", "did not hold")
     assert paired.all_of(["held", "held"]) == "held"
     assert paired.all_of(["held", "undecided"]) == "undecided"
     assert paired.all_of(["undecided", "did not hold"]) == "did not hold"
@@ -122,6 +124,7 @@ def test_claims_are_decided_by_the_rule(tmp_path):
         "did not hold": claim("ptl", "default", 0.0, "each"),
         "undecided": claim("default", "once", results.mean_paired("default", "once", results.places).mean, "mean"),
     }
+    assert decide(results, {"of": "once", "over": "once", "above": 0.0, "scope": "mean"}).verdict == "did not hold"
     for verdict, c in verdicts.items():
         assert decide(results, c).verdict == verdict, c
     loss = decide(results, claim("default", "ptl", 0.5, "loss"))  # (1.4 - 0.4) / 1.4
