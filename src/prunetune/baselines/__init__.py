@@ -1,4 +1,4 @@
-"""Baselines that are no prune plan, so that they need code: SliceGPT. A research artefact, not part of the loop.
+"""Baselines that are no prune plan, so that they need code: SliceGPT (a research artefact) and full-model training.
 
-ShortGPT, Prune-Once and an LLM-Pruner-like run are recipes: `recipes/baselines/`.
+ShortGPT, Prune-Once, `ptl_vote` and an LLM-Pruner-like run are recipes: `recipes/baselines/`.
 """
