@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetune.stats import Paired, mcnemar, pair, stderr, wilson
+from prunetune.stats import Paired, kept_share, mcnemar, pair, stderr, wilson
 
 
 def test_stderr_is_the_sample_one() -> None:
@@ -72,3 +72,20 @@ def test_an_empty_pairing_says_nothing() -> None:
 
 def test_pair_counts_each_cell() -> None:
     assert pair([(True, True), (True, False), (True, False), (False, True), (False, False)]) == Paired(1, 2, 1, 1)
+
+
+def test_kept_share_by_hand() -> None:
+    verdicts = [(True, True)] * 70 + [(True, False)] * 10 + [(False, True)] * 3 + [(False, False)] * 17
+    # cells 70, 10.5, 3.5, 17 of 101: p1 = 80.5/101, p2 = 73.5/101; residual y - 0.9 x: 0.1, -0.9, 1, 0
+    kept, lower = kept_share(verdicts, 0.9, fresh=400)
+    assert kept == pytest.approx(73.5 / 80.5)
+    mean = (70 * 0.1 - 10.5 * 0.9 + 3.5) / 101
+    variance = (70 * 0.01 + 10.5 * 0.81 + 3.5) / 101 - mean**2
+    margin = 1.959964 * math.sqrt(variance) * (1 / math.sqrt(101) + 1 / 20)
+    assert lower == pytest.approx((73.5 - 101 * margin) / 80.5, abs=1e-6)
+
+
+def test_kept_share_of_equal_models_needs_enough_questions() -> None:
+    same = [(True, True)] * 90 + [(False, False)] * 10
+    assert kept_share(same, 0.98, fresh=2000)[1] < 0.98  # a hundred questions cannot promise it
+    assert kept_share(same * 40, 0.98, fresh=2000)[1] > 0.98

@@ -81,7 +81,15 @@ class Bench:
         """T: the rounds that the budget is shared out over; kept from the run's first start."""
         if stages := self.run.stages:
             return int(stages[0]["rounds"])
-        return max(1, self.recipe.prune.max_rounds or len(plan_ahead(self.recipe.prune, self.sizes)))
+        return max(1, self.recipe.prune.max_rounds or self.paper_rounds)
+
+    @cached_property
+    def paper_rounds(self) -> int:
+        """Rounds of equal steps to the target; 0 with thresholds."""
+        prune = self.recipe.prune
+        order: Any = "neurons-then-layers" if prune.order == "auto" else prune.order
+        rounds = 1 if prune.rounds == "auto" else prune.rounds
+        return len(plan_ahead(prune.model_copy(update={"order": order, "rounds": rounds}), self.sizes))
 
     @property
     def reserved(self) -> int:
@@ -97,7 +105,8 @@ class Bench:
 
     def check(self) -> None:
         """Everything that can be known to fail before any work."""
-        ahead = plan_ahead(self.recipe.prune, self.sizes)
+        _ = self.paper_rounds  # the target can be reached
+        ahead = plan_ahead(self.recipe.prune, self.sizes) if self.recipe.foreseen else []
         if self.recipe.protect:
             check_protection(ahead, self.sizes.width, self.recipe.protect.share)
         if len(self.stream) <= self.reserved:
@@ -141,22 +150,21 @@ class Bench:
 
     def measure(self, model: PreTrainedModel, sha: str, at: Path, n: int | None) -> list[EvalResult]:
         """All tasks, the first `n` problems of each; a killed evaluation goes on from its JSONL."""
-        results = []
-        for task in self.tasks:
-            with self.watch.bar(f"evaluate {task.name}") as bar:
-                results.append(
-                    evaluate(
-                        model,
-                        self.tokenizer,
-                        _first(task, n),
-                        fmt=self.recipe.prompt,
-                        out=samples_of(at, task),
-                        batch_size=self.recipe.evaluate.batch_size,
-                        progress=bar,
-                        key=sha,
-                    )
-                )
-        return results
+        return [self.answer(_first(task, n), model, sha, at) for task in self.tasks]
+
+    def answer(self, task: Task, model: PreTrainedModel, sha: str, at: Path) -> EvalResult:
+        """One task; the samples go into the stage's folder."""
+        with self.watch.bar(f"evaluate {task.name}") as bar:
+            return evaluate(
+                model,
+                self.tokenizer,
+                task,
+                fmt=self.recipe.prompt,
+                out=samples_of(at, task),
+                batch_size=self.recipe.evaluate.batch_size,
+                progress=bar,
+                key=sha,
+            )
 
     def loss(self, model: PreTrainedModel) -> float:
         """Mean next-token loss (nats) over the answers of the held-out sequences."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunetune.evaluate import EvalResult
     from prunetune.recipe import Recipe
 
 
@@ -51,7 +52,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
 
     config = load_config(resolve_model(recipe.model))
     sizes = Sizes.of(config)
-    ahead = plan_ahead(recipe.prune, sizes)
+    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
@@ -70,9 +71,11 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
                 "flops_512_256": cost.flops(512, 256).total,
             }
         )
-    if recipe.prune.by_threshold:
-        text = f"steps: unknown, at most {recipe.prune.max_rounds} rounds (thresholds decide)"
-        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": recipe.prune.max_rounds}, text
+    if not recipe.foreseen:
+        most = recipe.prune.max_rounds
+        who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
+        text = f"steps: unknown, {f'at most {most} rounds ' if most else ''}({who})"
+        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": most}, text
     lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
     lines += [
         f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
@@ -143,6 +146,24 @@ def config_folder(model: str) -> Path:
 
         return hub_config(model)
     return resolve_model(model)
+
+
+def scores(result: EvalResult) -> str:
+    """One line on one task's result: the figure in its own unit, further scores, on what."""
+    from prunetune.human import is_share, measured, metric
+
+    more = [
+        f"{metric(name)} {measured(value, result.scores.get(f'{name}_stderr'), name)}"
+        for name, value in result.scores.items()
+        if name != result.metric and not name.endswith("_stderr")
+    ]
+    answers = f", {result.new_tokens:.0f} tokens an answer" if is_share(result.metric) else ""
+    shots = f", {result.shots} shots" if result.shots else ""
+    return (
+        f"{result.task:<24}{metric(result.metric)} {measured(result.value, result.stderr, result.metric)}   "
+        f"n = {result.n:,}{'' if is_share(result.metric) else ' tokens'}, seed {result.seed}{shots}{answers}"
+        + "".join(f"; {text}" for text in more)
+    )
 
 
 def closing(summary: dict[str, Any], out: Path) -> str:

@@ -2,7 +2,7 @@
 
     score -> plan -> (patch) -> prune -> recover -> measure        one round, each arrow a file in the run folder
 
-Deciding is elsewhere and pure (`schedule.next_step`, `plan.make_plan`); here things are made, once.
+Deciding is elsewhere (`schedule.next_step`, `steer.decide`, `plan.make_plan`); here things are made, once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from prunetune.recipe import Recipe
 from prunetune.report import write_report
 from prunetune.rounds import one_round
 from prunetune.run import Record, RunFolder, link_or_copy
-from prunetune.schedule import next_step
 from prunetune.schedule import once as once_only
+from prunetune.steer import decide, prune_of
 from prunetune.store import (
     load_config,
     model_sha,
@@ -49,8 +49,8 @@ def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None)
         bench = Bench(recipe, run, watch)
         bench.check()
         bench.original()
-        while step := next_step(recipe.prune, bench.sizes, run.history):
-            one_round(bench, step)
+        while decision := decide(bench):
+            one_round(bench, decision)
         _control(bench)
         return _finish(bench)
 
@@ -76,6 +76,10 @@ def _finish(bench: Bench) -> Summary:
     summary = summarise(run, bench.recipe, stage, latency, leaks(used, bench.tasks))
     write_json(run.path / "summary.json", summary)
     write_report(run.path)
+    if promise := summary["promise"]:
+        bench.watch.line(
+            f"stop_at {promise['wanted']:.0%}: {'kept' if promise['kept'] else 'NOT kept'}; {promise['why']}"
+        )
     return summary
 
 
@@ -112,7 +116,15 @@ def _control(bench: Bench) -> None:
     spent = sum(s["tokens"] for s in run.stages)
     bench.watch.line(f"control: the same size in one round, with the same budget ({spent:,} tokens)")
     methods = [m.changed(**_whole_budget(m, bench)) for m in recipe.recover]
-    alone = recipe.changed(prune=once_only(recipe.prune, bench.sizes), control="none", recover=methods)
+    alone = recipe.changed(
+        prune=once_only(prune_of(bench), bench.sizes),
+        control="none",
+        recover=methods,
+        budget="equal",
+        stop_at=None,
+        tolerance=None,
+        anneal="every",
+    )
     original = run.path / "control" / "original"
     if not (original / "stage.json").is_file():
         remove(original)
@@ -122,5 +134,5 @@ def _control(bench: Bench) -> None:
 
 def _whole_budget(method: Any, bench: Bench) -> dict[str, Any]:
     """The budget of all rounds, for one round."""
-    rounds = bench.rounds if method.per == "round" else 1
+    rounds = len(bench.run.accepted) if method.per == "round" else 1
     return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunetune.data import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
@@ -45,10 +45,11 @@ class _Config(BaseModel):
 class ScoreConfig(_Config):
     """How redundancy is measured (Eq. 2-6)."""
 
-    criterion: Literal["contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random"] = (
-        "contribution"
-    )
-    """How redundant a neuron is; see `criteria.CRITERIA`."""
+    criterion: Literal[
+        "contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random", "greedy", "leverage"
+    ] = "contribution"
+    """How redundant a neuron is; see `criteria.CRITERIA`. `greedy` and `leverage`: by the error left after least
+    squares (`compensate.rank_neurons`)."""
     reduce: str = "mean"
     """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
     layer_criterion: Literal["l2", "relative", "cosine"] = "l2"
@@ -89,6 +90,19 @@ class EvaluateConfig(_Config):
     """Repetitions of the prefill and decode measurement of original and final model; 0: not measured."""
 
 
+class StopConfig(_Config):
+    """As small as possible without losing more than a share of the accuracy."""
+
+    accuracy: float = Field(gt=0, le=1)
+    """Share of the original's accuracy that the model must keep."""
+    n: int = Field(1000, gt=0)
+    """Validation problems that decide; they are not among those that `evaluate` reports."""
+    fresh: int = Field(2000, gt=0)
+    """The promise is to hold, by the lower end of its 95 % interval, on so many problems never seen before."""
+    task: TaskConfig | None = None
+    """Where the validation problems come from; None: the first task of `evaluate`, drawn with another seed."""
+
+
 def _paper() -> list[TuneConfig]:
     return [Cpt()]
 
@@ -108,6 +122,16 @@ class Recipe(_Config):
     """`least-squares`: before any training, fold the removed neurons into the kept ones (docs/method.md)."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
+    budget: Literal["equal", "damage"] = "equal"
+    """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it."""
+    damage_per_round: float = Field(0.3, gt=0)
+    """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
+    tolerance: float | None = Field(None, ge=0)
+    """A round after which the held-out loss is more than so much (nats) higher than before it is undone and halved."""
+    stop_at: StopConfig | None = None
+    """Go on only while the wanted accuracy is kept; the target is then how far to try."""
+    anneal: Literal["every", "last"] = "every"
+    """Whether the learning rate falls to zero in every round or in the last alone."""
     recover: list[TuneConfig] = Field(default_factory=_paper)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -124,6 +148,28 @@ class Recipe(_Config):
     """Where scoring, evaluation and (without a launcher) recovery run."""
     seed: int = 0
     """Seed of everything random."""
+
+    @property
+    def probed(self) -> bool:
+        """Whether measurements decide on the steps, so that they are not known beforehand."""
+        return self.budget == "damage" or self.prune.order == "auto"
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether all steps are known before anything runs."""
+        return not (self.probed or self.prune.by_threshold)
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        if self.probed and self.prune.by_threshold:
+            raise ValueError("thresholds decide the steps: leave out budget: damage and order: auto")
+        if self.budget == "damage" and self.prune.order == "alternating":
+            raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
+        if self.prune.rounds == "auto" and not self.probed:
+            raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+        if self.stop_at and self.stop_at.task is None and not self.evaluate.tasks:
+            raise ValueError("stop_at needs problems to decide with: stop_at.task, or a task under evaluate")
+        return self
 
     @field_validator("model")
     @classmethod

@@ -9,29 +9,26 @@ from typing import Any
 import torch
 
 from prunetune.bench import Bench, free, line_of
-from prunetune.compensate import Patch, compensate
+from prunetune.compensate import Patch
 from prunetune.errors import OutOfReach
 from prunetune.plan import PrunePlan, make_plan, threshold_counts
 from prunetune.run import Record, Timed
 from prunetune.schedule import Step, align_of
-from prunetune.score import Scores, score
-from prunetune.store import (
-    json_sha,
-    load_config,
-    model_sha,
-    remove,
-    write_json,
-)
+from prunetune.score import Scores
+from prunetune.steer import Decision, judge
+from prunetune.store import load_config, model_sha, remove, write_json
 from prunetune.surgery import apply_on_disk
+from prunetune.survey import make_patch, plan_for, take_scores
 from prunetune.tune.job import TuneJob, TuneResult, launch
 
 
-def one_round(bench: Bench, step: Step) -> None:
+def one_round(bench: Bench, decision: Decision) -> None:
     """One round of Algorithm 1."""
+    step = decision.step
     bench.run.clear_unfinished(step)
     at, before = bench.run.folder(step.name), bench.run.current
     source, timed = bench.run.model_of(before), Timed(at)
-    scores = _scores(bench, timed, source, before["model_sha"])
+    scores = take_scores(bench, timed, source, before["model_sha"])
     plan = _plan(bench, timed, step, scores)
     if plan.removes_nothing:
         return _nothing(bench, at, step, before)
@@ -42,8 +39,8 @@ def one_round(bench: Bench, step: Step) -> None:
             apply_on_disk(source, plan, tmp, patch, progress=bar)
 
     pruned = timed.once("pruned", "apply", _pruned_key(bench, plan), prune)
-    results = _recover(bench, timed, pruned, plan)
-    _finish_round(bench, at, step, plan, timed, results)
+    results = _recover(bench, timed, pruned, plan, decision)
+    _finish_round(bench, at, decision, plan, timed, results)
     return None
 
 
@@ -52,119 +49,94 @@ def _pruned_key(bench: Bench, plan: PrunePlan) -> dict[str, Any]:
 
 
 def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[str, torch.Tensor]:
-    """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge."""
-    if bench.recipe.compensate == "none" or not plan.drop_neurons:
+    if bench.recipe.compensate == "none":
         return {}
 
     def make(tmp: Path) -> None:
-        examples = bench.stream.take(0, bench.recipe.score.samples)
-        ridge = bench.batches(examples[::4])
-        calibration = bench.batches([e for i, e in enumerate(examples) if i % 4])
         with bench.watch.bar("compensate") as bar:
-            compensate(source, plan, calibration, held_out=ridge, device=bench.device, progress=bar).write(tmp)
+            make_patch(bench, source, plan, bar).write(tmp)
         free()
 
     path = timed.once("patch.safetensors", "compensate", _pruned_key(bench, plan), make)
     return Patch.read(path).tensors
 
 
-def _tuned_key(bench: Bench, plan: PrunePlan) -> dict[str, Any]:
-    methods = [m.model_dump(mode="json") for m in bench.recipe.recover]
+def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, Any]:
+    methods = [m.model_dump(mode="json") for m in _methods(bench, decision)]
     return {
         "pruned": _pruned_key(bench, plan),
         "recover": methods,
         "data": bench.stream.sha,
         "seed": bench.recipe.seed,
         "start": bench.run.cursor or bench.reserved,
-        "rounds": bench.rounds,
+        "rounds": decision.rounds,
+        "share": decision.share,
     }
 
 
-def _scores(bench: Bench, timed: Timed, source: Path, sha: str) -> Scores:
-    s = bench.recipe.score
-    common = {
-        "model": sha,
-        "criterion": s.criterion,
-        "reduce": s.reduce,
-        "layers": s.layer_criterion,
-        "length": s.max_length,
-        "seed": bench.recipe.seed,
-        "vote": s.vote_share,
-    }
-    jobs = [("scores.safetensors", bench.stream.sha, lambda: bench.scoring)]
-    if bench.recipe.protect:
-        corpus = json_sha(bench.recipe.protect.model_dump(mode="json"))
-        jobs.append(("protect.safetensors", corpus, lambda: bench.guarded))
-    for name, data_sha, batches in jobs:
+def _methods(bench: Bench, decision: Decision) -> list[Any]:
+    """The recipe's methods; with `anneal: last` the learning rate stays up in all rounds but the last."""
+    if bench.recipe.anneal == "every" or decision.last:
+        return list(bench.recipe.recover)
+    return [m.changed(scheduler="constant_with_warmup") for m in bench.recipe.recover]
 
-        def make(tmp: Path, name: str = name, data_sha: str = data_sha, batches: Any = batches) -> None:
-            model = bench.load(source)
-            with bench.watch.bar(name.split(".", maxsplit=1)[0].replace("scores", "score")) as bar:
-                found = score(
-                    model,
-                    batches(),
-                    neuron_criterion=s.criterion,
-                    reduce=s.reduce,
-                    layers_by=s.layer_criterion,
-                    vote_share=s.vote_share,
-                    seed=bench.recipe.seed,
-                    model_sha=sha,
-                    data_sha=data_sha,
-                    progress=bar,
-                )
-            found.write(tmp)
-            del model
-            free()
 
-        timed.once(name, "score", {**common, "data": data_sha, "samples": s.samples}, make)
-    return Scores.read(timed.at / "scores.safetensors")
+def _part(bench: Bench, decision: Decision, i: int) -> tuple[int | None, int | None]:
+    """Samples and tokens of method `i` in this round: an equal share of the whole, or a share of what is left."""
+    method, share = bench.recipe.recover[i], decision.share
+    if method.per == "round":
+        return method.samples, method.tokens
+    whole = {"samples": method.samples, "tokens": method.tokens}
+    if share is None:
+        parts = {k: b and max(1, b // decision.rounds) for k, b in whole.items()}
+    else:
+        spent = {k: sum(s["tune"][i][k] for s in bench.run.stages if s["tune"]) for k in whole}
+        parts = {k: b and max(1, round((b - spent[k]) * share)) for k, b in whole.items()}
+    if parts["samples"] is None and parts["tokens"] is None:  # all that the data hold
+        methods = len(bench.recipe.recover)
+        left = len(bench.stream) - (bench.reserved if share is None else bench.run.cursor or bench.reserved)
+        parts["samples"] = left // (decision.rounds * methods) if share is None else round(left * share) // methods
+    return parts["samples"], parts["tokens"]
 
 
 def _plan(bench: Bench, timed: Timed, step: Step, scores: Scores) -> PrunePlan:
     prune, protect = bench.recipe.prune, bench.recipe.protect
-    guarded = Scores.read(timed.at / "protect.safetensors").neurons.tolist() if protect else None
-    share = protect.share if protect else 0.0
-    rows, origins = scores.neurons.tolist(), bench.run.layer_origins()
-    which = [origins.index(i) for i in prune.layers if i in origins] if isinstance(prune.layers, list) else None
-    neurons, layers = step.neurons, step.layers
     if prune.by_threshold:
-        neurons, which_now = threshold_counts(
-            rows,
+        guarded = Scores.read(timed.at / "protect.safetensors").neurons.tolist() if protect else None
+        neurons, which = threshold_counts(
+            scores.neurons.tolist(),
             scores.layers_max.tolist(),
             sigma_neuron=prune.sigma_neuron,
             sigma_layer=prune.sigma_layer,
             align=align_of(prune, bench.sizes),
             protected=guarded,
-            protect_share=share,
+            protect_share=protect.share if protect else 0.0,
         )
-        which, layers = list(which_now), len(which_now)
-    plan = make_plan(
-        rows,
-        scores.layers.tolist(),
-        scores.model_sha,
-        n_neurons=neurons or 0,
-        n_layers=layers or 0,
-        which_layers=which,
-        protected=guarded,
-        protect_share=share,
-    )
+        plan = make_plan(
+            scores.neurons.tolist(),
+            scores.layers.tolist(),
+            scores.model_sha,
+            n_neurons=neurons,
+            n_layers=len(which),
+            which_layers=which,
+            protected=guarded,
+            protect_share=protect.share if protect else 0.0,
+        )
+    else:
+        plan = plan_for(bench, timed.at, scores, neurons=step.neurons or 0, layers=step.layers or 0)
     made = timed.once("plan.json", "plan", {"plan": plan.model_dump(mode="json")}, plan.write)
     return PrunePlan.read(made)
 
 
-def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan) -> list[TuneResult]:
+def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision: Decision) -> list[TuneResult]:
     """Algorithm 1, lines 9-10: the recipe's methods one after another, each on its own part of the stream."""
     at, model, cursor = timed.at, pruned, bench.run.cursor or bench.reserved
-    key, results = _tuned_key(bench, plan), []
-    methods = bench.recipe.recover
+    key, results = _tuned_key(bench, plan, decision), []
+    methods = _methods(bench, decision)
     for i, method in enumerate(methods):
         last = i == len(methods) - 1
         note = at / f"tune-{i}-{method.type}.json"
-        samples, tokens = (
-            b and (b if method.per == "round" else max(1, b // bench.rounds)) for b in (method.samples, method.tokens)
-        )
-        if samples is None and tokens is None:  # all that the data hold, in equal parts
-            samples = (len(bench.stream) - bench.reserved) // (bench.rounds * len(methods))
+        samples, tokens = _part(bench, decision, i)
         end = len(bench.stream) if samples is None else min(len(bench.stream), cursor + samples)
         if cursor >= end:
             raise OutOfReach(
@@ -211,7 +183,10 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan) -> list[
     return results
 
 
-def _finish_round(bench: Bench, at: Path, step: Step, plan: PrunePlan, timed: Timed, results: list[TuneResult]) -> None:
+def _finish_round(
+    bench: Bench, at: Path, decision: Decision, plan: PrunePlan, timed: Timed, results: list[TuneResult]
+) -> None:
+    step = decision.step
     start = bench.run.cursor or bench.reserved
     before, tuned = bench.run.current, at / "tuned"
     sha = model_sha(tuned)
@@ -233,18 +208,24 @@ def _finish_round(bench: Bench, at: Path, step: Step, plan: PrunePlan, timed: Ti
             "removed": {"neurons": plan.width - plan.new_width, "layers": [origins[i] for i in plan.drop_layers]},
             "pruned_loss": pruned_loss,
             "held_out_loss": bench.loss(model),
-            "verdict": {"accepted": True, "why": "the schedule's step; no condition was set on its accuracy"},
+            "rounds": decision.rounds,
+            "share": decision.share,
         }
-        write_json(tmp, record)
+        write_json(tmp, {**record, "verdict": judge(bench, record, model, at)})
 
     whole = Timed(at)
     evaluated = at / ".measured.json"
-    whole.once(evaluated.name, "evaluate", {"model": sha, "tasks": [t.version for t in bench.tasks]}, make)
+    conditions = bench.recipe.model_dump(mode="json", include={"stop_at", "tolerance"})
+    key = {"model": sha, "tasks": [t.version for t in bench.tasks], **conditions}
+    whole.once(evaluated.name, "evaluate", key, make)
     record = json.loads(evaluated.read_text(encoding="utf-8"))
+    timed.seconds["plan"] = timed.seconds.get("plan", 0.0) + decision.evidence.get("seconds", 0.0)
     record["seconds"] = {**dict.fromkeys(("score", "plan", "apply", "tune"), 0.0), **timed.seconds, **whole.seconds}
     write_json(at / "stage.json", record)
     bench.run.tidy(bench.recipe.keep)
     bench.watch.line(line_of(record, bench.run.original, before))
+    if not record["verdict"]["accepted"]:
+        bench.watch.line(f"  {step.name} is undone: {record['verdict']['why']}")
     free()
 
 

@@ -162,9 +162,10 @@ class RunFolder:
             for leftover in [at / "pruned", *at.glob(".tuned*"), *at.glob(".step*")]:
                 if keep != "all" and leftover.suffix != ".key":
                     remove(leftover)
-        if keep == "all" or not stages:
+        if keep == "all":
             return
-        stay = {stages[-1]["name"], max(stages, key=lambda s: (mean_accuracy(s), s["index"]))["name"]}
+        best = max(stages, key=lambda s: (mean_accuracy(s), s["index"]), default=None)
+        stay = {s["name"] for s in (*stages[-1:], best) if s}
         for s in self.stages:
             if s["name"] not in stay:
                 remove(self.folder(s["name"]) / "tuned")

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prunetune.cost import Shape, layer_params, neuron_params, params
 from prunetune.errors import OutOfReach
 
-Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
+Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together", "auto"]
 Axis = Literal["neurons", "layers", "both"]
 
 
@@ -52,8 +52,12 @@ class PruneConfig(_Config):
     """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}."""
     step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
     """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
+    rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    """Number of rounds, in place of `step`; auto (with `budget: damage`): as many as the predicted damage asks for."""
     order: Order = "neurons-then-layers"
-    """Which axis goes first (Table 3: neurons-then-layers is best)."""
+    """Which axis goes first (Table 3: neurons-then-layers is best); auto: in each round what costs least (`save`)."""
+    save: Literal["flops", "bytes", "ms"] = "flops"
+    """`order: auto` takes the axis with the least predicted loss per saved FLOP, weight byte, or measured ms."""
     layers: int | Literal["auto"] | list[int] = "auto"
     """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target."""
     align: int | None = Field(None, gt=0)
@@ -81,6 +85,10 @@ class PruneConfig(_Config):
             raise ValueError("layers must be ascending, without repeats")
         if isinstance(self.layers, int) and self.layers < 0:
             raise ValueError("layers must not be negative")
+        if self.rounds is not None and self.by_threshold:
+            raise ValueError("thresholds decide the number of rounds: leave out rounds")
+        if self.order == "auto" and (self.layers != "auto" or not isinstance(self.target, float | int)):
+            raise ValueError("order: auto chooses the depth itself: give a share or a count as target, and no layers")
         return self
 
     @property
@@ -254,6 +262,7 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         return None
     if prune.by_threshold:
         return _threshold_step(prune, sizes, index, accepted)
+    prune = evenly(prune, sizes)
     depth, width = (accepted[-1].depth, accepted[-1].width) if accepted else (sizes.depth, sizes.width)
     final_depth, final_width = final_shape(prune, sizes)
     neurons_left, layers_left = width - final_width, depth - final_depth
@@ -273,6 +282,14 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
     if _axis(prune.order, accepted, neurons_left, layers_left) == "neurons":
         return Step(index, neurons, 0)
     return Step(index, 0, layers)
+
+
+def evenly(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
+    """With a number of rounds: the step that shares the parameters out over them."""
+    if not isinstance(prune.rounds, int):
+        return prune
+    gap = 1 - sizes.params(*final_shape(prune, sizes)) / sizes.original
+    return prune.model_copy(update={"step": max(gap, 1e-9) / prune.rounds, "rounds": None})
 
 
 def _threshold_step(prune: PruneConfig, sizes: Sizes, index: int, accepted: Sequence[Done]) -> Step | None:
@@ -378,7 +395,7 @@ def once(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     if isinstance(prune.layers, list):  # which layers go stays decided; their number then gives the depth
         target = FinalShape(width=width, depth=None)
     layers = prune.layers if isinstance(prune.layers, list) else "auto"
-    changes = {"target": target, "step": 1.0, "order": "together", "max_rounds": None, "layers": layers}
+    changes = {"target": target, "step": 1.0, "order": "together", "max_rounds": None, "layers": layers, "rounds": None}
     return prune.model_copy(update=changes)
 
 

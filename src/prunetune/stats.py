@@ -75,6 +75,32 @@ class Paired:
         return mcnemar(self.lost, self.gained, mid_p=mid_p)
 
 
+def kept_share(
+    verdicts: Iterable[tuple[bool, bool]], wanted: float, *, fresh: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The share r = p2 / p1 of the first model's accuracy that the second keeps, and its lower end on fresh questions.
+
+    From the paired residuals second - wanted * first, whose mean is p2 - wanted * p1 (Fieller's way to a ratio), with
+    half a question added to each of the two cells of disagreement. The margin is that of these questions and that of
+    another `fresh` ones together: a model accepted by it is expected to keep its promise when it is tested anew.
+
+    Args:
+        verdicts: (first right, second right) of each question.
+        wanted: The share that is asked for; the lower end is exact where it equals this.
+        fresh: Questions of the later test.
+        confidence: Of each of the two intervals.
+    """
+    p = pair(verdicts)
+    cells = {(1, 1): p.both, (1, 0): p.lost + 0.5, (0, 1): p.gained + 0.5, (0, 0): p.neither}
+    n = sum(cells.values())
+    first = sum(c * x for (x, _), c in cells.items()) / n
+    second = sum(c * y for (_, y), c in cells.items()) / n
+    variance = sum(c * (y - wanted * x - (second - wanted * first)) ** 2 for (x, y), c in cells.items()) / n
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    margin = z * math.sqrt(variance) * (1 / math.sqrt(n) + 1 / math.sqrt(fresh))
+    return second / first, (second - margin) / first
+
+
 def mcnemar(lost: int, gained: int, *, mid_p: bool = False) -> float:
     """McNemar's exact two-sided test on the questions where two models disagree.
 

@@ -60,11 +60,22 @@ def summarise(
         "recovery_tokens": sum(s["tokens"] for s in stages),
         "seconds": seconds,
         "control": _control(run, original),
+        "promise": promise(recipe, stages, final),
         "leaks": found_leaks,
         "truncated": sum(t["truncated"] for s in stages for t in s["tune"]),
         "environment": environment(),
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def promise(recipe: Recipe, stages: Sequence[Record], final: Record) -> dict[str, Any] | None:
+    """What `stop_at` asked for, whether the final model keeps it, and on what evidence; None if nothing was asked."""
+    if recipe.stop_at is None:
+        return None
+    if final["index"] == 0:
+        last = f" ({stages[-1]['verdict']['why']})" if stages else ""
+        return {"wanted": recipe.stop_at.accuracy, "kept": False, "why": f"no smaller model keeps it{last}"}
+    return {"wanted": recipe.stop_at.accuracy, "kept": True, "why": final["verdict"]["why"]}
 
 
 def accuracy(original: Record, final: Record) -> dict[str, Any]:

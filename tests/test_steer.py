@@ -1,0 +1,163 @@
+"""Steering on tiny models: evidence in the run folder, budgets, halving, promises, resuming."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from prunetune.bench import Bench
+from prunetune.errors import RecipeError
+from prunetune.loop import prune_tune_loop
+from prunetune.recipe import Recipe, StopConfig
+from prunetune.run import RunFolder
+from prunetune.schedule import Sizes
+from prunetune.steer import validation
+from prunetune.store import load_config, resolve_model
+from prunetune.ui import Watch
+from tiny_run import tiny_recipe
+
+QUIET = Watch(quiet=True)
+NEURONS = {"target": 0.8, "align": 4}
+
+
+def stages(out):
+    found = [json.loads(p.read_text()) for p in out.glob("[0-9]*-*/stage.json")]
+    return sorted(found, key=lambda s: (s["index"], s["attempt"]))
+
+
+def decisions(out):
+    return [json.loads(p.read_text()) for p in sorted((out / "decisions").glob("*.json"))]
+
+
+@pytest.fixture(scope="module")
+def by_damage(tmp_path_factory):
+    at = tmp_path_factory.mktemp("damage")
+    recipe = tiny_recipe(at, prune={**NEURONS, "rounds": 2}, budget="damage", anneal="last", compensate="least-squares")
+    return at, recipe, prune_tune_loop(recipe, at / "out", QUIET)
+
+
+def test_damage_decides_steps_and_shares_and_leaves_its_evidence(by_damage):
+    at, recipe, summary = by_damage
+    found, done = decisions(at / "out"), stages(at / "out")
+    sizes = Sizes.of(load_config(at / "model"))
+    assert len(found) == len(done) <= 2
+    assert summary["params_ratio"] <= 0.8
+    for decision, stage in zip(found, done, strict=True):
+        assert decision["step"] == stage["step"]
+        curve = [p["damage"] for p in decision["path"]]
+        assert curve == sorted(curve)
+        assert [p["params"] for p in decision["probes"]] == [
+            sizes.params(p["depth"], p["width"]) for p in decision["probes"]
+        ]
+        assert decision["why"]
+        assert decision["seconds"] > 0
+    assert found[-1]["share"] == 1.0  # nothing is left over
+    budget = recipe.recover[0].samples
+    assert sum(s["tune"][0]["samples"] for s in done) == budget
+
+
+def test_the_probe_predicts_what_the_round_then_measures(by_damage):
+    """The same plan, patch and held-out data: where the step lies on a probe, the losses are equal."""
+    at, _, _ = by_damage
+    decision, stage = decisions(at / "out")[-1], stages(at / "out")[-1]
+    end = decision["probes"][-1]
+    assert (end["depth"], end["width"]) == (stage["depth"], stage["width"])
+    assert stage["pruned_loss"] == pytest.approx(end["loss"], abs=2e-3)  # on disk the patch has the model's dtype
+
+
+def test_anneal_last_keeps_the_rate_up_until_the_last_round(by_damage):
+    at, recipe, _ = by_damage
+    done = stages(at / "out")
+    peak = recipe.recover[0].learning_rate
+    *before, last = [s["tune"][0]["log"][-1]["lr"] for s in done]
+    assert all(lr == pytest.approx(peak) for lr in before)
+    assert last < peak
+
+
+def test_a_finished_run_decides_nothing_again(by_damage):
+    at, recipe, summary = by_damage
+    times = {p: p.stat().st_mtime_ns for p in (at / "out").rglob("*.safetensors")}
+    again = prune_tune_loop(recipe, at / "out", QUIET)
+    assert again["final"] == summary["final"]
+    assert {p: p.stat().st_mtime_ns for p in (at / "out").rglob("*.safetensors")} == times
+
+
+def test_rounds_auto_is_one_where_the_budget_serves_no_more(tmp_path):
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": "auto"}, budget="damage", damage_per_round=1e-6)
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,) = decisions(tmp_path / "out")
+    assert decision["rounds"] == 1  # 48 samples are six steps: far from twenty a round
+
+
+def test_order_auto_reaches_the_target_and_records_both_axes(tmp_path):
+    prune = {"target": 0.6, "align": 4, "rounds": 2, "order": "auto", "save": "bytes"}
+    recipe = tiny_recipe(tmp_path, prune=prune)
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert summary["params_ratio"] <= 0.6
+    first = decisions(tmp_path / "out")[0]
+    assert len(first["probes"]) == 2  # neurons alone, layers alone
+    harm = [max(p["loss"] - first["loss"], 0) / p["saved"] for p in first["probes"]]
+    best = first["probes"][harm.index(min(harm))]
+    done = stages(tmp_path / "out")[0]
+    assert (done["depth"], done["width"]) == (best["depth"], best["width"])
+
+
+def test_a_round_beyond_the_tolerance_is_undone_and_halved(tmp_path):
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, tolerance=0.0, anneal="every")
+    value = recipe.model_dump(mode="json")
+    value["recover"][0]["learning_rate"] = 1.0  # far too much: every round does harm
+    summary = prune_tune_loop(Recipe.parse(value), tmp_path / "out", QUIET)
+    done = stages(tmp_path / "out")
+    rejected = [s for s in done if not s["verdict"]["accepted"]]
+    assert rejected
+    assert "tolerance" in rejected[0]["verdict"]["why"]
+    for a, b in itertools.pairwise(done):
+        if not a["verdict"]["accepted"]:
+            assert b["attempt"] == a["attempt"] + 1
+            assert b["step"]["neurons"] < a["step"]["neurons"]
+        assert b["samples"][0] >= a["samples"][1]  # no data twice
+    kept = [s for s in done if s["verdict"]["accepted"]]
+    wanted = kept[-1] if kept else json.loads((tmp_path / "out/original/stage.json").read_text())
+    assert summary["final"]["model_sha"] == wanted["model_sha"]
+    assert not list((tmp_path / "out").glob(f"{rejected[0]['name']}/tuned/*"))
+
+
+def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
+    """An untrained model answers nothing: no interval's lower end reaches 98 % of nothing."""
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, stop_at={"accuracy": 0.98, "n": 6})
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    done = stages(tmp_path / "out")
+    assert done
+    assert not any(s["verdict"]["accepted"] for s in done)
+    assert summary["params_ratio"] == 1.0
+    assert summary["promise"]["kept"] is False
+    assert "no smaller model" in summary["promise"]["why"]
+    assert done[0]["verdict"]["validation"]["n"] == 6
+
+
+def test_validation_problems_are_not_the_reported_ones(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    with RunFolder.open(tmp_path / "out", recipe, resolve_model(recipe.model)) as run:
+        bench = Bench(recipe, run, QUIET)
+        found = validation(bench, StopConfig(accuracy=0.9, n=50))
+        reported = {p.question for t in bench.tasks for p in t.problems}
+    assert len(found.problems) == 50
+    assert not reported & {p.question for p in found.problems}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prune": {**NEURONS, "rounds": "auto"}}, "budget: damage"),
+        ({"prune": {**NEURONS, "order": "alternating"}, "budget": "damage"}, "alternating"),
+        ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2}, "budget": "damage"}, "thresholds"),
+        ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2, "rounds": 2}}, "thresholds"),
+        ({"prune": {**NEURONS, "order": "auto", "layers": 1}}, "order: auto"),
+        ({"evaluate": {"tasks": []}, "stop_at": {"accuracy": 0.9}}, "stop_at"),
+    ],
+)
+def test_settings_that_contradict_each_other(tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        tiny_recipe(tmp_path, **changes)
