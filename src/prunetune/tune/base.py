@@ -64,6 +64,10 @@ class Method(BaseModel):
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
+    until: Literal["budget", "flat"] = "budget"
+    """`flat`: hold the rate and end the stage, with a short decay, once the loss has flattened; the budget is a cap."""
+    slope: float = Field(default=0.01, ge=0)
+    """`until: flat`: a window of steps (a tenth of the budget) must lower the loss by this share to go on."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps during which the learning rate rises."""
     optimizer: Optimizer = "adamw"

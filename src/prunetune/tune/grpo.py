@@ -70,6 +70,8 @@ class Grpo(Method):
             )
         if self.replay is not None:
             raise ValueError("grpo takes no replay: it trains on its own samples")
+        if self.until != "budget":
+            raise ValueError("grpo ends with its budget: its loss does not tell whether it still pays")
         if self.epochs != 1:
             raise ValueError("grpo makes one pass over its prompts")
         return self

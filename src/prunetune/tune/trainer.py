@@ -25,6 +25,7 @@ from prunetune.tune.batches import Row, Rows, collate, filled, make_rows, ordere
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
+from prunetune.tune.settle import Settle, Thermostat
 from prunetune.tune.stage import Stage, Trained
 
 Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
@@ -34,11 +35,29 @@ Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
 class BoundedTrainer(Trainer):
     """transformers.Trainer whose loss never holds [tokens, vocabulary] logits (see `loss.py`)."""
 
-    def __init__(self, *, compute: torch.dtype, head: str, objective: Objective | None, **values: Any) -> None:
+    def __init__(
+        self,
+        *,
+        compute: torch.dtype,
+        head: str,
+        objective: Objective | None,
+        settle: Settle | None = None,
+        **values: Any,
+    ) -> None:
         super().__init__(**values)
+        self.settle = settle
         self.compute, self.head = compute, head
         self.objective: Objective | None = objective
         self.recent: list[Tensor] = []
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The method's schedule, or the one of `settle`."""
+        if self.settle is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.settle)
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -138,10 +157,12 @@ def fit(
     key = job_key(job, micro, world, str(compute))
     checkpoint, before = newest_checkpoint(job.work, key)
     guard = Guard(job.work, method.diverged_at)
+    settle = Settle(steps, int(method.warmup * steps)) if method.until == "flat" else None
     trainer = BoundedTrainer(
         compute=compute,
         head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
         objective=objective,
+        settle=settle,
         model=stage.model,
         args=arguments(
             stage,
@@ -155,23 +176,32 @@ def fit(
         ),
         train_dataset=rows,
         data_collator=lambda batch: collate(batch, stage.tokenizer.pad_token_id or 0),
-        callbacks=[Clock(job.work, key, method.checkpoint_minutes * 60, before), guard, Steps(stage.progress)],
+        callbacks=[
+            Clock(job.work, key, method.checkpoint_minutes * 60, before),
+            guard,
+            Steps(stage.progress),
+            *([Thermostat(settle, method.slope)] if settle else []),
+        ],
     )
     guard.batch = lambda: trainer.recent
     trainer.remove_callback(PrinterCallback)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = before + time.perf_counter() - begin
-    tokens = sum(r.real for r in rows)
+    done = trainer.state.global_step
+    tokens = sum(r.real for r in rows[: done * method.batch_size])
+    notes = _notes(made, method)
+    if done < steps:
+        notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
     return Trained(
         samples=made.used,
         tokens=tokens,
         seconds=seconds,
-        steps=steps,
+        steps=done,
         log=[log_entry(e) for e in trainer.state.log_history if "loss" in e],
         truncated=made.truncated,
-        mfu=utilisation(stage, tokens, tokens / len(rows), seconds, compute) / world,
-        notes=_notes(made, method),
+        mfu=utilisation(stage, tokens, tokens / min(len(rows), done * method.batch_size), seconds, compute) / world,
+        notes=notes,
         state=whole_state(trainer),
         writes=trainer.is_world_process_zero(),
     )
