@@ -161,3 +161,10 @@ def test_validation_problems_are_not_the_reported_ones(tmp_path):
 def test_settings_that_contradict_each_other(tmp_path, changes, said):
     with pytest.raises(RecipeError, match=said):
         tiny_recipe(tmp_path, **changes)
+
+
+def test_the_report_tells_why_each_round_went_so_far(by_damage):
+    at, _, _ = by_damage
+    text = (at / "out/report.md").read_text()
+    for decision in decisions(at / "out"):
+        assert decision["why"] in text

@@ -106,6 +106,7 @@ class StageRecord(_Record):
     pruned_loss: float | None = None
     held_out_loss: float | None = None
     verdict: dict[str, Any] | None = None
+    decision: str | None = None
 
     def eval_of(self, task: str) -> EvalRecord | None:
         """The result on a task, if it was measured."""

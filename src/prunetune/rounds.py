@@ -210,6 +210,7 @@ def _finish_round(
             "held_out_loss": bench.loss(model),
             "rounds": decision.rounds,
             "share": decision.share,
+            "decision": decision.evidence.get("why"),
         }
         write_json(tmp, {**record, "verdict": judge(bench, record, model, at)})
 

@@ -80,7 +80,7 @@ def view(run: RunRecord) -> View:
         leaks=leaks,
         leak_note=leak_note,
         truncation=tables.truncation(run),
-        notes=tuple(dict.fromkeys(n for s in run.stages for t in s.tune for n in t.notes)),
+        notes=_notes(run),
         environment=tuple((k, _text(v)) for k, v in (run.summary.get("environment") or {}).items()),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         missing=tuple(_missing(run)),
@@ -102,6 +102,18 @@ def _text(value: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ headline
+
+
+def _notes(run: RunRecord) -> tuple[str, ...]:
+    """Whether `stop_at` is kept, why each round went as far as it did or was undone, and what recovery noticed."""
+    promise = run.summary.get("promise")
+    notes = []
+    if isinstance(promise, dict):
+        wanted = human.percent(promise["wanted"])
+        notes.append(f"stop_at {wanted}: {'kept' if promise['kept'] else 'not kept'}. {promise['why']}.")
+    notes += [f"{s.name}: {s.decision}." for s in run.stages if s.decision]
+    notes += [f"{s.name} was undone: {s.verdict['why']}." for s in run.stages if s.verdict and not s.accepted]
+    return tuple(dict.fromkeys([*notes, *(n for s in run.stages for t in s.tune for n in t.notes)]))
 
 
 def _sentence(run: RunRecord) -> str:
