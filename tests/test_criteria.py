@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prunetune.criteria import (
+    BLOCK,
     CRITERIA,
     LAYER_CRITERIA,
     LayerChange,
@@ -124,6 +125,17 @@ def test_layer_criteria_against_direct_formulas():
         change.update(h[4:], out[4:])
         assert change.mean == pytest.approx(values.mean().item(), rel=1e-5)
         assert change.top == pytest.approx(values.max().item(), rel=1e-5)
+
+
+def test_layer_change_counts_real_places_alone_over_several_blocks():
+    h, out = torch.randn(2, BLOCK // 64 + 100, 64)
+    real = torch.arange(0, len(h), 3)
+    out[1] = 1e9  # a padded place: it must not be seen
+    change, direct = LayerChange(layer_criterion("l2")), (out - h)[real].norm(dim=1)
+    change.update(h.bfloat16(), out.bfloat16(), real)
+    assert change.tokens == len(real)
+    assert change.mean == pytest.approx(direct.mean().item(), rel=5e-3)
+    assert change.top == pytest.approx(direct.max().item(), rel=2e-2)
 
 
 def test_unknown_criteria_suggest_the_nearest():

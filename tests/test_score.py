@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunetune.criteria import CRITERIA
+from prunetune.criteria import BLOCK, CRITERIA
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.family import family_of
 from prunetune.score import Scores, make_batches, neurons_of, score
@@ -89,6 +89,21 @@ def test_scores_do_not_depend_on_batch_size_or_padding_side(criterion):
         assert other.tokens == reference.tokens
         torch.testing.assert_close(other.neurons, reference.neurons, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(other.layers, reference.layers, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_of_several_blocks_scores_as_one_of_one_block():
+    """Long batches are added up in blocks (`criteria.BLOCK`); padding lies inside them and across their borders."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    rows = [[int(t) for t in torch.randint(3, 100, (n,))] for n in range(200, 250)]
+    (long,) = make_batches(rows, 0, max_tokens=10**6)
+    assert long["input_ids"].numel() > BLOCK // 48
+    short = make_batches(rows, 0, max_tokens=2000)
+    for reduce in ("mean", "max"):
+        whole, parts = (score(model, batches, reduce=reduce) for batches in ([long], short))
+        assert whole.tokens == parts.tokens == sum(map(len, rows))
+        torch.testing.assert_close(whole.neurons, parts.neurons, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(whole.layers, parts.layers, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(whole.layers_max, parts.layers_max, rtol=1e-5, atol=1e-7)
 
 
 def test_taylor_equals_autograd_on_the_activations():

@@ -12,7 +12,7 @@ norm and is wrong for the last layer. Inside the hooks autocast is off, so that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from prunetune.criteria import (
     Neurons,
     Statistic,
     Vote,
+    block_rows,
     criterion,
     layer_criterion,
     statistic,
@@ -194,7 +195,7 @@ class _Walk:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             with _plain(before):
-                self.changes[i].update(self._real(before.detach()), self._real(after.detach()))
+                self.changes[i].update(before.detach().flatten(0, 1), after.detach().flatten(0, 1), self.real)
 
         return hook
 
@@ -224,11 +225,14 @@ class _Walk:
 
     def _add(self, i: int, x: Tensor) -> None:
         with _plain(x):
-            self.stats[i].update(self._real(x))
-
-    def _real(self, x: Float[Tensor, "batch places width"]) -> Float[Tensor, "tokens width"]:
-        flat = x.flatten(0, 1)
-        return flat if self.real is None else flat.index_select(0, self.real)
+            flat = x.flatten(0, 1)
+            n = block_rows(flat)
+            if self.real is None:
+                parts: Iterable[Tensor] = flat.split(n)
+            else:
+                parts = (flat.index_select(0, places) for places in self.real.split(n))
+            for part in parts:
+                self.stats[i].update(part)
 
     def _batch(self, batch: Batch) -> None:
         mask = batch["attention_mask"].bool()
