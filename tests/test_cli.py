@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prunetune import cli
-from tiny import tiny_folder
+from prunetune import cli, human
+from prunetune.sandbox import why_not
+from tiny import brief_folder, tiny_folder
 from tiny_run import rows, tiny_recipe
 
 
@@ -121,6 +122,61 @@ def test_the_stages_one_at_a_time(capsys, at, tmp_path):
     ]
     code, _, err = call(capsys, *again)
     assert (code, "another model's answers" in err) == (2, True)
+
+
+def test_eval_of_lm_evals_tasks_and_of_controls(capsys, tmp_path):
+    """Offline, from local files: lm-eval's GSM8K, SQuAD, a perplexity and (in the sandbox) MBPP, in one call."""
+    pytest.importorskip("lm_eval")
+    model = brief_folder(tmp_path / "model")
+    (tmp_path / "gsm8k").mkdir()
+    for split in ("train", "test"):
+        rows(tmp_path / "gsm8k" / f"{split}.jsonl", 8)
+    paragraph = {"context": "It rained.", "qas": [{"id": "a", "question": "What?", "answers": [{"text": "rain"}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    (tmp_path / "text.txt").write_text("The quick brown fox. " * 20)
+    tests = {
+        "test_list": ["assert f(1) == 1"] * 3,
+        "test_setup_code": "",
+        "text": "Write f.",
+        "code": "def f(x): return x",
+    }
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps({"task_id": i, **tests}) + "\n" for i in (2, 3, 4, 11)))
+    data = {"gsm8k": tmp_path / "gsm8k", "squad": tmp_path / "squad.json", "perplexity": tmp_path / "text.txt"}
+    tasks = ["lm-eval:gsm8k", "squad", "perplexity"]
+    if why_not() is None:
+        tasks, data = [*tasks, "mbpp"], {**data, "mbpp": tmp_path / "mbpp.jsonl"}
+    args = [*(x for t in tasks for x in ("--task", t)), *(x for n, p in data.items() for x in ("--data", f"{n}={p}"))]
+    args += [
+        "--limit",
+        1,
+        "--shots",
+        1,
+        "--seed",
+        3,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+        "--allow-code-execution",
+    ]
+    code, out, err = call(capsys, "eval", model, *args, "--json")
+    assert code == 0, err
+    found = {r["task"]: r for r in json.loads(out)}
+    assert list(found) == tasks
+    first = found["lm-eval:gsm8k"]
+    assert (first["n"], first["shots"], first["seed"], first["limit"]) == (1, 1, 3, 1)
+    assert "f1" in found["squad"]["scores"] and found["perplexity"]["value"] > 1
+    assert {p.stem for p in (tmp_path / "out").glob("*.jsonl")} - {".answers"} == set(tasks) - {"perplexity"}
+    code, out, err = call(capsys, "eval", model, *args)
+    assert code == 0, err
+    shown = {line.split()[0]: line for line in out.splitlines()}
+    assert "exact match 0.0 % ± 0.0   n = 1, seed 3, 1 shots" in shown["lm-eval:gsm8k"]
+    assert "; f1 0.0 % ± 0.0" in shown["squad"]
+    value = found["perplexity"]["value"]
+    assert (
+        f"perplexity {human.measured(value, found['perplexity']['stderr'], 'perplexity')}   n = " in shown["perplexity"]
+    )
+    assert "%" not in shown["perplexity"]
 
 
 def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
@@ -235,6 +291,16 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
         "an empty plan": (["plan", tmp_path / "none.safetensors", "--out", tmp_path / "p"], "none.safetensors"),
         "gpu": (["inspect", at / "model", "--gpu", "H1000"], "H100"),
         "unknown option": (["run", "--spede", "1"], "--spede"),
+        "data without a name": (["eval", at / "model", "--task", "gsm8k", "--data", "/some/folder"], "NAME=PATH"),
+        "data of no task": (["eval", at / "model", "--task", "sums", "--path", at / "rows.jsonl", "--verifier", "number", "--data", "gsm8k=x"], "gsm8k"),
+        "lm-eval without a name": (["eval", at / "model", "--task", "lm-eval:"], "lm-eval:NAME"),
+        "lm-eval's data": (["eval", at / "model", "--task", "lm-eval:gsm8k", "--data", "gsm8k=/no/such"], "/no/such"),
+        "code without permission": (["eval", at / "model", "--task", "lm-eval:mbpp", "--data", "mbpp=x"], "--allow-code-execution"),
+        "code without permission, ours": (["eval", at / "model", "--task", "mbpp", "--path", "x"], "--allow-code-execution"),
+        "perplexity of nothing": (["eval", at / "model", "--task", "perplexity"], "text file"),
+        "backend": (["eval", at / "model", "--task", "demo", "--backend", "vlm"], "vllm"),
+        "backend for lm-eval alone": (["eval", at / "model", "--task", "demo", "--backend", "vllm"], "lm-eval:NAME"),
+        "chat without a template": (["eval", at / "model", "--task", "demo", "--n", 1, "--chat"], "no chat template"),
     }  # fmt: skip
     for number, (name, (args, says)) in enumerate(mistakes.items()):
         extra = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunetune.commands import device_of, method_of, sources_of, tune_model
+from prunetune.commands import device_of, eval_tasks, method_of, sources_of, tune_model
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
 from prunetune.ui import Watch
 from tiny import tiny_folder
@@ -48,3 +48,28 @@ def test_tune_refuses_to_write_over_a_model(tmp_path):
     with pytest.raises(NotWritable, match="there already"):
         tune_model(method_of("cpt", None, samples=32), str(model), out, [data], task=None, teacher=None, launcher=None,
                    seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
+
+
+def test_each_task_finds_its_own_data(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        rows(tmp_path / name, 3)
+    (tmp_path / "text.txt").write_text("some text")
+    names = ["mine", "yours", "perplexity"]
+    data = {"mine": str(tmp_path / "a.jsonl"), "perplexity": str(tmp_path / "text.txt")}
+    made = eval_tasks(names, data, path=str(tmp_path / "b.jsonl"), verifier="number", n=2)
+    assert [(t.name, len(t.problems), t.text) for t in made] == [
+        ("mine", 2, None),
+        ("yours", 2, None),
+        ("perplexity", 0, "some text"),
+    ]
+    with pytest.raises(UnknownName, match="gsm8k"):
+        eval_tasks(["mine"], {"mine": "x", "gsm8k": "y"})
+    with pytest.raises(UnknownName, match="did you mean 'gsm8k'"):
+        eval_tasks(["gms8k", "mine"], {"mine": "/nowhere"}, verifier="number")
+
+
+def test_lm_evals_variants_share_their_data(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("prunetune.commands.build_task", lambda config: seen.append((config.name, config.path)))
+    eval_tasks(["lm-eval:gsm8k", "lm-eval:gsm8k_cot", "lm-eval:mbpp", "gsm8k"], {"gsm8k": "a"}, path="b")
+    assert seen == [("lm-eval:gsm8k", "a"), ("lm-eval:gsm8k_cot", "a"), ("lm-eval:mbpp", "b"), ("gsm8k", "a")]

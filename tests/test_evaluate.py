@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 import prunetune.evaluate as module
+from killing import killed_after
+from prunetune.commands import eval_model, eval_tasks
 from prunetune.errors import BadCheckpoint, MissingPath, TaskError
 from prunetune.evaluate import EvalResult, evaluate, read_samples
 from prunetune.heldout import perplexity
 from prunetune.prompt import PromptFormat, prompt_ids
 from prunetune.tasks import Problem, Task, TaskConfig, Verdict, build_task
-from tiny import tiny_model, tiny_tokenizer
+from prunetune.ui import Watch
+from tiny import brief_folder, tiny_model, tiny_tokenizer
 
 FMT = PromptFormat(question="{question}=")
 
@@ -100,6 +104,31 @@ def test_a_killed_evaluation_asks_only_what_is_missing(
     asked.clear()
     evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out)
     assert asked == []
+
+
+def test_a_command_killed_half_way_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, ended by SIGKILL once some answers are on disk."""
+    folder, out = brief_folder(tmp_path / "model"), tmp_path / "out" / "demo.jsonl"
+    args = ["eval", str(folder), "--task", "demo", "--n", "12", "--batch-size", "1", "--device", "cpu",
+            "--out", str(out.parent), "--json"]  # fmt: skip
+    killed_after(args, out, lines=2)
+    finished = read_samples(out)
+    assert 2 <= len(finished) < 12
+    asked: list[int] = []
+    real = module.generate
+
+    def counting(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return real(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(module, "generate", counting)
+    tasks = eval_tasks(["demo"], {}, n=12)
+    options: dict[str, Any] = {"batch_size": 1, "chat": False, "backend": "transformers", "device": "cpu"}
+    (again,) = eval_model(str(folder), tasks, out.parent, watch=Watch(quiet=True), **options)
+    assert sum(asked) == 12 - len(finished)
+    assert read_samples(out)[: len(finished)] == finished and len(read_samples(out)) == 12
+    (straight,) = eval_model(str(folder), tasks, None, watch=Watch(quiet=True), **options)
+    assert dataclasses.replace(again, seconds=0.0) == dataclasses.replace(straight, seconds=0.0)
 
 
 @pytest.mark.parametrize("change", ["key", "limit", "format", "version"])

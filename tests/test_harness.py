@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
+from killing import killed_after
 from prunetune import harness_data
-from prunetune.errors import DataError, MissingExtra, MissingPath, TaskError, UnknownName
-from prunetune.harness import evaluate_with_harness
+from prunetune.errors import DataError, MissingExtra, MissingPath, RecipeError, TaskError, UnknownName
+from prunetune.evaluate import evaluate
+from prunetune.harness import evaluate_task, evaluate_with_harness
+from prunetune.prompt import PromptFormat
 from prunetune.samples import read_samples
 from prunetune.sandbox import why_not
-from tiny import tiny_model, tiny_tokenizer
+from prunetune.store import load_model, load_tokenizer
+from prunetune.tasks import TaskConfig, build_task
+from tiny import brief_folder
 
 lm_eval = pytest.importorskip("lm_eval")
 needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -35,13 +41,7 @@ SUBJECTS = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that ends its answers after some forty tokens, so that the tests are quick."""
-    folder = tmp_path_factory.mktemp("model")
-    model = tiny_model("llama", max_position_embeddings=4096, tie_word_embeddings=False)
-    with torch.no_grad():
-        model.lm_head.weight[model.config.eos_token_id] *= 5
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return brief_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,41 @@ def test_finished_answers_are_not_asked_again(
     assert asked == [3, 1, 1]
 
 
+def test_a_killed_evaluation_goes_on_where_it_was(
+    model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command itself, ended by SIGKILL once some answers are on disk."""
+    from lm_eval.models.huggingface import HFLM
+
+    rows = [{"question": f"test {i}?", "answer": f"so\n#### {i}"} for i in range(16)]
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    (tmp_path / "train.jsonl").write_text((gsm8k / "train.jsonl").read_text())
+    args = ["eval", str(model), "--task", "lm-eval:gsm8k", "--data", f"gsm8k={tmp_path}", "--shots", "0", "--limit", "16",
+            "--batch-size", "1", "--device", "cpu", "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
+    answers = tmp_path / "out" / ".answers.jsonl"
+    killed_after(args, answers, lines=2)
+    finished = read_samples(answers)
+    assert 2 <= len(finished) < 16
+    asked: list[int] = []
+    real = HFLM.generate_until
+
+    def counting(self: Any, requests: Any, **more: Any) -> Any:
+        asked.append(len(requests))
+        return real(self, requests, **more)
+
+    monkeypatch.setattr(HFLM, "generate_until", counting)
+    again, straight = (
+        evaluate_with_harness(
+            model, ["gsm8k"], data={"gsm8k": str(tmp_path)}, shots=0, limit=16, batch_size=1, out=out, dtype="float32"
+        )
+        for out in (tmp_path / "out", None)
+    )
+    assert asked == [16 - len(finished), 16]
+    assert again[0].value == straight[0].value and again[0].new_tokens == straight[0].new_tokens
+    assert [a["answer"] for a in read_samples(answers)[: len(finished)]] == [a["answer"] for a in finished]
+    assert len(read_samples(tmp_path / "out" / "lm-eval:gsm8k.jsonl")) == 16
+
+
 def test_minerva_math_from_the_archives_own_folders(model: Path, tmp_path: Path) -> None:
     for subject in SUBJECTS:
         for split in ("train", "test"):
@@ -176,6 +211,30 @@ def test_mbpps_scorer() -> None:
     assert harness_data.mbpp_results(doc, ["def f(x): return x"]) == {"pass_at_1": 0.0}
 
 
+def test_a_task_of_a_recipe_is_the_same_evaluation(model: Path, gsm8k: Path, tmp_path: Path) -> None:
+    config = TaskConfig(name="lm-eval:gsm8k", path=str(gsm8k), n=3, options={"shots": 1}, seed=5)
+    out = tmp_path / "eval" / "lm-eval:gsm8k.jsonl"
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    ours = evaluate(loaded, tokenizer, build_task(config), fmt=PromptFormat(), out=out, batch_size=2, key="sha")
+    (bare,) = evaluate_with_harness(
+        model, ["gsm8k"], data={"gsm8k": str(gsm8k)}, limit=3, shots=1, seed=5, batch_size=2, out=tmp_path / "bare"
+    )
+    assert (ours.task, ours.n, ours.shots, ours.seed, ours.limit) == ("lm-eval:gsm8k", 3, 1, 5, 3)
+    assert dataclasses.replace(ours, seconds=0.0) == dataclasses.replace(bare, seconds=0.0)
+    assert read_samples(out) == read_samples(tmp_path / "bare" / "lm-eval:gsm8k.jsonl")
+    chat = PromptFormat(template="chat")
+    with pytest.raises(RecipeError, match="no chat template"):
+        evaluate(loaded, tokenizer, build_task(config), fmt=chat, out=None)
+
+
+def test_model_written_code_runs_in_our_sandbox_or_not_at_all(tmp_path: Path) -> None:
+    path = Path(lm_eval.__file__).parent / "tasks" / "humaneval" / "humaneval.yaml"
+    manager = SimpleNamespace(all_subtasks=["humaneval"], task_index={"humaneval": SimpleNamespace(yaml_path=path)})
+    with pytest.raises(TaskError, match="unconfined"):
+        harness_data.write_overrides(manager, ["humaneval"], {}, tmp_path)
+    harness_data.write_overrides(manager, ["gsm8k"], {}, tmp_path)
+
+
 def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(name: str, **more: Any) -> Any:
         return evaluate_with_harness(model, [name], limit=1, **more)
@@ -193,6 +252,9 @@ def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.Mo
     if importlib.util.find_spec("vllm") is None:
         with pytest.raises(MissingExtra, match="vllm"):
             run("gsm8k", backend="vllm")
+    own = build_task(TaskConfig(name="demo", n=1))
+    with pytest.raises(TaskError, match="only lm-eval's tasks"):
+        evaluate_task(model, own, chat=False, out=None, backend="vllm")
 
     class Small:  # lm-eval's whole index takes many seconds
         all_tasks = ("gsm8k", "arc_easy")
@@ -220,7 +282,7 @@ def test_ifeval_without_its_sentence_splitter_says_what_to_do(model: Path, monke
 def test_data_of_a_task_serve_its_variants_but_not_its_namesakes() -> None:
     data = {"gsm8k": "a", "minerva_math": "b", "minerva_math_algebra": "c"}
     names = ["gsm8k", "gsm8k_cot", "minerva_math_geometry", "minerva_math_algebra", "minerva_math500", "mbpp"]
-    assert [harness_data._key(n, data) for n in names] == [
+    assert [harness_data.key_of(n, data) for n in names] == [
         "a" and "gsm8k",
         "gsm8k",
         "minerva_math",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from prunetune.data import DemoData, GeneratedData, load_stream, overlap
 from prunetune.errors import DataError, MissingPath, TaskError, UnknownName
 from prunetune.sandbox import why_not
-from prunetune.tasks import EXECUTING, TaskConfig, build_task
+from prunetune.tasks import EXECUTING, Harness, TaskConfig, build_task, check_task, has_verifier
 
 
 @pytest.fixture
@@ -117,3 +117,29 @@ def test_errors_name_the_choices() -> None:
         build_task(TaskConfig(name="gsm8k"))
     with pytest.raises(ValidationError, match="nn"):
         TaskConfig.model_validate({"name": "gsm8k", "nn": 3})
+
+
+def test_a_task_of_lm_eval(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    config = TaskConfig(name="lm-eval:gsm8k", path=str(tmp_path), n=50, options={"shots": 2})
+    task = build_task(config)
+    assert task.harness == Harness("gsm8k", str(tmp_path), limit=50, shots=2)
+    assert task.version.startswith("lm-eval 0.")
+    assert task.first(20).harness == Harness("gsm8k", str(tmp_path), limit=20, shots=2)
+    assert task.first(90).harness == task.first(None).harness == task.harness
+    assert build_task(config.model_copy(update={"seed": 7})).harness.seed == 7
+    for key, value in {"verifier": "number", "stop": ["x"], "max_new_tokens": 9, "options": {"shot": 2}}.items():
+        with pytest.raises(TaskError, match="no effect"):
+            build_task(config.model_copy(update={key: value}))
+    for name in ("lm-eval", "lm-eval:", "reasoning-gym"):
+        with pytest.raises(UnknownName, match="lm-eval:NAME"):
+            check_task(TaskConfig(name=name, path=str(tmp_path)))
+    with pytest.raises(TaskError, match="only if you allow it"):
+        build_task(TaskConfig(name="lm-eval:mbpp"))
+
+
+def test_only_tasks_with_verifiers_can_reward() -> None:
+    names = ("gsm8k", "mine", "reasoning-gym:x", "perplexity", "perplexity:wiki", "lm-eval:gsm8k")
+    assert [has_verifier(TaskConfig(name=n)) for n in names] == [True, True, True, False, False, False]

@@ -78,3 +78,13 @@ def tiny_folder(path: Path, family: str = "llama", seed: int = 0, **changes: Any
     tiny_model(family, seed, **changes).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+def brief_folder(path: Path) -> Path:
+    """A saved model that ends its answers after some forty tokens, so that evaluations of it are quick."""
+    model = tiny_model("llama", max_position_embeddings=4096, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 5
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path

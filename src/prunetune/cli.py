@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> None:
     # Set before torch loads OpenMP: threads that spin at a barrier starve each other on a busy machine (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars are ours (ui.py)
     try:
         app()
     except PrunetuneError as e:
@@ -79,6 +81,7 @@ def _quiet() -> None:
     import datasets
     import transformers
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -101,6 +104,14 @@ def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
     ):
         return {"type": "file", "path": text}
     return {"type": "hub", "name": text}
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """`--data NAME=PATH` of an evaluation."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise RecipeError("data of a task have its name in front", value=text, valid="NAME=PATH", fix=f"gsm8k={text}")
+    return name, path
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -152,7 +163,9 @@ def run(
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
     check_inputs(read)
     if dry_run:
-        return _emit(as_json, *preview(read))
+        from prunetune.forecast import forecast
+
+        return _emit(as_json, *forecast(read, recipe if target is None and step is None else None))
     _quiet()
     from prunetune.loop import prune_tune_loop
 
@@ -353,37 +366,55 @@ def tune(
 def eval_(
     model: Model,
     task: Annotated[
-        list[str], typer.Option("--task", "-t", help="gsm8k, gsm_symbolic, math, demo, reasoning-gym:NAME.")
+        list[str],
+        typer.Option(
+            "--task",
+            "-t",
+            help="gsm8k, math, mbpp, squad, perplexity, gsm_symbolic, demo, reasoning-gym:NAME, lm-eval:NAME.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for every sample (JSONL); again = resume.")
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Problems of each task.")] = None,
-    path: Annotated[str | None, typer.Option(help="Local data of the task (file or folder).")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", "--limit", help="Problems of each task: drawn by the seed; of lm-eval the first."),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="NAME=PATH: local data of a task, such as gsm8k=FOLDER.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="Local data of every other task (file or folder).")] = None,
     verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions at once; default: by memory.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
-    seed: Seed = 0,
+    shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (mbpp, lm-eval); default: its own.")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run what the model writes, in the sandbox (mbpp).")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="transformers, or vllm for lm-eval's tasks.")] = "transformers",
+    seed: Annotated[int, typer.Option(help="Seed of everything random; 0 leaves lm-eval its own seeds.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model on tasks with verifiers."""
-    from prunetune.tasks import TaskConfig, build_task
-
-    tasks = [build_task(TaskConfig(name=t, n=n, seed=seed, path=path, verifier=verifier)) for t in task]
+    """Measure a model on tasks: with verifiers of ours, lm-eval's, or the perplexity of a text."""
     _quiet()
-    from prunetune.commands import eval_model
+    from prunetune.commands import eval_model, eval_tasks
+    from prunetune.describe import scores
 
-    results = eval_model(model, tasks, out, batch_size=batch_size, chat=chat, device=device, watch=Watch())
-    _emit(
-        as_json,
-        [r.to_json() for r in results],
-        "\n".join(
-            f"{r.task:<24}{100 * r.value:6.1f} % ± {100 * r.stderr:.1f}   n = {r.n}, seed {r.seed}, "
-            f"{r.new_tokens:.0f} tokens an answer"
-            for r in results
-        ),
+    tasks = eval_tasks(
+        task,
+        dict(named_path(d) for d in data or []),
+        path=path,
+        verifier=verifier,
+        n=n,
+        seed=seed,
+        allow_code_execution=allow_code_execution,
+        options={} if shots is None else {"shots": shots},
     )
+    results = eval_model(
+        model, tasks, out, batch_size=batch_size, chat=chat, backend=backend, device=device, watch=Watch()
+    )
+    _emit(as_json, [r.to_json() for r in results], "\n".join(map(scores, results)))
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

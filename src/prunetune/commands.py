@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,9 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from prunetune.data import DataSource, load_stream
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
+from prunetune.harness_data import key_of
 from prunetune.prompt import PromptFormat, encode_example
 from prunetune.store import load_model, load_tokenizer, model_sha, once, read_json, replacing, resolve_model, write_json
-from prunetune.tasks import Task, TaskConfig
+from prunetune.tasks import Task, TaskConfig, build_task, check_task
 from prunetune.tune import METHODS, Method
 from prunetune.ui import Watch
 
@@ -168,6 +169,41 @@ def _claim(out: Path, sha: str) -> None:
     write_json(note, {"model_sha": sha})
 
 
+def eval_tasks(
+    names: Sequence[str], data: Mapping[str, str], *, path: str | None = None, verifier: str | None = None, **more: Any
+) -> list[Task]:
+    """Tasks by name, each with its own data: `gsm8k` of `data` serves `gsm8k`, `lm-eval:gsm8k` and `lm-eval:gsm8k_cot`.
+
+    Args:
+        names: Tasks as a recipe names them.
+        data: Task -> file or folder.
+        path: Data of every task that `data` does not name.
+        verifier: For rows of your own.
+        more: Further fields of each task's config.
+
+    Raises:
+        UnknownName: no such task, or data for a task that is not measured.
+    """
+    found = {n: key_of(n.removeprefix("lm-eval:"), data) if n.startswith("lm-eval:") else n for n in names}
+    for unused in data.keys() - set(found.values()):
+        raise UnknownName("task with --data of its own", unused, [n.removeprefix("lm-eval:") for n in names])
+    configs = [
+        TaskConfig(
+            name=n, path=data.get(key or "", path), verifier=None if n.startswith("lm-eval:") else verifier, **more
+        )
+        for n, key in found.items()
+    ]
+    for config in configs:  # a misspelt name is told before any data are read
+        check_task(config)
+    return [build_task(config) for config in configs]
+
+
+def _on_vllm(folder: Path, task: Task, out: Path | None, batch_size: int | None, chat: bool) -> EvalResult:
+    from prunetune.harness import evaluate_task
+
+    return evaluate_task(folder, task, chat=chat, out=out, batch_size=batch_size, backend="vllm")
+
+
 def eval_model(
     model: str,
     tasks: Sequence[Task],
@@ -175,17 +211,23 @@ def eval_model(
     *,
     batch_size: int | None,
     chat: bool,
+    backend: str,
     device: str,
     watch: Watch,
 ) -> list[EvalResult]:
     """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
-    from prunetune.evaluate import evaluate
-
+    if backend not in ("transformers", "vllm"):
+        raise UnknownName("backend", backend, ["transformers", "vllm"])
     folder = resolve_model(model)
-    loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
-    fmt, results, sha = PromptFormat(template="chat" if chat else "plain"), [], model_sha(folder)
+    sha = model_sha(folder)
     if out:
         _claim(out, sha)
+    if backend == "vllm":
+        return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
+    from prunetune.evaluate import evaluate
+
+    loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
+    fmt, results = PromptFormat(template="chat" if chat else "plain"), []
     for task in tasks:
         with watch.bar(f"evaluate {task.name}") as bar:
             file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None

@@ -47,6 +47,7 @@ class EvalResult:
         truncated: Answers cut by the length limit.
         scores: Means of further scores, such as `f1`, each with `…_stderr`.
         shots: Worked examples in each prompt (lm-eval's tasks).
+        limit: Only the first so many questions of each of lm-eval's tasks were asked. None: all.
     """
 
     task: str
@@ -63,6 +64,7 @@ class EvalResult:
     truncated: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     shots: int = 0
+    limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -93,16 +95,22 @@ def evaluate(
         task: Problems and verifier.
         fmt: Prompt format, unless the task has its own.
         out: JSONL of all samples. Finished questions in it are not asked again, if it was made with the same task,
-            prompt format, limits and `key`; otherwise it is made anew.
+            prompt format, limits and `key`; otherwise it is made anew. (lm-eval's tasks name the file themselves.)
         batch_size: None: as large as fits; halved whenever memory runs out.
         progress: Called with (questions done, questions in all).
         key: Whatever else decides the answers, such as the hash of the model.
     """
+    fmt = task.prompt or fmt
     if task.text is not None:
         return _evaluate_text(model, tokenizer, task)
+    if task.harness is not None:
+        from prunetune import harness
+
+        loaded, folder = harness.Loaded(model, tokenizer, key), out.parent if out else None
+        chat = fmt.template == "chat"
+        return harness.evaluate_task(loaded, task, chat=chat, out=folder, batch_size=batch_size, progress=progress)
     if not task.problems:
         raise TaskError("this task has no problems", value=task.name, fix="ask for at least one")
-    fmt = task.prompt or fmt
     settings = [task.name, task.version, task.stop, task.max_new_tokens, fmt.model_dump(), key]
     records = open_samples(out, settings) if out else {}
     wanted = {p.id for p in task.problems}

@@ -2,6 +2,8 @@
 
     evaluate_with_harness(folder, ["gsm8k"], data={"gsm8k": "$PRUNETUNE_DATA/gsm8k"}, limit=50, out=stage / "eval")
 
+From a recipe or the command line it is the task `lm-eval:gsm8k`, which `evaluate` hands to `evaluate_task`.
+
 Local files are put in the place of a task's hub data set by a small YAML file that includes lm-eval's own; nothing else
 of the task changes. Finished answers are kept as they come, so a killed evaluation goes on where it was.
 `mbpp` runs what the model wrote in our sandbox (lm-eval's own would fetch a scorer at import and run it unconfined).
@@ -10,24 +12,28 @@ of the task changes. Finished answers are kept as they come, so a killed evaluat
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunetune.errors import MissingExtra, TaskError
+from prunetune.errors import TaskError
 from prunetune.evaluate import EvalResult, guess_batch
-from prunetune.harness_data import open_tasks
+from prunetune.harness_data import Unconfined, check_installed, check_needs, open_tasks
+from prunetune.prompt import check_chat
 from prunetune.samples import append_samples, open_samples
 from prunetune.store import load_model, load_tokenizer, model_sha, replacing
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from prunetune.tasks import Task
 
 FEWSHOT_SEED = 1234  # lm-eval's default
-QUESTION = ("question", "problem", "text", "prompt")  # what lm-eval's tasks call it
+QUESTION = ("question", "problem", "text")  # what lm-eval's tasks call it; the prompt stands for any other
 PREFERRED = (
     "exact_match,strict-match",
     "exact_match,none",
@@ -37,10 +43,53 @@ PREFERRED = (
 )
 
 Progress = Callable[[int, int], None]
+Backend = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is in memory already. `sha` stands for it in the key of the answers kept."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sha: object
+
+
+def evaluate_task(
+    model: Path | Loaded,
+    task: Task,
+    *,
+    chat: bool,
+    out: Path | None,
+    batch_size: int | None = None,
+    backend: Backend = "transformers",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Measure a model on a task that `build_task` made of an lm-eval name; the arguments are those below."""
+    job = task.harness
+    if job is None:
+        raise TaskError("only lm-eval's tasks run here", value=task.name, fix="lm-eval:NAME, or another backend")
+    (result,) = evaluate_with_harness(
+        model,
+        [job.name],
+        data={job.name: job.path} if job.path else None,
+        limit=job.limit,
+        shots=job.shots,
+        seed=job.seed,
+        batch_size=batch_size,
+        device=device,
+        backend=backend,
+        chat=chat,
+        allow_code_execution=job.allow_code_execution,
+        out=out,
+        progress=progress,
+    )
+    return result
 
 
 def evaluate_with_harness(
-    model: Path,
+    model: Path | Loaded,
     names: Sequence[str],
     *,
     data: Mapping[str, str] | None = None,
@@ -50,7 +99,7 @@ def evaluate_with_harness(
     batch_size: int | None = None,
     dtype: str = "auto",
     device: str = "cpu",
-    backend: Literal["transformers", "vllm"] = "transformers",
+    backend: Backend = "transformers",
     chat: bool = False,
     allow_code_execution: bool = False,
     out: Path | None = None,
@@ -59,7 +108,7 @@ def evaluate_with_harness(
     """Measure a model folder on lm-eval tasks.
 
     Args:
-        model: Folder of the model.
+        model: Folder of the model, or a model in memory (transformers only; `dtype` and `device` are then its own).
         names: Tasks or groups, such as `gsm8k`, `minerva_math`, `mbpp`, `ifeval`.
         data: Task (or group) -> file or folder with its data in the source's own format.
         limit: First questions of each task only.
@@ -79,19 +128,24 @@ def evaluate_with_harness(
         UnknownName: no such task.
         TaskError: a task that needs permission, data or a resource it does not have.
     """
-    _check_installed("lm_eval", "eval", "lm-eval's benchmarks")
+    check_installed("lm_eval", "eval", "lm-eval's benchmarks")
     if backend == "vllm":
-        _check_installed("vllm", "vllm", "the vLLM backend")
+        check_installed("vllm", "vllm", "the vLLM backend")
     import lm_eval
 
     with tempfile.TemporaryDirectory(prefix="prunetune-lm-eval-") as folder:
-        _check_needs(names, allow_code_execution)
+        check_needs(names, allow_code_execution)
         manager = open_tasks(names, data or {}, Path(folder))
-        settings = [model_sha(model), dtype, backend]
+        if isinstance(model, Loaded):
+            tokenizer, settings = model.tokenizer, [model.sha, str(model.model.dtype).removeprefix("torch."), backend]
+        else:
+            tokenizer, settings = load_tokenizer(model), [model_sha(model), dtype, backend]
+        if chat:
+            check_chat(tokenizer)
         kept = open_samples(out / ".answers.jsonl", settings) if out else {}
         size = batch_size
         while True:
-            lm, size = _load(model, backend, dtype, device, size)
+            lm, size = _load(model, tokenizer, backend, dtype, device, size)
             keeping = _keeping(lm, kept, out / ".answers.jsonl" if out else None, progress)
             try:
                 found: Any = lm_eval.simple_evaluate(
@@ -102,54 +156,25 @@ def evaluate_with_harness(
                     limit=limit,
                     apply_chat_template=chat,
                     log_samples=True,
-                    confirm_run_unsafe_code=allow_code_execution,
                     **_seeds(seed),
                 )
                 break
+            except ValueError as e:
+                if "marked as unsafe" not in str(e):  # below a group, where names told nothing
+                    raise
+                raise Unconfined(", ".join(names)) from None
             except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
                 if "memory" not in str(e) or size == 1:
                     raise
                 size = max(1, size // 2)  # what was answered is kept
-    tokenizer = load_tokenizer(model)
     results = []
     for name in names:
         samples = _samples(found, name, tokenizer)
-        results.append(_result(found, name, samples, FEWSHOT_SEED if seed is None else seed))
+        results.append(_result(found, name, samples, FEWSHOT_SEED if seed is None else seed, limit))
         if out:
-            with replacing(out / f"lm-eval:{name}.jsonl") as tmp:
+            with replacing(out / f"lm-eval:{name.replace('/', '_')}.jsonl") as tmp:
                 tmp.write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
     return results
-
-
-def _check_installed(package: str, extra: str, needed_for: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise MissingExtra(package, extra, needed_for)
-
-
-def _check_needs(names: Sequence[str], allow_code_execution: bool) -> None:
-    if "mbpp" in names and not allow_code_execution:
-        raise TaskError(
-            "this task runs what the model wrote, which happens only if you allow it",
-            value="mbpp",
-            fix="--allow-code-execution (allow_code_execution: true)",
-        )
-    if any(name.startswith("ifeval") for name in names):
-        _check_punkt()
-
-
-def _check_punkt() -> None:
-    """Instruction following splits sentences with nltk's data, which lm-eval downloads at import."""
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        if not nltk.download("punkt_tab", quiet=True):
-            raise TaskError(
-                "ifeval needs nltk's sentence splitter, which cannot be downloaded here",
-                value="punkt_tab",
-                fix="where there is a network: python -m nltk.downloader punkt_tab; copy ~/nltk_data here",
-            ) from None
 
 
 def _seeds(seed: int | None) -> dict[str, int]:
@@ -157,17 +182,19 @@ def _seeds(seed: int | None) -> dict[str, int]:
     return {} if seed is None else dict.fromkeys(names, seed)
 
 
-def _load(folder: Path, backend: str, dtype: str, device: str, batch_size: int | None) -> tuple[LM, int]:
-    if backend == "vllm":
+def _load(
+    given: Path | Loaded, tokenizer: Any, backend: Backend, dtype: str, device: str, batch_size: int | None
+) -> tuple[LM, int]:
+    if backend == "vllm" and isinstance(given, Path):
         from lm_eval.models.vllm_causallms import VLLM
 
-        return VLLM(pretrained=str(folder), dtype=dtype, batch_size=batch_size or "auto"), batch_size or 1
+        return VLLM(pretrained=str(given), dtype=dtype, batch_size=batch_size or "auto"), batch_size or 1
     from lm_eval.models.huggingface import HFLM
 
-    model = load_model(folder, dtype=dtype, device=device)
+    model = given.model if isinstance(given, Loaded) else load_model(given, dtype=dtype, device=device)
     tokens = min(2048, getattr(model.config, "max_position_embeddings", 2048))
     size = batch_size or guess_batch(model, tokens)
-    return HFLM(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=size), size
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size), size
 
 
 def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progress: Progress | None) -> LM:
@@ -201,7 +228,7 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
             return [str(a) for a in self._ask("generate_until", requests)]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            return lm.loglikelihood_rolling(requests)
+            return [float(a) for a in self._ask("loglikelihood_rolling", requests)]
 
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
             return lm.apply_chat_template(*args, **kwargs)
@@ -244,20 +271,19 @@ def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
                 continue
             first, *_ = raw["arguments"].values() if isinstance(raw["arguments"], dict) else raw["arguments"]
             prompt = str(first["arg_0"] if isinstance(first, dict) else first[0])
+            right = bool(raw[metric] == 1)  # an F1 of 0.5 is no right answer, and a perplexity has none
             output, extracted = raw["resps"][0][0], raw["filtered_resps"][0]
             text = isinstance(output, str)
             samples.append(
                 {
                     "id": f"{task}/{raw['doc_id']}",
-                    "question": str(
-                        raw["doc"].get("question", raw["doc"].get("problem", raw["doc"].get("text", prompt)))
-                    ),
+                    "question": str(next((raw["doc"][k] for k in QUESTION if raw["doc"].get(k)), prompt)),
                     "prompt": prompt,
                     "reference": str(raw["target"]),
                     "output": output if text else json.dumps(output),
                     "extracted": extracted if isinstance(extracted, str) else json.dumps(extracted),
-                    "correct": bool(raw[metric]),
-                    "reason": "" if raw[metric] else f"{metric} 0",
+                    "correct": right,
+                    "reason": "" if right else f"{metric} {raw[metric]}",
                     "prompt_tokens": len(tokenizer.encode(prompt)),
                     "new_tokens": len(tokenizer.encode(output, add_special_tokens=False)) if text else 0,
                 }
@@ -265,7 +291,7 @@ def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
     return samples
 
 
-def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int) -> EvalResult:
+def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int, limit: int | None) -> EvalResult:
     scores: dict[str, Any] = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
     metric = _metric(scores)
     first = _leaves(found, name)[0]
@@ -286,4 +312,5 @@ def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int) -> 
         correct=sum(s["correct"] for s in samples),
         scores={k: float(v) for k, v in figures.items() if isinstance(v, float | int) and "," in k},
         shots=int(found["n-shot"].get(first, 0)),
+        limit=limit,
     )

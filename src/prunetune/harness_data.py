@@ -7,7 +7,10 @@ A folder with a single data file is its test split.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prunetune import mbpp
-from prunetune.errors import DataError, MissingPath, UnknownName
+from prunetune.errors import DataError, MissingExtra, MissingPath, TaskError, UnknownName
 from prunetune.rows import Row, expand_path, hub_rows, read_rows
 from prunetune.store import read_json
 
@@ -38,6 +41,66 @@ PLACES: dict[str, tuple[str, ...]] = {
 LOADER = "custom_dataset: !function prunetune.harness_data.load_split_files\n"
 
 
+class Unconfined(TaskError):
+    """A task whose model-written code lm-eval would run outside our sandbox."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            "lm-eval would run what the model wrote unconfined, which prunetune never does",
+            value=task,
+            valid="mbpp, which runs in the sandbox",
+        )
+
+
+def check_tasks(names: Sequence[str], data: Mapping[str, str], allow_code_execution: bool) -> str:
+    """Everything that can be known to fail before a model is loaded; the version of lm-eval.
+
+    Raises:
+        MissingExtra: lm-eval is not installed.
+        UnknownName: no such task.
+        MissingPath, DataError: data that is not there, or lacks a split that the task needs.
+        TaskError: a task that needs permission or a resource it does not have.
+    """
+    check_installed("lm_eval", "eval", "lm-eval's benchmarks")
+    check_needs(names, allow_code_execution)
+    with tempfile.TemporaryDirectory(prefix="prunetune-lm-eval-") as folder:
+        open_tasks(names, data, Path(folder))
+    return importlib.metadata.version("lm_eval")
+
+
+def check_installed(package: str, extra: str, needed_for: str) -> None:
+    """Raise MissingExtra if a package cannot be imported."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra, needed_for)
+
+
+def check_needs(names: Sequence[str], allow_code_execution: bool) -> None:
+    """Raise TaskError for a task that runs model-written code without permission, or that lacks a resource."""
+    if "mbpp" in names and not allow_code_execution:
+        raise TaskError(
+            "this task runs what the model wrote, which happens only if you allow it",
+            value="mbpp",
+            fix="--allow-code-execution (allow_code_execution: true)",
+        )
+    if any(name.startswith("ifeval") for name in names):
+        _check_punkt()
+
+
+def _check_punkt() -> None:
+    """Instruction following splits sentences with nltk's data, which lm-eval downloads at import."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        if not nltk.download("punkt_tab", quiet=True):
+            raise TaskError(
+                "ifeval needs nltk's sentence splitter, which cannot be downloaded here",
+                value="punkt_tab",
+                fix="where there is a network: python -m nltk.downloader punkt_tab; copy ~/nltk_data here",
+            ) from None
+
+
 def open_tasks(names: Sequence[str], data: Mapping[str, str], folder: Path) -> TaskManager:
     """lm-eval's tasks, with local files in place where `data` says so.
 
@@ -49,6 +112,7 @@ def open_tasks(names: Sequence[str], data: Mapping[str, str], folder: Path) -> T
     Raises:
         UnknownName: no such task.
         MissingPath, DataError: data that is not there, or lacks a split that the task needs.
+        TaskError: a task whose model-written code would run outside our sandbox.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -77,13 +141,18 @@ def open_tasks(names: Sequence[str], data: Mapping[str, str], folder: Path) -> T
 
 def write_overrides(manager: TaskManager, names: Sequence[str], data: Mapping[str, str], out: Path) -> None:
     """One YAML file for each task among `names` (or below a group of that name) that has local data."""
+    groups = [n for n in names if n not in manager.all_subtasks]
     for task in manager.all_subtasks:
-        asked = any(task == n or task.startswith(f"{n}_") for n in names)
-        key = _key(task, data)
+        asked = task in names or any(task.startswith(f"{n}_") for n in groups)
+        key = key_of(task, data)
         path = manager.task_index[task].yaml_path
-        if task == "mbpp" or not asked or key is None or path is None:
+        if task == "mbpp" or not asked or path is None:
             continue
         settings = _settings(path)
+        if settings.get("unsafe_code"):
+            raise Unconfined(task)
+        if key is None:
+            continue
         files = _split_files(expand_path(data[key]), task, settings)
         lines = {
             "include": str(path),
@@ -115,7 +184,7 @@ def mbpp_results(doc: Row, results: Sequence[str]) -> dict[str, float]:
     return {"pass_at_1": float(mbpp.verify(results[0], mbpp.reference(doc), allowed=True).correct)}
 
 
-def _key(task: str, data: Mapping[str, str]) -> str | None:
+def key_of(task: str, data: Mapping[str, str]) -> str | None:
     """The entry of `data` for a task: its own, or the longest that its name goes on from (`gsm8k` for `gsm8k_cot`)."""
     fitting = [k for k in data if task == k or task.startswith(f"{k}_")]
     return max(fitting, key=len, default=None)
@@ -202,7 +271,6 @@ def _write_mbpp(path: str | None, out: Path) -> None:
         "dataset_path": "google-research-datasets/mbpp",
         "dataset_name": "full",
         "dataset_kwargs": {"path": path},
-        "unsafe_code": True,
         "output_type": "generate_until",
         "test_split": "test",
         "doc_to_text": mbpp.PROMPT.replace("{question}", MBPP_QUESTION),

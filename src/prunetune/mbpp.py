@@ -19,6 +19,7 @@ from prunetune.verify import Verdict
 TEST_IDS = range(11, 511)
 SHOT_IDS = (2, 3, 4, 1, 5, 6, 7, 8, 9, 10)
 STOP = ("[DONE]",)
+LIMITS = Limits(wall_seconds=30.0, cpu_seconds=15)  # the source's own solution of task 123 takes five CPU seconds
 PROMPT = "You are an expert Python programmer, and here is your task: {question}\n[BEGIN]\n"
 
 
@@ -68,5 +69,5 @@ def verify(output: str, tests: str, *, allowed: bool, limits: Limits | None = No
     code = extract_code(output)
     needs: dict[str, Any] = json.loads(tests)
     program = "\n".join([code, needs["setup"], *needs["tests"]])
-    outcome = run_program(program, allowed=allowed, limits=limits or Limits())
+    outcome = run_program(program, allowed=allowed, limits=limits or LIMITS)
     return Verdict(outcome.ok, code, outcome.reason)

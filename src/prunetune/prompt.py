@@ -132,11 +132,16 @@ def _answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str,
     return whole[len(prompt) :].rstrip()  # templates put a newline behind the end-of-turn token
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None, fmt: PromptFormat) -> str:
+def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise RecipeError if a tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise RecipeError(
             "this tokenizer has no chat template", value="template: chat", fix="use template: plain, or a chat model"
         )
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None, fmt: PromptFormat) -> str:
+    check_chat(tokenizer)
     turns = [{"role": "system", "content": fmt.system}] if fmt.system is not None else []
     turns.append({"role": "user", "content": question})
     if answer is not None:

@@ -4,6 +4,7 @@
     task.verify(task.problems[0], "… #### 42").correct
 
     TaskConfig(name="my questions", path="rows.jsonl", verifier="number")      # no code of ours touched
+    TaskConfig(name="lm-eval:gsm8k", path="$PRUNETUNE_DATA/gsm8k", n=50)       # lm-eval's own, run by `harness.py`
 
 A task's `version` rises when its problems, prompt or verdicts would change; figures of two versions do not compare.
 """
@@ -39,11 +40,11 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """A built-in task (`TASKS`), `reasoning-gym:NAME`, or any name of your own together with `path`."""
+    """A built-in task (`TASKS`), `reasoning-gym:NAME`, `lm-eval:NAME`, or any name of your own together with `path`."""
     n: int | None = Field(default=None, gt=0)
-    """How many problems: drawn by `seed`. None: all (200 of a generator)."""
+    """How many problems: drawn by `seed`. None: all (200 of a generator). Of lm-eval: the first ones of each task."""
     seed: int = 0
-    """Seed of the draw, or of the generator."""
+    """Seed of the draw, or of the generator. Of lm-eval: 0 is its own seeds, any other stands for all of them."""
     max_new_tokens: int | None = Field(default=None, gt=0)
     """Longest answer. None: the task's own limit."""
     path: str | None = None
@@ -61,7 +62,28 @@ class TaskConfig(BaseModel):
     prompt: PromptFormat | None = None
     """Another prompt format than the recipe's."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the task or of its generator."""
+    """Options of the task or of its generator; `shots` of mbpp and lm-eval's tasks."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """One of lm-eval's tasks or groups, and how it is to be asked.
+
+    Attributes:
+        name: What lm-eval calls it.
+        path: Local data in the source's format. None: from the hub.
+        limit: First questions of each task only.
+        shots: Worked examples. None: the task's own number.
+        seed: None: lm-eval's own.
+        allow_code_execution: Run what the model wrote, in the sandbox.
+    """
+
+    name: str
+    path: str | None = None
+    limit: int | None = None
+    shots: int | None = None
+    seed: int | None = None
+    allow_code_execution: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,7 @@ class Task:
         text: For a perplexity: the text to predict, instead of problems.
         window: Tokens in one window of it.
         windows: Windows to use. None: all.
+        harness: For a task of lm-eval's, which has problems and a verifier of its own.
     """
 
     name: str
@@ -108,6 +131,16 @@ class Task:
     text: str | None = field(default=None, repr=False)
     window: int = 1024
     windows: int | None = None
+    harness: Harness | None = None
+
+    def first(self, n: int | None) -> Task:
+        """The same task on its first `n` problems. A perplexity is always measured whole."""
+        if n is None:
+            return self
+        if self.harness is None:
+            return dataclasses.replace(self, problems=self.problems[:n])
+        fewer = dataclasses.replace(self.harness, limit=min(n, self.harness.limit or n))
+        return dataclasses.replace(self, harness=fewer)
 
 
 def build_task(config: TaskConfig) -> Task:
@@ -124,9 +157,15 @@ def build_task(config: TaskConfig) -> Task:
 def check_task(config: TaskConfig) -> None:
     """Raise UnknownName for a task that is neither built in nor rows of your own. Reads nothing."""
     kind, _, variant = config.name.partition(":")
-    if (kind in TASKS and (kind == "reasoning-gym") == bool(variant)) or config.path is not None:
+    if kind in TASKS and (kind in VARIED) == bool(variant):
         return
-    raise UnknownName("task", config.name, [*(n for n in TASKS if n != "reasoning-gym"), "reasoning-gym:NAME"])
+    if config.path is None or kind in VARIED:
+        raise UnknownName("task", config.name, [f"{n}:NAME" if n in VARIED else n for n in TASKS])
+
+
+def has_verifier(config: TaskConfig) -> bool:
+    """Whether answers of a task can be judged one by one, as a reward needs it. Reads nothing."""
+    return config.name.partition(":")[0] not in ("lm-eval", "perplexity")
 
 
 def _gsm8k(config: TaskConfig) -> Task:
@@ -214,7 +253,7 @@ def _mbpp(config: TaskConfig) -> Task:
         return mbpp.verify(output, problem.reference, allowed=config.allow_code_execution)
 
     config = config.model_copy(update={"prompt": config.prompt or template})
-    return _task(config, "1", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
+    return _task(config, "2", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
 
 
 def _squad(config: TaskConfig) -> Task:
@@ -243,10 +282,30 @@ def _perplexity(config: TaskConfig) -> Task:
     return dataclasses.replace(task, text=path.read_text(encoding="utf-8"), window=window, windows=config.n)
 
 
+def _harness(config: TaskConfig) -> Task:
+    from prunetune.harness_data import check_tasks
+
+    name = config.name.partition(":")[2]
+    unused = [k for k in ("columns", "verifier", "stop", "max_new_tokens") if getattr(config, k) is not None]
+    unused += [f"options.{k}" for k in config.options if k != "shots"]
+    if unused:
+        raise TaskError(
+            f"lm-eval's {name} has its own data, prompts and verdicts, so this setting has no effect",
+            value=unused[0],
+            valid="n, seed, path, prompt, allow_code_execution, options.shots",
+        )
+    version = check_tasks([name], {name: config.path} if config.path else {}, config.allow_code_execution)
+    shots = config.options.get("shots")
+    task = _task(config, f"lm-eval {version}", (), _plain("exact"), max_new_tokens=1)
+    job = Harness(name, config.path, config.n, shots, config.seed or None, config.allow_code_execution)
+    return dataclasses.replace(task, harness=job)
+
+
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "demo": _demo,
     "gsm8k": _gsm8k,
     "gsm_symbolic": _gsm_symbolic,
+    "lm-eval": _harness,
     "math": _math,
     "mbpp": _mbpp,
     "perplexity": _perplexity,
@@ -254,6 +313,8 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "rows": _rows,
     "squad": _squad,
 }
+
+VARIED = ("lm-eval", "reasoning-gym")  # these need a name behind the colon
 
 # reasoning-gym scorers that pass the model's answer to `eval` or to sympy's parser, which evaluates it.
 EXECUTING = frozenset({
