@@ -44,6 +44,9 @@ def accuracy_figure(
         if original:
             panel.axhline(100 * original.mean, color="0.5", linestyle="--", linewidth=1, label="original")
         panel.set(title=f"{size:.0%} of the parameters", xlabel="recovery tokens", xscale="log")
+        budgets = sorted({tokens for (_, at), found in lines.items() if at == size for tokens, _ in found})
+        panel.set_xticks(budgets, [f"{t:,}" for t in budgets], fontsize=8)
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("right answers, % (95 % interval)")
     panels[0].set_ylim(0, 100)
