@@ -48,9 +48,9 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cost import cost_of
     from prunetune.schedule import Sizes, check_protection, plan_ahead
-    from prunetune.store import load_config, resolve_model
+    from prunetune.store import config_values
 
-    config = load_config(resolve_model(recipe.model))
+    config = config_values(config_folder(recipe.model))
     sizes = Sizes.of(config)
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:
@@ -133,7 +133,10 @@ def description(
 
 
 def config_folder(model: str) -> Path:
-    """A folder with config.json; weights need not be there (a hub model's config alone is fetched)."""
+    """A folder with config.json; weights need not be there (a hub model's config alone is fetched).
+
+    The shapes of the paper's models are shipped (`shapes/`), so that planning them needs no hub.
+    """
     from prunetune.store import resolve_model
 
     path = Path(model).expanduser()
@@ -142,6 +145,9 @@ def config_folder(model: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
+        shipped = Path(__file__).parent / "shapes" / model.replace("/", "--")
+        if shipped.is_dir():
+            return shipped
         from prunetune.store import hub_config
 
         return hub_config(model)
