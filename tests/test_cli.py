@@ -124,6 +124,7 @@ def test_the_stages_one_at_a_time(capsys, at, tmp_path):
     assert (code, "another model's answers" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_eval_of_lm_evals_tasks_and_of_controls(capsys, tmp_path):
     """Offline, from local files: lm-eval's GSM8K, SQuAD, a perplexity and (in the sandbox) MBPP, in one call."""
     pytest.importorskip("lm_eval")

@@ -22,7 +22,7 @@ from prunetune.samples import read_samples
 from prunetune.sandbox import why_not
 from prunetune.store import load_model, load_tokenizer
 from prunetune.tasks import TaskConfig, build_task
-from tiny import brief_folder
+from tiny import brief_folder, tiny_folder
 
 lm_eval = pytest.importorskip("lm_eval")
 needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -252,6 +252,9 @@ def test_errors(model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.Mo
     if importlib.util.find_spec("vllm") is None:
         with pytest.raises(MissingExtra, match="vllm"):
             run("gsm8k", backend="vllm")
+    short = tiny_folder(tmp_path / "short")  # a context of 256 tokens, all of which gsm8k wants for its answer
+    with pytest.raises(TaskError, match="longer than the model's context"):
+        evaluate_with_harness(short, ["gsm8k"], data={"gsm8k": str(gsm8k)}, limit=1, shots=0, batch_size=1)
     own = build_task(TaskConfig(name="demo", n=1))
     with pytest.raises(TaskError, match="only lm-eval's tasks"):
         evaluate_task(model, own, chat=False, out=None, backend="vllm")

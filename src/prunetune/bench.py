@@ -5,7 +5,6 @@ stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in o
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +149,7 @@ class Bench:
 
     def measure(self, model: PreTrainedModel, sha: str, at: Path, n: int | None) -> list[EvalResult]:
         """All tasks, the first `n` problems of each; a killed evaluation goes on from its JSONL."""
-        return [self.answer(_first(task, n), model, sha, at) for task in self.tasks]
+        return [self.answer(task.first(n), model, sha, at) for task in self.tasks]
 
     def answer(self, task: Task, model: PreTrainedModel, sha: str, at: Path) -> EvalResult:
         """One task; the samples go into the stage's folder."""
@@ -232,10 +231,6 @@ class Bench:
 def samples_of(at: Path, task: Task) -> Path:
     """Where a stage keeps its answers to a task."""
     return at / "eval" / f"{task.name.replace('/', '_')}.jsonl"
-
-
-def _first(task: Task, n: int | None) -> Task:
-    return task if n is None else dataclasses.replace(task, problems=task.problems[:n])
 
 
 def line_of(stage: Record, original: Record, before: Record | None = None) -> str:

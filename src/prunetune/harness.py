@@ -163,6 +163,14 @@ def evaluate_with_harness(
                 if "marked as unsafe" not in str(e):  # below a group, where names told nothing
                     raise
                 raise Unconfined(", ".join(names)) from None
+            except AssertionError as e:
+                if "maximum sequence length" not in str(e):
+                    raise
+                raise TaskError(
+                    "the answers that this task asks for are longer than the model's context",
+                    value=", ".join(names),
+                    fix="another task, or a model with a longer context",
+                ) from None
             except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
                 if "memory" not in str(e) or size == 1:
                     raise

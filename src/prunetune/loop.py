@@ -73,7 +73,12 @@ def _finish(bench: Bench) -> Summary:
         write_json(at / "stage.json", stage)  # the final model answers all n problems, not round_n
     latency = _latency(bench, final)
     used = [e for s in run.stages for e in bench.stream.take(*s["samples"])]
-    summary = summarise(run, bench.recipe, stage, latency, leaks(used, bench.tasks))
+    leaked = leaks(used, bench.tasks, run.folder("original"))
+    for task, found in leaked.items():
+        if found["normalised"]:
+            seen = f"{found['normalised']:,} of the {found['questions']:,} questions of {task}"
+            bench.watch.line(f"warning: the recovery data hold {seen}; read its figures with care")
+    summary = summarise(run, bench.recipe, stage, latency, leaked)
     write_json(run.path / "summary.json", summary)
     write_report(run.path)
     if promise := summary["promise"]:
@@ -84,8 +89,13 @@ def _finish(bench: Bench) -> Summary:
 
 
 def _measured_on_less(bench: Bench, stage: Record) -> bool:
-    have = {e["task"]: e["n"] for e in stage["evals"]}
-    return any(have.get(t.name, 0) < len(t.problems) for t in bench.tasks)
+    have = {e["task"]: e for e in stage["evals"]}
+    return any(
+        t.name not in have
+        or have[t.name]["n"] < len(t.problems)
+        or (t.harness is not None and have[t.name].get("limit") != t.harness.limit)
+        for t in bench.tasks
+    )
 
 
 def _latency(bench: Bench, final: Path) -> dict[str, Any] | None:

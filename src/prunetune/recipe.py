@@ -22,7 +22,7 @@ from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownNam
 from prunetune.prompt import PromptFormat
 from prunetune.schedule import PruneConfig
 from prunetune.store import replacing
-from prunetune.tasks import TaskConfig
+from prunetune.tasks import TaskConfig, has_verifier
 from prunetune.tune import TuneConfig
 from prunetune.tune.cpt import Cpt
 
@@ -81,13 +81,18 @@ class EvaluateConfig(_Config):
     """What is measured: the original, every round and the final model, the same way."""
 
     tasks: list[TaskConfig] = Field(default_factory=list)
-    """Tasks with verifiers."""
+    """Tasks with verifiers, and controls that say what recovery cost elsewhere (perplexity, squad, lm-eval:NAME)."""
     round_n: int | None = Field(None, gt=0)
     """Problems a task after each round; the original and the final model answer all `n`. None: all."""
     batch_size: int | None = Field(None, gt=0)
     """Questions answered at once; None: chosen by memory."""
     latency_repeats: int = Field(5, ge=0)
     """Repetitions of the prefill and decode measurement of original and final model; 0: not measured."""
+
+    @property
+    def judged(self) -> TaskConfig | None:
+        """The first task whose verifier can judge any answer, as a reward or a stop condition needs it."""
+        return next((t for t in self.tasks if has_verifier(t)), None)
 
 
 class StopConfig(_Config):
@@ -167,8 +172,10 @@ class Recipe(_Config):
             raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
         if self.prune.rounds == "auto" and not self.probed:
             raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
-        if self.stop_at and self.stop_at.task is None and not self.evaluate.tasks:
-            raise ValueError("stop_at needs problems to decide with: stop_at.task, or a task under evaluate")
+        if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
+            raise ValueError(
+                "stop_at needs problems to decide with: stop_at.task, or a task with a verifier under evaluate"
+            )
         return self
 
     @field_validator("model")

@@ -168,7 +168,7 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
                 fmt=bench.recipe.prompt,
                 teacher=bench.run.source,
                 device=bench.recipe.device,
-                task=bench.recipe.evaluate.tasks[0] if bench.recipe.evaluate.tasks else None,
+                task=bench.recipe.evaluate.judged,
             )
             with bench.watch.bar(f"tune {method.type}") as bar:
                 result = launch(job, bench.recipe.launcher, bar)

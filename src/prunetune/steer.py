@@ -285,7 +285,7 @@ def _promise(bench: Bench, stop: StopConfig, model: Any, sha: str, at: Path, rea
 
 def validation(bench: Bench, stop: StopConfig) -> Task:
     """The problems that decide: not among those that are reported."""
-    config = stop.task or bench.recipe.evaluate.tasks[0]
+    config = stop.task or bench.recipe.evaluate.judged or bench.recipe.evaluate.tasks[0]
     if stop.task is None:
         config = TaskConfig.model_validate({**config.model_dump(), "n": None, "seed": config.seed + 1})
         if config.path is None:  # generated: as many as are wanted, with some to spare

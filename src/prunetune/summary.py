@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunetune.answers import read_samples
 from prunetune.cost import Cost
 from prunetune.data import Example, overlap
 from prunetune.human import is_share
@@ -34,10 +35,22 @@ def per_question(cost: Cost, samples: Path) -> float | None:
     return sum(totals) / len(totals) if totals else None
 
 
-def leaks(used: Iterable[Example], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Evaluation questions that also occur in the recovery data, by task."""
-    examples = list(used)
-    return {t.name: asdict(overlap(examples, [p.question for p in t.problems])) for t in tasks}
+def leaks(used: Iterable[Example], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Any]:
+    """Evaluation questions that also occur in the recovery data, by task.
+
+    Args:
+        used: What was trained on.
+        tasks: What is measured. A perplexity asks nothing, so it has no entry.
+        measured: Folder of a stage that was measured: the questions of lm-eval's tasks are read from its samples.
+    """
+    examples, found = list(used), {}
+    for task in tasks:
+        questions = [p.question for p in task.problems]
+        if task.harness is not None and measured is not None:
+            questions = [s.question for s in read_samples(measured, task.name).values()]
+        if questions:
+            found[task.name] = asdict(overlap(examples, questions))
+    return found
 
 
 def summarise(
