@@ -15,6 +15,7 @@ from prunetune.compare import compare
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.questions import question_cost, stage_cost
 from prunetune.records import read_run
+from prunetune.speed import Speedup
 from prunetune.stats import mcnemar, wilson
 
 
@@ -60,9 +61,9 @@ def test_every_figure_is_the_records(folder) -> None:
         assert t.interval == wilson(e.correct, e.n)
         assert t.flops == final.cost.flops[e.task]
         assert t.cost == question_cost(stage_cost(run, final), read_samples(folder / final.name, e.task).values())
-        assert (t.speedup_question, t.speedup_token) == (1.31, 1.27)
+        assert (t.speedup_question.value, t.speedup_token.value) == (1.31, 1.27)
     original = found.models[0]
-    assert (original.recovery_tokens, original.tasks["demo"].speedup_token) == (0, 1.0)
+    assert (original.recovery_tokens, original.tasks["demo"].speedup_token) == (0, Speedup(1.0))
 
 
 def test_named_runs_are_all_there_is(folder, tmp_path) -> None:
@@ -153,3 +154,16 @@ def test_a_perplexity_is_compared_in_its_own_unit(tmp_path) -> None:
     row = next(r for r in found.to_json() if r["task"] == "perplexity")
     assert (row["metric"], row["value"], row["accuracy"], row["wilson_low"]) == ("perplexity", 1234.0, None, None)
     assert found.plot() is not None, "the figure is of the accuracies"
+
+
+def test_a_speed_up_within_the_noise_is_marked(tmp_path) -> None:
+    run = fake_run(tmp_path / "first")
+    assert "≈ 1" not in compare([run]).to_text()
+    summary = json.loads((run / "summary.json").read_text())
+    for timed in summary["latency"].values():
+        timed |= {"decode_iqr_ms": 1.0, "repeats": 5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    found = compare([run])
+    assert "≈ 1.31×" in found.to_text() and "≈ 1.27×" in found.to_markdown()
+    row = next(r for r in found.to_json() if r["model"] == "first")
+    assert row["speedup_token"] == 1.27 and row["speedup_token_low"] < 1 < row["speedup_token_high"]

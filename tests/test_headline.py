@@ -25,7 +25,7 @@ def test_every_measure(run) -> None:
     rows = _rows(run)
     assert rows["layers × FFN width"] == Row("layers × FFN width", "8 × 96", "6 × 48", "", "6 × 48")
     assert rows["KV cache a token"] == Row("KV cache a token", "512 B", "384 B", "0.750", "384 B")
-    assert rows["speed-up a generated token, demo"].final == "1.27×"
+    assert rows["speed-up a generated token, demo"].final == "1.27× (1.23–1.31)"
     assert rows["speed-up, decode"].original == "1.00×"
     assert rows["prefill of 128 tokens"].final == "2.96 ms (IQR 0.10)"
     assert rows["prefill of 128 tokens"].ratio == "0.705"
@@ -63,3 +63,21 @@ def test_no_control(run) -> None:
     assert control_name(alone) is None
     assert control_note(alone) == ""
     assert not [r for r in _rows(alone) if r.startswith(("speed-up", "prefill"))]
+
+
+def test_a_speed_up_within_the_noise_is_called_so(run) -> None:
+    latency = {n: dict(t) | {"decode_iqr_ms": 1.0, "repeats": 5} for n, t in run.summary["latency"].items()}
+    rows = _rows(replace(run, summary=run.summary | {"latency": latency}))
+    row = rows["speed-up, decode"]
+    assert row.final == "1.21× (0.60–2.56, not distinguishable from 1)"
+    assert row.control.startswith("1.21× (1.") and "not distinguishable" not in row.control
+
+
+def test_throughput_at_a_fixed_batch(run) -> None:
+    timed = {"prefill_ms": 8.0, "prefill_iqr_ms": 0.0, "decode_ms_per_token": 4.0, "decode_iqr_ms": 0.0, "new_tokens": 32, "prompt_tokens": 128,
+             "batch": 8, "repeats": 5}  # fmt: skip
+    many = {"original": {**timed, "tokens_per_s": 1000.0}, "final": {**timed, "tokens_per_s": 1500.0}}
+    summary = run.summary | {"latency": run.summary["latency"] | {"batched": many}, "speedup": {"throughput": 1.5}}
+    rows = _rows(replace(run, summary=summary))
+    assert rows["throughput, batch 8"] == Row("throughput, batch 8", "1,000 tokens/s", "1,500 tokens/s", "1.500", "–")
+    assert rows["speed-up, throughput"].final == "1.50× (1.50–1.50)"

@@ -58,7 +58,16 @@ def test_exactly_the_tokens_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lengths == [9, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("wrong", [{"prompt_tokens": 0}, {"new_tokens": 1}, {"repeats": 0}])
+def test_a_batch_is_timed_as_one() -> None:
+    model, shapes = tiny_model("llama"), []
+    model.register_forward_pre_hook(lambda _m, _a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True)
+    found = measure({"a": model}, prompt_tokens=6, new_tokens=3, batch=4, repeats=2, warmup=0)["a"]
+    assert shapes == [(4, 6), (4, 1), (4, 1)] * 2
+    assert found.batch == 4
+    assert found.tokens_per_s == pytest.approx(4 * 3 / (found.question_ms / 1000)) == found.to_json()["tokens_per_s"]
+
+
+@pytest.mark.parametrize("wrong", [{"prompt_tokens": 0}, {"new_tokens": 1}, {"batch": 0}, {"repeats": 0}])
 def test_too_small_to_time(wrong: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         measure({"a": tiny_model("llama")}, **wrong)

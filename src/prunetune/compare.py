@@ -18,6 +18,7 @@ from prunetune.answers import Sample, read_samples, side_by_side
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.questions import QuestionCost, question_cost, stage_cost
 from prunetune.records import EvalRecord, RunRecord, StageRecord, read_run
+from prunetune.speed import Speedup, speedup
 from prunetune.stats import Paired, wilson
 from prunetune.store import replacing
 
@@ -45,8 +46,8 @@ class TaskResult:
     interval: tuple[float, float] | None
     flops: float | None
     cost: QuestionCost | None
-    speedup_question: float | None
-    speedup_token: float | None
+    speedup_question: Speedup | None
+    speedup_token: Speedup | None
     seconds_question: float | None
     paired: Paired | None
 
@@ -199,18 +200,11 @@ def _model(
             interval=wilson(e.correct, e.n) if e.is_share and e.correct is not None and e.n else None,
             flops=float(flops) if isinstance(flops, int | float) else None,
             cost=question_cost(cost, samples.values()) if cost is not None else None,
-            speedup_question=_speedup(run, e.task, "question", original),
-            speedup_token=_speedup(run, e.task, "token", original),
+            speedup_question=Speedup(1.0) if original else speedup(run, e.task, "question"),
+            speedup_token=Speedup(1.0) if original else speedup(run, e.task, "token"),
             seconds_question=e.seconds / e.n if e.seconds is not None and e.n else None,
             paired=pair.counts if pair is not None else None,
         )
     tokens, seconds = (0, 0.0) if original else (run.recovery_tokens(), run.seconds().get("tune"))
     share = stage.params / base if stage.params and base else None
     return Model(name, kind, stage.params, share, tokens, seconds, tasks)
-
-
-def _speedup(run: RunRecord, task: str, per: str, original: bool) -> float | None:
-    if original:
-        return 1.0
-    value = (run.summary.get("speedup") or {}).get(task, {}).get(per)
-    return float(value) if isinstance(value, int | float) else None

@@ -11,6 +11,7 @@ from prunetune.render import cell
 
 if TYPE_CHECKING:
     from prunetune.compare import Comparison, Model, TaskResult
+    from prunetune.speed import Speedup
 
 HEADER = (
     "model", "parameters", "accuracy", "FLOPs/question", "prefill + decode", "speed-up/question", "speed-up/token",
@@ -31,6 +32,10 @@ SHORT = (
 )
 
 ONLY_WIDE = ("prefill + decode",)  # left out in a terminal
+
+
+def _speed(found: Speedup | None) -> str:
+    return human.DASH if found is None else found.short()
 
 
 def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, ...]:
@@ -54,8 +59,8 @@ def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, .
         found.result.text(),
         human.flops(found.flops),
         split,
-        human.times(found.speedup_question),
-        human.times(found.speedup_token),
+        _speed(found.speedup_question),
+        _speed(found.speedup_token),
         *end,
         tested[0],
         tested[1].removeprefix("p "),
@@ -81,7 +86,8 @@ def _named(header: tuple[str, ...], metric: str) -> tuple[str, ...]:
 def _note(c: Comparison) -> str:
     return (
         f"Figures are ± one standard error. Against the first: points of accuracy on the questions shared with "
-        f"{c.reference} [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original."
+        f"{c.reference} [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original; "
+        f"≈ where the spread of the timings leaves open whether there is one."
     )
 
 
@@ -130,11 +136,12 @@ def _record(m: Model, task: str, t: TaskResult, reference: str) -> dict[str, obj
     out: dict[str, object] = {
         "model": m.name, "kind": m.kind, "params": m.params, "params_share": m.share, "task": task, "n": t.result.n,
         "metric": t.result.metric, "value": t.result.value,
-        "accuracy": t.result.value if t.result.is_share else None, "stderr": t.result.stderr, "wilson_low": low, "wilson_high": high,
+        "accuracy": t.result.value if t.result.is_share else None, "stderr": t.result.stderr,
+        "wilson_low": low, "wilson_high": high,
         "prompt_tokens": t.result.prompt_tokens, "new_tokens": t.result.new_tokens, "flops": t.flops,
         "flops_prefill": t.cost.prefill if t.cost else None, "flops_decode": t.cost.decode if t.cost else None,
         "flops_per_new_token": t.cost.per_new_token if t.cost else None,
-        "speedup_question": t.speedup_question, "speedup_token": t.speedup_token,
+        **_speeds("speedup_question", t.speedup_question), **_speeds("speedup_token", t.speedup_token),
         "seconds_question": t.seconds_question,
         "recovery_tokens": m.recovery_tokens, "recovery_seconds": m.recovery_seconds,
     }  # fmt: skip
@@ -147,6 +154,11 @@ def _record(m: Model, task: str, t: TaskResult, reference: str) -> dict[str, obj
         "difference_low": low, "difference_high": high, "mcnemar_p": p.mcnemar() if p else None,
         "mcnemar_mid_p": p.mcnemar(mid_p=True) if p else None,
     }  # fmt: skip
+
+
+def _speeds(name: str, found: Speedup | None) -> dict[str, object]:
+    low, high = (found.low, found.high) if found else (None, None)
+    return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
 def csv(c: Comparison) -> str:

@@ -9,6 +9,7 @@ from prunetune import human
 from prunetune.answers import read_samples
 from prunetune.questions import QuestionCost, question_cost, stage_cost
 from prunetune.records import EvalRecord, RunRecord, StageRecord
+from prunetune.speed import speedup
 
 
 @dataclass(frozen=True)
@@ -161,23 +162,25 @@ def _latency_rows(run: RunRecord) -> list[Row]:
     ):
         texts = [f"{m[key]:.2f} ms (IQR {m.get(spread, 0.0):.2f})" if m and key in m else human.DASH for m in models]
         rows.append(Row(label, texts[0], texts[1], _ratio(models[1].get(key), models[0].get(key)), texts[2]))
+    places = ((ours, "original"), (ours, "final"), (once, "final"))
+    many = [(found.get("batched") or {}).get(name) for found, name in places]
+    if many[0] and many[1]:
+        rates = [m["tokens_per_s"] if m else None for m in many]
+        texts = [f"{human.count(r)} tokens/s" if r is not None else human.DASH for r in rates]
+        label = f"throughput, batch {many[1]['batch']}"
+        rows.append(Row(label, texts[0], texts[1], _ratio(rates[1], rates[0]), texts[2]))
     return rows
 
 
 def _speed_rows(run: RunRecord) -> list[Row]:
-    ours = run.summary.get("speedup") or {}
-    once = (run.control.summary.get("speedup") or {}) if run.control is not None else {}
+    """Speed-ups with the range that the timings' spread allows."""
 
     def row(label: str, *keys: str) -> Row | None:
-        values = []
-        for found in (ours, once):
-            value: Any = found
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            values.append(human.times(value if isinstance(value, int | float) else None))
-        return None if values == [human.DASH] * 2 else Row(label, human.times(1.0), values[0], "", values[1])
+        found = [speedup(r, *keys) if r is not None else None for r in (run, run.control)]
+        ours, once = (s.text() if s is not None else human.DASH for s in found)
+        return Row(label, human.times(1.0), ours, "", once) if any(found) else None
 
     named = [(f"speed-up a question, {t}", t, "question") for t in run.shares]
     named += [(f"speed-up a generated token, {t}", t, "token") for t in run.shares]
-    found = [row(*n) for n in named] + [row(f"speed-up, {k}", k) for k in ("prefill", "decode")]
+    found = [row(*n) for n in named] + [row(f"speed-up, {k}", k) for k in ("prefill", "decode", "throughput")]
     return [r for r in found if r is not None]

@@ -1,7 +1,8 @@
 """Measured prefill and decode time of several models, taken in turns in one run, so that their ratio is fair.
 
 A machine's speed drifts (other work, clocks), so the models alternate, repeat by repeat and in reversed order every
-second time; medians are compared. Batch size one, greedy, random prompt tokens, key-value cache on.
+second time; medians are compared. Greedy, random prompt tokens, key-value cache on; a batch of one gives the latency,
+a larger one the throughput.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median times over the repeats, with interquartile ranges, in milliseconds."""
+    """Median times of a whole batch over the repeats, with interquartile ranges, in milliseconds."""
 
     prefill_ms: float
     prefill_iqr_ms: float
@@ -31,10 +32,11 @@ class Latency:
     prompt_tokens: int
     new_tokens: int
     repeats: int
+    batch: int = 1
 
     @property
     def question_ms(self) -> float:
-        """Prefill and all decode steps: the time of one question."""
+        """Prefill and all decode steps: the time of one question (or of one batch)."""
         return self.prefill_ms + (self.new_tokens - 1) * self.decode_ms_per_token
 
     @property
@@ -42,9 +44,15 @@ class Latency:
         """Time of one question divided by its new tokens."""
         return self.question_ms / self.new_tokens
 
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens a second, the prompt's time included."""
+        return 1000 * self.batch * self.new_tokens / self.question_ms
+
     def to_json(self) -> dict[str, Any]:
         """All figures, the derived ones too."""
-        return {**asdict(self), "question_ms": self.question_ms, "ms_per_new_token": self.ms_per_new_token}
+        derived = ("question_ms", "ms_per_new_token", "tokens_per_s")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 def _sync(device: torch.device) -> None:
@@ -58,7 +66,7 @@ def time_once(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> 
 
     Args:
         model: In eval mode.
-        prompt: Token ids [1, prompt_tokens] on the model's device.
+        prompt: Token ids [batch, prompt_tokens] on the model's device.
         new_tokens: At least two; the first comes from the prefill.
     """
     _sync(model.device)
@@ -79,6 +87,7 @@ def measure(
     *,
     prompt_tokens: int = 128,
     new_tokens: int = 32,
+    batch: int = 1,
     repeats: int = 5,
     warmup: int = 1,
     seed: int = 0,
@@ -90,6 +99,7 @@ def measure(
         models: Name -> model in eval mode, each on its device.
         prompt_tokens: Length of the prompt: random ids below the smallest vocabulary.
         new_tokens: Tokens to generate, at least two.
+        batch: Prompts at once.
         repeats: Timed generations a model.
         warmup: Untimed ones before.
         seed: Of the prompt.
@@ -98,12 +108,13 @@ def measure(
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("new_tokens", new_tokens, 2),
+        ("batch", batch, 1),
         ("repeats", repeats, 1),
     ):
         if value < least:
             raise RecipeError(f"{name} is too small to be timed", value=value, valid=f"at least {least}")
     vocab = min(model.config.vocab_size for model in models.values())
-    prompt = torch.randint(0, vocab, (1, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+    prompt = torch.randint(0, vocab, (batch, prompt_tokens), generator=torch.Generator().manual_seed(seed))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     rounds = warmup + repeats
     for i in range(rounds):
@@ -114,10 +125,10 @@ def measure(
                 seconds[name].append(taken)
             if progress:
                 progress(i * len(order) + at + 1, rounds * len(order))
-    return {name: _summary(taken, prompt_tokens, new_tokens) for name, taken in seconds.items()}
+    return {name: _summary(taken, prompt_tokens, new_tokens, batch) for name, taken in seconds.items()}
 
 
-def _summary(seconds: list[tuple[float, float]], prompt_tokens: int, new_tokens: int) -> Latency:
+def _summary(seconds: list[tuple[float, float]], prompt_tokens: int, new_tokens: int, batch: int) -> Latency:
     prefill = [1000 * p for p, _ in seconds]
     decode = [1000 * d / (new_tokens - 1) for _, d in seconds]
     return Latency(
@@ -128,6 +139,7 @@ def _summary(seconds: list[tuple[float, float]], prompt_tokens: int, new_tokens:
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repeats=len(seconds),
+        batch=batch,
     )
 
 

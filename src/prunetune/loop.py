@@ -31,6 +31,8 @@ from prunetune.store import (
 from prunetune.summary import Summary, leaks, per_question, summarise
 from prunetune.ui import Watch
 
+BATCH = 8  # of the throughput
+
 
 def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
     """Compact a model by the Prune-Tune Loop (Algorithm 1). Running it again continues where it was.
@@ -105,12 +107,14 @@ def _latency(bench: Bench, final: Path) -> dict[str, Any] | None:
     from prunetune.latency import measure
 
     path = bench.run.path / ".latency.json"
-    key = {"model": model_sha(final), "repeats": repeats}
+    key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH}
 
     def make(tmp: Path) -> None:
         models = {"original": bench.load(bench.run.source), "final": bench.load(final)}
         with bench.watch.bar("latency") as bar:
-            write_json(tmp, {k: v.to_json() for k, v in measure(models, repeats=repeats, progress=bar).items()})
+            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
+        found = {name: timed.to_json() for name, timed in alone.items()}
+        write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
         models.clear()
         free()
 

@@ -124,6 +124,8 @@ def _speedup(original: Record, final: Record, latency: dict[str, Any] | None) ->
         "prefill": old["prefill_ms"] / new["prefill_ms"],
         "decode": old["decode_ms_per_token"] / new["decode_ms_per_token"],
     }
+    if many := latency.get("batched"):
+        out["throughput"] = many["final"]["tokens_per_s"] / many["original"]["tokens_per_s"]
     after = {e["task"]: e for e in final["evals"]}
     for e in original["evals"]:
         if e["task"] in after and is_share(e.get("metric", "accuracy")):
