@@ -6,15 +6,18 @@ import itertools
 import json
 
 import pytest
+import torch
 
 from prunetune.bench import Bench
+from prunetune.compensate import rank_neurons
 from prunetune.errors import RecipeError
 from prunetune.loop import prune_tune_loop
 from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
 from prunetune.schedule import Sizes
+from prunetune.score import Scores
 from prunetune.steer import validation
-from prunetune.store import load_config, resolve_model
+from prunetune.store import load_config, load_model, resolve_model
 from prunetune.ui import Watch
 from tiny_run import tiny_recipe
 
@@ -124,6 +127,21 @@ def test_a_round_beyond_the_tolerance_is_undone_and_halved(tmp_path):
     assert not list((tmp_path / "out").glob(f"{rejected[0]['name']}/tuned/*"))
 
 
+def test_recovery_that_does_harm_is_not_kept(tmp_path):
+    prune = {"target": 0.8, "align": 4, "rounds": 1}
+    value = tiny_recipe(tmp_path, prune=prune, do_no_harm=True).model_dump(mode="json")
+    value["recover"][0]["learning_rate"] = 1.0
+    prune_tune_loop(Recipe.parse(value), tmp_path / "harmed", QUIET)
+    (stage,) = stages(tmp_path / "harmed")
+    assert stage["held_out_loss"] == stage["pruned_loss"]
+    assert "undone" in stage["tune"][0]["notes"][-1]
+    assert stage["tokens"] > 0  # they were spent
+    value["recover"][0]["learning_rate"] = 1e-3
+    prune_tune_loop(Recipe.parse(value), tmp_path / "healed", QUIET)
+    (stage,) = stages(tmp_path / "healed")
+    assert stage["held_out_loss"] < stage["pruned_loss"]
+
+
 def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
     """An untrained model answers nothing: no interval's lower end reaches 98 % of nothing."""
     recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, stop_at={"accuracy": 0.98, "n": 6})
@@ -155,6 +173,7 @@ def test_validation_problems_are_not_the_reported_ones(tmp_path):
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2}, "budget": "damage"}, "thresholds"),
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2, "rounds": 2}}, "thresholds"),
         ({"prune": {**NEURONS, "order": "auto", "layers": 1}}, "order: auto"),
+        ({"recover": [{"type": "grpo", "samples": 8}], "do_no_harm": True}, "do_no_harm"),
         ({"evaluate": {"tasks": []}, "stop_at": {"accuracy": 0.9}}, "stop_at"),
     ],
 )
@@ -168,3 +187,18 @@ def test_the_report_tells_why_each_round_went_so_far(by_damage):
     text = (at / "out/report.md").read_text()
     for decision in decisions(at / "out"):
         assert decision["why"] in text
+
+
+def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
+    recipe = tiny_recipe(
+        tmp_path, prune={**NEURONS, "rounds": 1}, compensate="least-squares",
+        score={"samples": 8, "held_out": 4, "max_length": 64, "criterion": "greedy"},
+    )  # fmt: skip
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (stage,) = stages(tmp_path / "out")
+    found = Scores.read(tmp_path / "out" / stage["name"] / "scores.safetensors")
+    with RunFolder.open(tmp_path / "again", recipe, resolve_model(recipe.model)) as run:
+        bench = Bench(recipe, run, QUIET)
+        direct = rank_neurons(load_model(tmp_path / "model"), bench.scoring, by="greedy")
+    torch.testing.assert_close(found.neurons, direct)
+    assert found.criterion == "greedy"

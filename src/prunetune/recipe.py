@@ -133,6 +133,8 @@ class Recipe(_Config):
     """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
     tolerance: float | None = Field(None, ge=0)
     """A round after which the held-out loss is more than so much (nats) higher than before it is undone and halved."""
+    do_no_harm: bool = False
+    """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
     """Go on only while the wanted accuracy is kept; the target is then how far to try."""
     anneal: Literal["every", "last"] = "every"
@@ -172,6 +174,10 @@ class Recipe(_Config):
             raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
         if self.prune.rounds == "auto" and not self.probed:
             raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+        if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
+            raise ValueError(
+                "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
+            )
         if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
             raise ValueError(
                 "stop_at needs problems to decide with: stop_at.task, or a task with a verifier under evaluate"

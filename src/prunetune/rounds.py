@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, A
         "start": bench.run.cursor or bench.reserved,
         "rounds": decision.rounds,
         "share": decision.share,
+        "do_no_harm": bench.recipe.do_no_harm,
     }
 
 
@@ -153,6 +156,7 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             note: Path = note,
             part: tuple[int, int] = (cursor, end),
             tokens: int | None = tokens,
+            last: bool = last,
         ) -> None:
             job = TuneJob(
                 model=model,
@@ -172,6 +176,8 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             )
             with bench.watch.bar(f"tune {method.type}") as bar:
                 result = launch(job, bench.recipe.launcher, bar)
+            if last and bench.recipe.do_no_harm:
+                result = _no_worse(bench, pruned, tmp, result)
             write_json(note, result.to_json())
             free()
 
@@ -181,6 +187,17 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
         cursor += results[-1].samples
         remove(at / f".tuned-{i}")
     return results
+
+
+def _no_worse(bench: Bench, pruned: Path, tuned: Path, result: TuneResult) -> TuneResult:
+    """Put the cut model in the recovered one's place if recovery has raised the held-out loss."""
+    before, after = (bench.loss(bench.load(folder)) for folder in (pruned, tuned))
+    if after <= before:
+        return result
+    remove(tuned)
+    shutil.copytree(pruned, tuned)
+    note = f"recovery was undone: it raised the held-out loss from {before:.4f} to {after:.4f}; the cut model went on"
+    return dataclasses.replace(result, notes=[*result.notes, note])
 
 
 def _finish_round(
