@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +16,13 @@ import torch
 from test_job import make_job, place, same, tensors
 
 from prunetune.data import Example, FileData
-from prunetune.errors import TaskError, TuneError
+from prunetune.errors import MissingExtra, TaskError, TuneError
 from prunetune.tasks import Problem, Task, TaskConfig, Verdict
-from prunetune.tune import Grpo, Lora, Replay
+from prunetune.tune import Grpo, Lora, Replay, Sft
 from prunetune.tune.job import run_job
-from prunetune.tune.policy import tensors_sha
+from prunetune.tune.policy import check_reference, tensors_sha
 from prunetune.tune.reward import Reward, form_of, reward_of
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 __all__ = ["place"]
 SMALL: dict[str, Any] = {
@@ -93,6 +98,64 @@ def test_a_token_budget_ends_it(place: Path, rows: Path, tmp_path: Path) -> None
     assert 500 <= result.tokens < 1000 and result.samples == 4 * result.steps < 48
 
 
+def test_continuous_batching_samples_too_and_repeats_itself(place: Path, rows: Path, tmp_path: Path) -> None:
+    runs = [run_job(grpo_job(place, rows, tmp_path / n, rollouts="continuous", samples=8)) for n in ("a", "b")]
+    assert runs[0].steps == 2 and all(0 < e["completion_tokens"] <= 4 for e in runs[0].log)
+    assert [e["reward"] for e in runs[0].log] == [e["reward"] for e in runs[1].log]
+    assert same(tmp_path / "a", tmp_path / "b") and not same(place / "model", tmp_path / "a")
+
+
+def test_vllm_that_is_not_there_is_one_message(place: Path, rows: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed")
+    with pytest.raises(MissingExtra, match="vllm"):
+        run_job(grpo_job(place, rows, tmp_path / "out", rollouts="vllm"))
+
+
+def test_thinking_aloud_is_rewarded_and_learnt(place: Path, rows: Path, tmp_path: Path) -> None:
+    """A model that thinks aloud in about half of its answers; all are right, so the form alone makes the difference."""
+    answers = ["<think>7</think>7", "7"]
+    both = tmp_path / "both.jsonl"
+    both.write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": answers[i % 2]}) + "\n" for i in range(100, 196))
+    )
+    half = Sft(batch_size=8, micro_batch_size=8, learning_rate=1e-2, epochs=8, precision="fp32", max_length=64)
+    run_job(make_job(place, tmp_path / "half", half, sources=(FileData(path=str(both)),)))
+    job = grpo_job(
+        place, rows, tmp_path / "out", answer_format="think", max_new_tokens=20, beta=0.0, learning_rate=3e-3
+    )
+    result = run_job(job.model_copy(update={"model": tmp_path / "half"}))
+    forms = [(e["reward"] - 0.9 * e["accuracy"]) / 0.1 for e in result.log]
+    assert 0.1 < forms[0] < 0.9 and result.log[0]["accuracy"] > 0.5
+    assert sum(forms[-3:]) / 3 > forms[0] + 0.2
+
+
+def test_the_reference_is_this_steps_own_input(place: Path, rows: Path, tmp_path: Path) -> None:
+    """After surgery a config may still name its parent: TRL would take that one, of the same shape, as its reference."""
+    parent = tiny_folder(tmp_path / "parent", seed=3)
+    child = tiny_folder(tmp_path / "child")
+    named = json.loads((child / "config.json").read_text()) | {"_name_or_path": str(parent)}
+    (child / "config.json").write_text(json.dumps(named))
+    result = run_job(grpo_job(place, rows, tmp_path / "out", samples=4).model_copy(update={"model": child}))
+    assert result.log[0]["kl"] == pytest.approx(0, abs=1e-6)
+    stage: Any = SimpleNamespace(model=tiny_model(), job=SimpleNamespace(model=child))
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m), is_world_process_zero=lambda: True
+    )
+    for reference, right in (
+        (tiny_model(), True),
+        (tiny_model().bfloat16(), True),
+        (tiny_model(seed=3), False),
+        (None, True),
+    ):
+        trainer.ref_model = reference
+        if right:
+            check_reference(trainer, stage)
+        else:
+            with pytest.raises(TuneError, match="not this step's own input"):
+                check_reference(trainer, stage)
+
+
 def test_never_solved_is_not_called_recovered(place: Path, rows: Path, tmp_path: Path) -> None:
     hard = tmp_path / "hard.jsonl"
     hard.write_text(rows.read_text().replace('"7"', '"77777"'))  # longer than an answer may be
@@ -149,6 +212,34 @@ def test_reward_is_nine_tenths_accuracy_and_one_tenth_form() -> None:
 )
 def test_form_of_the_datas_own_answers(answers: list[str], form: str | None) -> None:
     assert form_of(answers) == form
+
+
+def test_a_think_block_may_be_opened_by_the_prompt() -> None:
+    reward = Reward(_task(), [Example("q", "so #### 4", "t")], Grpo(), "think")
+    texts = ["<think>a</think> #### 4", "a</think> #### 4", "<think></think> #### 4", "<think>a</think>"]
+    assert reward.rewards(texts, index=[0] * 4) == pytest.approx([1.0, 0.9, 0.9, 0.0])
+    opened = ["Q\n<think>\n"] * 4
+    assert reward.rewards(texts, index=[0] * 4, prompts=opened) == pytest.approx([1.0, 1.0, 1.0, 0.0])
+
+
+def test_hash_of_weights_that_are_spread(tmp_path: Path) -> None:
+    """One process of its own, as FSDP2 would have it: the tensors are DTensors."""
+    code = (
+        "import torch, torch.distributed as dist\n"
+        "from torch.distributed.fsdp import fully_shard\n"
+        "from torch.distributed.tensor import DTensor, init_device_mesh\n"
+        "from prunetune.tune.policy import check_reference, tensors_sha\n"
+        "from tiny import tiny_model\n"
+        f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
+        "model = tiny_model()\n"
+        "fully_shard(model, mesh=init_device_mesh('cpu', (1,)))\n"
+        "assert all(isinstance(p, DTensor) for p in model.parameters())\n"
+        "assert tensors_sha(model) == tensors_sha(tiny_model()) != tensors_sha(tiny_model(seed=1))\n"
+        "dist.destroy_process_group()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_hash_tells_models_apart() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fixed_rollouts import run_fixed
 from test_distill import method as distill
 from test_grpo import grpo_job, rows
 from test_job import SMALL, make_job, place, same, tensors
 
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.tune import Cpt
-from prunetune.tune.job import launch, read_result, result_path, run_job
+from prunetune.tune.job import TuneJob, launch, read_result, result_path, run_job
 from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launcher_arguments
 from tiny import tiny_folder
 
@@ -72,31 +75,49 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_run_a_whole_stage_of_the_other_methods(place: Path, rows: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, tmp_path: Path) -> None:
+    """GRPO on fixed rollouts, since two processes draw other random numbers than one (TRL logs KL as a mean of means of
+    micro-batches: their size is the same here)."""
     teacher = tiny_folder(tmp_path / "teacher", seed=5)
-    distilled = make_job(place, tmp_path / "distilled", distill(), teacher=teacher, end=32)
-    rewarded = grpo_job(place, rows, tmp_path / "rewarded", micro_batch_size=8, samples=16)
-    one = run_job(make_job(place, tmp_path / "one", distill(), teacher=teacher, end=32))
+    grpo: dict[str, Any] = {"samples": 32, "beta": 0.2}
+
+    def jobs(name: str) -> list[TuneJob]:
+        return [
+            make_job(place, tmp_path / f"{name}-distill", distill(), teacher=teacher, end=32),
+            grpo_job(place, rows, tmp_path / f"{name}-grpo", micro_batch_size=8, **grpo),
+            grpo_job(place, rows, tmp_path / f"{name}-dapo", micro_batch_size=4, loss_type="dapo", **grpo),
+        ]
+
+    one = [run_job(jobs("one")[0]), *map(run_fixed, jobs("one")[1:])]
     files = []
-    for job in (distilled, rewarded):
+    for job in jobs("two"):
         files.append(job.work / "job.json")
         job.work.mkdir()
         job.write(files[-1])
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *TWO.split(),
-        "-m",
-        "prunetune.tune",
-        *map(str, files),
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    losses = [e["loss"] for e in read_result(result_path(distilled)).log]
-    assert losses == pytest.approx([e["loss"] for e in one.log], rel=1e-3)
-    two = read_result(result_path(rewarded))
+    script = Path(__file__).with_name("fixed_rollouts.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *TWO.split(), str(script), *map(str, files)]
+    path = os.pathsep.join([str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = [read_result(result_path(job)) for job in jobs("two")]
+    for first, second, job in zip(one, two, jobs("two"), strict=True):
+        assert (second.steps, second.samples, second.tokens) == (first.steps, first.samples, first.tokens)
+        for what in ("loss", "grad_norm", *(("kl", "reward", "accuracy") if job.method.type == "grpo" else ())):
+            curve = [e[what] for e in first.log]
+            assert [e[what] for e in second.log] == pytest.approx(curve, rel=1e-3, abs=1e-5), (what, job.out)
+        assert not same(job.model, job.out)
+    grpo_curve = one[1].log
+    assert len({round(e["loss"], 4) for e in grpo_curve}) > 4 and grpo_curve[-1]["kl"] > 0.01, "a curve worth comparing"
+    assert 0 < grpo_curve[0]["accuracy"] < 1
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_reward(place: Path, rows: Path, tmp_path: Path) -> None:
+    job = grpo_job(place, rows, tmp_path / "out", micro_batch_size=8, samples=16)
+    two = launch(job, TWO)
     assert two.steps == 4 and all(e["reward"] is not None for e in two.log)
-    assert not same(distilled.model, distilled.out) and not same(rewarded.model, rewarded.out)
+    assert two.log[0]["kl"] == pytest.approx(0, abs=1e-5), "the reference is the input in both"
+    assert not same(job.model, job.out)
 
 
 def test_a_child_that_fails_says_why(place: Path, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunetune.errors import MissingExtra, TuneError
@@ -17,15 +20,23 @@ from prunetune.tasks import TaskConfig, build_task
 from prunetune.tune.arguments import arguments, world_size
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.grpo import Grpo
-from prunetune.tune.machine import compute_type, pick_memory_plan
+from prunetune.tune.machine import compute_type, is_sharded, pick_memory_plan
 from prunetune.tune.prompts import make_prompts
 from prunetune.tune.reward import Reward, reward_of
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.trainer import log_entry, share_of_device, utilisation, whole_state
 
+Rollout = Callable[[list[str], Any], dict[str, Any]]
+"""TRL's `rollout_func`: (prompts of this process, trainer) -> {prompt_ids, completion_ids, logprobs}."""
 
-def train_policy(stage: Stage, method: Grpo) -> Trained:
+
+def train_policy(stage: Stage, method: Grpo, rollout: Rollout | None = None) -> Trained:
     """See `Grpo.train`.
+
+    Args:
+        stage: Model, data, settings.
+        method: The method's own settings.
+        rollout: Where answers come from in place of sampling.
 
     Raises:
         TuneError: No task, no prompts, a verifier that does not fit the data or raises, a reference model that is not
@@ -63,6 +74,7 @@ def train_policy(stage: Stage, method: Grpo) -> Trained:
         trainer = GRPOTrainer(
             model=stage.model,
             reward_funcs=reward.rewards,
+            rollout_func=rollout,
             args=arguments(
                 stage,
                 GRPOConfig,
@@ -80,7 +92,7 @@ def train_policy(stage: Stage, method: Grpo) -> Trained:
                 loss_type=method.loss_type,
                 shuffle_dataset=False,
                 max_steps=steps,
-                **_rollouts(method),
+                **_rollouts(method, longest, stage.device.type == "cpu"),
             ),
             train_dataset=Dataset.from_dict(columns),
             processing_class=stage.tokenizer,
@@ -127,32 +139,56 @@ class Budget(TrainerCallback):
             control.should_training_stop = True
 
 
-def _rollouts(method: Grpo) -> dict[str, Any]:
+PAGE, TOGETHER = 32, 64
+
+
+def _rollouts(method: Grpo, longest: int, cpu: bool) -> dict[str, Any]:
+    """How TRL is to sample. On a CPU it would fill half the machine's memory with an empty cache for every step."""
     if method.rollouts == "vllm":
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtra("vllm", "vllm", "rollouts: vllm")
         return {"use_vllm": True, **{f"vllm_{name}": value for name, value in method.vllm.items()}}
-    return {"use_transformers_continuous_batching": method.rollouts == "continuous"}
+    pages = {"page_size": PAGE, "num_blocks": TOGETHER * math.ceil(longest / PAGE), "max_batch_tokens": 512}
+    return {
+        "use_transformers_continuous_batching": method.rollouts == "continuous",
+        "transformers_continuous_batching_config": pages if cpu else None,
+    }
 
 
-def tensors_sha(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) of a model's tensors by name; tied names count once."""
-    digest = hashlib.sha256()
+def tensors_sha(model: torch.nn.Module, like: torch.nn.Module | None = None) -> str:
+    """SHA-256 (hex) of a model's tensors by name, in the types of `like`; tied names count once.
+
+    Weights that are spread over devices are gathered one by one, by all processes together.
+    """
+    digest, types = hashlib.sha256(), {n: p.dtype for n, p in (like or model).named_parameters()}
     for name, tensor in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        whole = _whole(tensor).to("cpu", types.get(name))
+        digest.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a parameter of which this process may hold a part (FSDP2, ZeRO-3)."""
+    if hasattr(tensor, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
 def check_reference(trainer: Any, stage: Stage) -> None:
-    """TuneError unless TRL's reference holds exactly the weights that this step starts from."""
+    """TuneError unless TRL's reference holds exactly the weights that this step starts from, in every process.
+
+    Where weights are spread, the processes after the first may not have read the input: the first compares.
+    """
     reference = trainer.ref_model  # None: beta is 0, or the adapters are switched off for it
     if reference is None:
         return
     plain = trainer.accelerator.unwrap_model(reference)
-    if sum(p.numel() for p in plain.parameters()) != sum(p.numel() for p in stage.model.parameters()) or (
-        world_size() == 1 and tensors_sha(plain) != tensors_sha(stage.model)
-    ):
+    found, ours = tensors_sha(plain), tensors_sha(stage.model, like=plain)
+    if found != ours and (trainer.is_world_process_zero() or not is_sharded()):
         raise TuneError(
             "the KL reference is not this step's own input",
             value=str(plain.config._name_or_path),

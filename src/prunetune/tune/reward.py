@@ -46,7 +46,7 @@ class Reward:
     solved: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def rewards(self, completions: list[str], index: list[int], **more: Any) -> list[float | None]:
-        """One a completion. TRL's interface: `index` is the data set's column, `log_metric` its logger."""
+        """One a completion. `index` is the data set's column; `prompts` and `log_metric` are TRL's."""
         verdicts = [self.judge(i, text) for i, text in zip(index, completions, strict=True)]
         for i, verdict in zip(index, verdicts, strict=True):
             right, seen = self.solved.get(i, (0, 0))
@@ -54,8 +54,8 @@ class Reward:
         if "log_metric" in more and verdicts:
             more["log_metric"]("accuracy", sum(v.correct for v in verdicts) / len(verdicts))
         return [
-            self.method.accuracy_weight * v.correct + self.method.format_weight * self.in_form(v, text)
-            for v, text in zip(verdicts, completions, strict=True)
+            self.method.accuracy_weight * v.correct + self.method.format_weight * self.in_form(v, text, prompt)
+            for v, text, prompt in zip(verdicts, completions, more.get("prompts") or [""] * len(verdicts), strict=True)
         ]
 
     def judge(self, index: int, text: str) -> Verdict:
@@ -74,8 +74,10 @@ class Reward:
                 fix="mend the verifier; the run goes on from its last checkpoint",
             ) from e
 
-    def in_form(self, verdict: Verdict, text: str) -> bool:
-        """Whether a completion has the right form."""
+    def in_form(self, verdict: Verdict, text: str, prompt: str = "") -> bool:
+        """Whether a completion has the right form; a chat template may have opened `<think>` in the prompt already."""
+        if self.form == "think" and prompt.rstrip().endswith("<think>"):
+            text = f"<think>{text}"
         return bool(FORMATS[self.form].search(text)) if self.form else verdict.extracted is not None
 
     def check(self, sample: int = 16) -> None:

@@ -1,0 +1,59 @@
+"""Jobs by `accelerate launch`, as `python -m prunetune.tune` runs them, but GRPO takes answers that are given beforehand.
+
+Which answers, the prompt alone decides: so one process and two train on the same ones. In each process the check of
+the KL reference is asked about a wrong one as well.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prunetune.errors import TuneError
+from prunetune.store import write_json
+from prunetune.tune import Grpo
+from prunetune.tune.job import TuneJob, TuneResult, result_path, run_job
+from prunetune.tune.policy import check_reference, train_policy
+from prunetune.tune.stage import Stage, Trained
+from tiny import tiny_model
+
+
+def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+    """One to four digits and the end token, by the prompt and the answer's place in its group."""
+    tokenizer, group = trainer.processing_class, trainer.num_generations
+    answers = []
+    for i, prompt in enumerate(prompts):
+        rng = random.Random(f"{prompt}{i % group}")
+        answers.append("".join(rng.choice("0179") for _ in range(rng.randint(1, 4))))
+    ids = [[*tokenizer(a, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for a in answers]
+    return {"prompt_ids": [tokenizer(p)["input_ids"] for p in prompts], "completion_ids": ids, "logprobs": None}
+
+
+class Fixed(Grpo):
+    """GRPO on given answers."""
+
+    def train(self, stage: Stage) -> Trained:
+        wrong = SimpleNamespace(
+            ref_model=tiny_model(seed=1),
+            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+            is_world_process_zero=lambda: False,
+        )
+        with pytest.raises(TuneError, match="not this step's own input"):
+            check_reference(wrong, stage)
+        return train_policy(stage, self, rollout)
+
+
+def run_fixed(job: TuneJob) -> TuneResult:
+    """Run a GRPO job on given answers in this process."""
+    return run_job(job.model_copy(update={"method": Fixed(**job.method.model_dump())}))
+
+
+if __name__ == "__main__":
+    for job in map(TuneJob.read, map(Path, sys.argv[1:])):
+        result = run_fixed(job) if job.method.type == "grpo" else run_job(job)
+        write_json(result_path(job), result.to_json())
