@@ -62,7 +62,7 @@ def test_help_answers_in_a_second():
 
 def test_every_command_has_help(capsys):
     names = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
-    assert {"run", "inspect", "score", "plan", "apply", "tune", "eval", "report", "compare"} <= set(names)
+    assert {"run", "inspect", "score", "plan", "apply", "tune", "generate", "eval", "report", "compare"} <= set(names)
     for name in names:
         code, out, _ = call(capsys, name, "--help")
         assert code == 0
@@ -216,6 +216,75 @@ def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
     code, out, err = call(capsys, "report", tmp_path / "r")
     assert code == 0, err
     assert "report.html" in out
+
+
+def test_generate_writes_rows_that_tune_and_a_recipe_take(capsys, tmp_path):
+    out = tmp_path / "traces.jsonl"
+    args = [
+        "generate",
+        "demo",
+        out,
+        "--data",
+        "demo",
+        "--n",
+        12,
+        "--samples-per-question",
+        2,
+        "--seed",
+        3,
+        "--device",
+        "cpu",
+    ]
+    code, text, err = call(capsys, *args, "--json")
+    assert code == 0, err
+    made, rows = json.loads(text), [json.loads(line) for line in out.read_text().splitlines()]
+    assert made["questions"] == 12 and made["kept"] == made["solved"] == len(rows) > 8
+    assert all("####" in r["answer"] for r in rows)
+    code, _, err = call(capsys, *args)
+    assert code == 2 and "there already" in err
+    small = tmp_path / "small.yaml"
+    small.write_text("{batch_size: 4, precision: fp32}")
+    code, text, err = call(
+        capsys, "tune", "cpt", "demo", tmp_path / "tuned", "--data", out, "--samples", 8, "--config", small, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(text)["samples"] == 8
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model": "demo",
+                "data": [{"type": "file", "path": str(out)}],
+                "prune": {"target": 0.8},
+                "score": {"samples": 4, "held_out": 2},
+            }
+        )
+    )
+    code, text, err = call(capsys, "run", recipe, "--dry-run", "--json")
+    assert code == 0, err
+    bad = {
+        "no judge": ([at_file(tmp_path)], "--task"),
+        "no such task": (["demo", "--task", "gsm9k"], "gsm8k"),
+        "a task without a verifier": (["demo", "--task", "perplexity"], "judge"),
+        "a verifier without rows": (["generator:basic_arithmetic", "--verifier", "number"], "needs a file"),
+        "a verifier that is none": ([at_file(tmp_path), "--verifier", "numbr"], "number"),
+        "no questions": (["demo", "--n", "0"], "--n"),
+        "a file that is not there": (["/no/such.jsonl", "--verifier", "number"], "/no/such.jsonl"),
+        "cold": (["demo", "--temperature", "0"], "temperature"),
+        "settings that are a list": (None, "no mapping"),
+    }
+    (tmp_path / "list.yaml").write_text("- 1")
+    for name, (more, word) in bad.items():
+        given = ["generate", "demo", tmp_path / "no.jsonl", "--data", *more] if more else [
+            "tune", "cpt", "demo", tmp_path / "no", "--data", out, "--config", tmp_path / "list.yaml"]  # fmt: skip
+        code, _, err = call(capsys, *given)
+        assert (code, word in err, "Traceback" in err) == (2, True, False), (name, err)
+    assert not (tmp_path / "no.jsonl").exists()
+
+
+def at_file(folder):
+    (folder / "own.jsonl").write_text(json.dumps({"question": "1+1", "answer": "2"}) + "\n")
+    return folder / "own.jsonl"
 
 
 def test_inspect_without_weights(capsys, tmp_path):

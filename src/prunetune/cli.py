@@ -362,6 +362,54 @@ def tune(
     )
 
 
+@app.command()
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="JSONL file to write: {question, answer} rows, data for a recipe.")],
+    data: Data,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="Task whose verifier judges; default: the one of the data.")
+    ] = None,
+    verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
+    samples_per_question: Annotated[int, typer.Option(min=1, help="Answers sampled for each question.")] = 4,
+    keep: Annotated[int, typer.Option(min=1, help="Different right answers kept of a question, shortest first.")] = 1,
+    n: Annotated[int | None, typer.Option(min=1, help="Questions; default: all.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """A model's own verified answers as recovery data; killed and started again, it continues."""
+    from prunetune.commands import judge_of, sample_traces
+
+    sources = [parse_data(d, seed) for d in data]
+    judge = judge_of(task, verifier, data, sources)
+    _quiet()
+    made = sample_traces(
+        model,
+        out,
+        sources,
+        judge,
+        seed=seed,
+        n=n,
+        device=device,
+        watch=Watch(),
+        per_question=samples_per_question,
+        keep=keep,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    _emit(
+        as_json,
+        {"out": str(out), **vars(made)},
+        f"{made.kept:,} verified answers to {made.solved:,} of {made.questions:,} questions "
+        f"({made.correct:.0%} of the samples were right): {out}",
+    )
+
+
 @app.command(name="eval")
 def eval_(
     model: Model,

@@ -15,7 +15,7 @@ from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
 from prunetune.harness_data import key_of
 from prunetune.prompt import PromptFormat, encode_example
 from prunetune.store import load_model, load_tokenizer, model_sha, once, read_json, replacing, resolve_model, write_json
-from prunetune.tasks import Task, TaskConfig, build_task, check_task
+from prunetune.tasks import Task, TaskConfig, build_task, check_task, has_verifier
 from prunetune.tune import METHODS, Method
 from prunetune.ui import Watch
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prunetune.evaluate import EvalResult
     from prunetune.score import Scores
     from prunetune.tune.job import TuneResult
+    from prunetune.tune.traces import Traces
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -105,6 +106,8 @@ def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
             value = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as e:
             raise RecipeError(f"these settings are not valid YAML ({e})", value=str(config)) from None
+        if not isinstance(value, dict):
+            raise RecipeError("these settings are no mapping", value=str(config), valid="lines of `name: value`")
     value |= {k: v for k, v in budget.items() if v is not None}
     try:
         return METHODS[name].model_validate(value)
@@ -159,6 +162,92 @@ def tune_model(
     once(out, {"model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed}, make)
     shutil.rmtree(work, ignore_errors=True)
     return results[0]
+
+
+JUDGES = {
+    "demo": "demo", "generator:gsm_symbolic": "gsm_symbolic", "preset:gsm8k": "gsm8k", "preset:math-12k": "math"
+}  # fmt: skip
+"""`--data` -> the task whose verifier reads its answers."""
+
+
+def judge_of(
+    task: str | None, verifier: str | None, names: Sequence[str], data: Sequence[dict[str, Any]]
+) -> TaskConfig:
+    """Who judges sampled answers: the task, a verifier on the data's own rows, or the task that the data belong to.
+
+    Args:
+        task: `--task`.
+        verifier: `--verifier`.
+        names: `--data` as given.
+        data: The same as sources of a recipe.
+    """
+    guessed = {JUDGES.get(name) for name in names}
+    if task is None and verifier is None and len(guessed) == 1:
+        task = guessed.pop()
+    if task is not None:
+        config = TaskConfig(name=task)
+        check_task(config)
+        if not has_verifier(config) or config.name.startswith("reasoning-gym:"):
+            raise RecipeError(
+                "this task cannot judge answers to other questions than its own",
+                value=task,
+                valid="demo, gsm8k, gsm_symbolic, math",
+            )
+        return config
+    files = [d["path"] for d in data if d["type"] == "file"]
+    if verifier is None or not files:
+        raise RecipeError(
+            "nobody judges the sampled answers of these data"
+            if verifier is None
+            else "--verifier needs a file as data",
+            value=list(names),
+            valid="--task gsm8k (or another with a verifier), or --data FILE --verifier number|boxed|exact",
+        )
+    return TaskConfig(name="rows", path=files[0], verifier=verifier)
+
+
+def sample_traces(
+    model: str,
+    out: Path,
+    data: Sequence[dict[str, Any]],
+    task: TaskConfig,
+    *,
+    seed: int,
+    n: int | None,
+    device: str,
+    watch: Watch,
+    **settings: Any,
+) -> Traces:
+    """Sample answers of training questions and write the verified ones as rows; a killed call goes on.
+
+    Args:
+        model: Whose answers.
+        out: JSONL file.
+        data: Questions with right answers, as sources of a recipe.
+        task: Whose verifier judges.
+        seed: Of the questions' shuffle and the sampling.
+        n: Questions. None: all.
+        device: Where.
+        watch: Shows the progress.
+        settings: Further fields of `TraceJob`.
+    """
+    from prunetune.tune.traces import TraceJob, make_traces
+
+    if out.exists():
+        raise NotWritable("the output file is there already", value=str(out), fix="choose another one, or remove it")
+    job = TraceJob(
+        model=resolve_model(model),
+        out=out,
+        sources=tuple(sources_of(data)),
+        task=task,
+        data_seed=seed,
+        end=n,
+        seed=seed,
+        device=device_of(device),
+        **settings,
+    )
+    with watch.bar("generate") as bar:
+        return make_traces(job, bar)
 
 
 def _claim(out: Path, sha: str) -> None:
