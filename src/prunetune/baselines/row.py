@@ -184,14 +184,17 @@ def _latency(bench: Bench, tuned: Path) -> Record | None:
     if not repeats:
         return None
     from prunetune.latency import measure
+    from prunetune.loop import BATCH
 
     def make(tmp: Path) -> None:
         models = {"original": bench.load(bench.run.source), "final": bench.load(tuned)}
         with bench.watch.bar("latency") as bar:
-            write_json(tmp, {k: v.to_json() for k, v in measure(models, repeats=repeats, progress=bar).items()})
+            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
+        found = {name: timed.to_json() for name, timed in alone.items()}
+        write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
         models.clear()
         free()
 
-    key = {"model": model_sha(tuned), "repeats": repeats}
+    key = {"model": model_sha(tuned), "repeats": repeats, "batch": BATCH}
     found: Record = read_json(once(bench.run.path / ".latency.json", key, make))
     return found
