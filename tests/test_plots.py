@@ -6,7 +6,7 @@ import pytest
 
 from fake_run import add_perplexity, fake_run
 from prunetune.draw import themed
-from prunetune.plots import curve, plots
+from prunetune.plots import plots
 from prunetune.records import RunRecord, read_run
 
 
@@ -34,14 +34,6 @@ def test_no_figure_of_what_is_not_recorded(tmp_path) -> None:
     at.mkdir(parents=True)
     (at / "stage.json").write_text('{"index": 0, "name": "original"}')
     assert plots(read_run(tmp_path / "run")) == []
-
-
-def test_the_loss_curve_counts_steps_over_the_run(run) -> None:
-    found = curve(run, "loss")
-    assert [name for name, _, _ in found] == [s.name for s in run.stages]
-    assert [xs[0] for _, xs, _ in found] == [1, 41, 81, 121]
-    assert found[0][2] == [row["loss"] for row in run.stages[0].tune[0].log]
-    assert curve(run, "reward") == []
 
 
 def test_a_perplexity_has_a_figure_of_its_own(run, tmp_path) -> None:

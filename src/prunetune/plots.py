@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from prunetune import human
 from prunetune.curves import Curve, Point, curve_of
 from prunetune.draw import GRID, INK, SERIES, Plot, blank, plot
 from prunetune.heatmap import removed
+from prunetune.learning import losses, rollouts
 from prunetune.records import ACTIONS, RunRecord, StageRecord
 
 
@@ -30,7 +30,7 @@ def plots(run: RunRecord) -> list[Plot]:
         saw,
         removed,
         losses,
-        rewards,
+        rollouts,
         time_spent,
     )
     return [p for p in (make(run) for make in makers) if p is not None]
@@ -180,50 +180,6 @@ def controls(run: RunRecord) -> Plot | None:
 # ------------------------------------------------------------------------------------------------------ loss and time
 
 
-def curve(run: RunRecord, key: str) -> list[tuple[str, list[float], list[float]]]:
-    """(stage name, steps counted over the whole run, values) for a key of the tuning logs."""
-    out, start = [], 0
-    for stage in run.accepted:
-        xs: list[float] = []
-        ys: list[float] = []
-        for result in stage.tune:
-            rows = [r for r in result.log if isinstance(r.get(key), int | float) and "step" in r]
-            xs += [start + r["step"] for r in rows]
-            ys += [float(r[key]) for r in rows]
-            start += max([result.steps or 0, *(int(r["step"]) for r in rows)])
-        if xs:
-            out.append((stage.name, xs, ys))
-    return out
-
-
-def _curves(run: RunRecord, key: str, name: str, title: str, caption: str) -> Plot | None:
-    found = curve(run, key)
-    if not found:
-        return None
-
-    def draw() -> Figure:
-        figure, axes = blank(2.5)
-        for i, (stage, xs, ys) in enumerate(found):
-            axes.plot(xs, ys, color=SERIES[i % len(SERIES)], linewidth=1.4, marker="." if len(xs) < 3 else None)
-            axes.annotate(
-                stage.split("-")[0],
-                (xs[0], max(ys)),
-                xytext=(3, 4),
-                textcoords="offset points",
-                fontsize=7.5,
-                color=SERIES[i % len(SERIES)],
-            )
-            if i:
-                axes.axvline(xs[0] - 0.5, color=GRID, linewidth=0.6)
-        axes.set_xlabel("recovery step, over all rounds")
-        axes.set_ylabel(key)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(y=0.14)
-        return figure
-
-    return plot(name, title, caption, draw)
-
-
 def saw(run: RunRecord) -> Plot | None:
     """Held-out loss up with every cut and down with every recovery: the loop at work."""
     rows = [s for s in run.accepted if s.pruned_loss is not None and s.held_out_loss is not None]
@@ -259,22 +215,6 @@ def saw(run: RunRecord) -> Plot | None:
 
     caption = "Loss on held-out sequences: dashed is what a round's pruning did to it, solid what its tuning did."
     return plot("held-out-loss", "Prune, tune, repeat", caption, draw)
-
-
-def losses(run: RunRecord) -> Plot | None:
-    """Training loss over all rounds."""
-    return _curves(
-        run,
-        "loss",
-        "loss",
-        "Recovery loss",
-        "Training loss as logged, step by step; the numbers are the rounds.",
-    )
-
-
-def rewards(run: RunRecord) -> Plot | None:
-    """Reward over all rounds, where a round was recovered with GRPO."""
-    return _curves(run, "reward", "reward", "Reward", "Mean reward of the rollouts by step.")
 
 
 def time_spent(run: RunRecord) -> Plot | None:

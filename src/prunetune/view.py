@@ -113,7 +113,22 @@ def _notes(run: RunRecord) -> tuple[str, ...]:
         notes.append(f"stop_at {wanted}: {'kept' if promise['kept'] else 'not kept'}. {promise['why']}.")
     notes += [f"{s.name}: {s.decision}." for s in run.stages if s.decision]
     notes += [f"{s.name} was undone: {s.verdict['why']}." for s in run.stages if s.verdict and not s.accepted]
+    notes += _collapses(run)
     return tuple(dict.fromkeys([*notes, *(n for s in run.stages for t in s.tune for n in t.notes)]))
+
+
+def _collapses(run: RunRecord) -> list[str]:
+    """Rounds after which not one answer is right: such a model was not recovered, whatever its loss says."""
+    found = []
+    for task in run.shares:
+        before = result_of(run.original, task)
+        for stage in run.stages:
+            after = result_of(stage, task)
+            if before is not None and before.value and after is not None and not after.value:
+                found.append(
+                    f"{stage.name}: accuracy on {task} collapsed, from {before.text()} to no right answer at all."
+                )
+    return found
 
 
 def _sentence(run: RunRecord) -> str:
