@@ -122,7 +122,14 @@ def find_verifier(name: str, allow_custom_code: bool) -> Verifier:
         raise TaskError(f"this file has no function {function!r}", value=path, fix="check the name behind the colon")
 
     def verify(output: str, reference: str) -> Verdict:
-        said = custom(output, reference)
+        try:
+            said = custom(output, reference)
+        except Exception as e:
+            raise TaskError(
+                f"the verifier {function} raised {type(e).__name__}: {e}",
+                value=output[-200:],
+                fix=f"mend {path}; the same command then goes on",
+            ) from e
         if isinstance(said, Verdict):
             return said
         if not isinstance(said, bool):
@@ -139,7 +146,10 @@ def _module(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise TaskError("this is not a Python file", value=str(path), fix="name it something.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise TaskError(f"this file of code cannot be run ({e})", value=str(path), fix="mend it") from e
     return module
 
 

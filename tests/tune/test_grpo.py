@@ -164,7 +164,7 @@ def test_never_solved_is_not_called_recovered(place: Path, rows: Path, tmp_path:
 
 
 def test_errors_leave_one_message(place: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(TuneError, match="raised ValueError: no such thing"):
+    with pytest.raises(TaskError, match="broken raised ValueError: no such thing"):
         run_job(grpo_job(place, rows, tmp_path / "a", "broken"))
     with pytest.raises(TuneError, match="no prompt"):
         run_job(grpo_job(place, rows, tmp_path / "a", max_length=2))
@@ -195,6 +195,8 @@ def test_reward_is_nine_tenths_accuracy_and_one_tenth_form() -> None:
     assert reward.solved == {0: (1, 3), 1: (1, 1)}
     heavy = Reward(_task(), examples, Grpo(accuracy_weight=2.0, format_weight=0.5), "boxed")
     assert heavy.rewards(["#### 4", r"\boxed{4} #### 4"], index=[0, 0]) == [2.0, 2.5]
+    with pytest.raises(TuneError, match="verifier of t raised KeyError"):
+        Reward(Task("t", "1", (), lambda p, o: {}[o], (), 8), examples, Grpo(), None).rewards(["x"], index=[0])
     with pytest.raises(TuneError, match="accepts none of the data's own answers"):
         reward_of(_task(), [Example("q", "", "t")], Grpo())
 
