@@ -43,7 +43,7 @@ def test_together_removes_layers_where_no_neuron_goes():
 def test_places_are_nearest_to_the_probed_shares():
     way = [(10, w) for w in range(99, 0, -1)]
     found = places(way, SIZES, (10, 100))
-    assert [way[i][1] for i in found] == [75, 51, 31, 16, 1]  # 25, 50, 70, 85 and 100 % of 99
+    assert [way[i][1] for i in found] == [51, 26, 11, 1]  # 50, 75, 90 and 100 % of 99
     assert places(way[:1], SIZES, (10, 100)) == [0]
 
 

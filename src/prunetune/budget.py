@@ -20,7 +20,7 @@ from prunetune.schedule import PruneConfig, Sizes, Step, align_of, final_shape
 Place = tuple[int, int]
 """(depth, width)."""
 
-PROBED = (0.25, 0.5, 0.7, 0.85, 1.0)
+PROBED = (0.5, 0.75, 0.9, 1.0)
 """Where the damage is measured: shares of the parameters that are still to go."""
 
 
