@@ -1,6 +1,6 @@
 """GRPO alone on the embedded model after a cut that knocked it down: accuracy before and after, several seeds.
 
-    OMP_NUM_THREADS=1 python studies/performance/grpo_recovery.py --neurons 512 --seeds 0,1,2
+    python studies/performance/grpo_recovery.py --neurons 512 --seeds 0,1,2          # one thread
 
 The cut: so many neurons of each of the four layers at once, lowest contribution first, no other recovery. Accuracy is on
 300 test problems that are no training problems. Prints one JSON line a seed and writes the curve beside.
@@ -14,6 +14,8 @@ import logging
 import tempfile
 import time
 from pathlib import Path
+
+from bars import verdict
 
 from prunetune.data import DemoData, load_stream
 from prunetune.evaluate import evaluate
@@ -63,6 +65,8 @@ def main() -> None:
         place = Path(folder)
         model = cut(place / "cut", arguments.neurons)
         before = accuracy(model, 99, arguments.problems)
+        verdict("accuracy of the cut model, per cent", 100 * before, at_least=20, at_most=65)
+        gains, times = [], []
         for seed in (int(s) for s in arguments.seeds.split(",")):
             method = Grpo(
                 learning_rate=arguments.rate,
@@ -96,8 +100,12 @@ def main() -> None:
                 "notes": result.notes,
             }
             print(json.dumps(line), flush=True)
+            gains.append(100 * (float(str(line["after"])) - before))
+            times.append(float(str(line["stage_s"])))
             if arguments.curve:
                 arguments.curve.with_suffix(f".{seed}.json").write_text(json.dumps(result.log))
+        verdict(f"points gained, least of {len(gains)} seeds", min(gains), at_least=25)
+        verdict(f"seconds of a stage, most of {len(times)} seeds", max(times), at_most=180)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One training step of SmolLM2 with the bounded loss head and with the plain one: peak memory and tokens/s, in turns.
 
-    OMP_NUM_THREADS=1 python studies/performance/loss_head.py                 # 16 x 320 tokens, activation checkpointing
-    OMP_NUM_THREADS=1 python studies/performance/loss_head.py --chunk-mb 32   # another chunk
+    python studies/performance/loss_head.py                 # 16 x 320 tokens, activation checkpointing; one thread
+    python studies/performance/loss_head.py --chunk-mb 32   # another chunk
 
 Each variant runs in a process of its own (peak resident memory is a property of a process), in alternation.
 """
@@ -16,6 +16,8 @@ import sys
 import time
 from contextlib import ExitStack
 from typing import Any
+
+from bars import verdict
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -82,14 +84,19 @@ def main() -> None:
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found.setdefault(variant, []).append(json.loads(out.splitlines()[-1]))
     tokens = arguments.batch * arguments.length
+    rates, peaks = {}, {}
     for variant, runs in found.items():
         step = statistics.median(s for run in runs for s in run["seconds"][1:])
         cpu = statistics.median(s for run in runs for s in run["cpu"][1:])
         peak = max(run["peak"] for run in runs) / 2**30
+        rates[variant], peaks[variant] = tokens / step, peak
         print(
             f"{variant:8} {tokens / step:7.1f} tokens/s {tokens / cpu:7.1f} tokens/CPU s {peak:6.2f} GiB peak "
             f"loss {runs[0]['loss']:.4f}"
         )
+    if {"plain", "bounded"} <= rates.keys():
+        verdict("peak memory, bounded over plain", peaks["bounded"] / peaks["plain"], at_most=0.7)
+        verdict("tokens/s, bounded over plain", rates["bounded"] / rates["plain"], at_least=1.0)
     return None
 
 

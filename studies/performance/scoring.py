@@ -15,6 +15,7 @@ from statistics import median
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from bars import verdict
 
 from prunetune.data import GeneratedData, load_stream
 from prunetune.prompt import PromptFormat, encode_example
@@ -67,6 +68,7 @@ def main() -> None:
                 f"{dtype:<9} {name:<5} bare {b:.2f} s, scored {s:.2f} s, ratio of medians {s / b:.3f}, pairs "
                 + " ".join(f"{r:.3f}" for r in ratios)
             )
+            verdict(f"scoring over a bare forward pass, {dtype}, {name} time", s / b, at_most=1.15)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Throughput of a whole `cpt` stage against a bare transformers.Trainer on the same unsorted data and batch, SmolLM2.
 
-    OMP_NUM_THREADS=1 python studies/performance/stage.py                   # GSM8K's training problems, $PRUNETUNE_DATA
+    python studies/performance/stage.py        # GSM8K's training problems in $PRUNETUNE_DATA (../shared/data); one thread
 
 Tokens are the examples' own, padding excluded. The bare Trainer has the model's own loss, the usual padding collator with
 its attention mask, shuffled data, bf16 autocast and the same number of sequences a step. Each runs in its own process.
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from bars import verdict
 
 from prunetune.data import FileData, load_stream
 from prunetune.prompt import PromptFormat, encode_example
@@ -94,14 +97,18 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(measure(arguments)))
         return
+    found: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         for variant in ("bare", "ours"):
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
             out = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )
+            found.setdefault(variant, []).append(out["tokens"] / out["seconds"])
             rate, cpu_rate = out["tokens"] / out["seconds"], out["tokens"] / out["cpu"]
             print(f"{variant:5} {rate:7.1f} tokens/s {cpu_rate:7.1f} tokens/CPU s  loss {out['loss']:.4f}", flush=True)
+    ratio = statistics.median(found["ours"]) / statistics.median(found["bare"])
+    verdict("tokens/s of the whole stage over a bare Trainer", ratio, at_least=1.0)
 
 
 if __name__ == "__main__":
