@@ -81,7 +81,9 @@ def page(found: list[dict]) -> str:
         tested = "not tested: nothing was promised"
         verdict = "says that no smaller model keeps it" if not r["promise"]["kept"] else None
         if "kept" in r:
-            tested = f"{r['final']:.1%} (original {r['original']:.1%}): {r['kept']:.1%} kept, lower end {r['lower']:.1%}"
+            tested = (
+                f"{r['final']:.1%} (original {r['original']:.1%}): {r['kept']:.1%} kept, lower end {r['lower']:.1%}"
+            )
             verdict = "promise kept" if r["holds"] else "promise BROKEN"
         lines.append(f"| {r['asked']} | {r['params_ratio']:.1%} | {r['recovery_tokens']:,} | {tested} | {verdict} |")
     for r in found:

@@ -56,8 +56,9 @@ class BoundedTrainer(Trainer):
         """The method's schedule, or the one of `settle`."""
         if self.settle is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.settle)
-        return self.lr_scheduler
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.settle)  # type: ignore[arg-type]
+        self.lr_scheduler = schedule
+        return schedule
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
