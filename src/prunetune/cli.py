@@ -136,7 +136,7 @@ def run(
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
     from prunetune.describe import check_inputs, closing, number, preview
-    from prunetune.recipe import Recipe
+    from prunetune.recipe import Recipe, recommended
 
     if (recipe is None) == (model is None):
         raise RecipeError(
@@ -150,11 +150,13 @@ def run(
             raise RecipeError(
                 "--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN"
             )
+        start = recommended()
         read = Recipe.parse(
             {
+                **start,
                 "model": model,
                 "data": [parse_data(d) for d in data],
-                "prune": {"target": number(target)},
+                "prune": {**start["prune"], "target": number(target)},
                 "evaluate": {"tasks": [{"name": t} for t in task or []]},
             },
             "the options",
@@ -187,7 +189,7 @@ def _overridden(
     if target is not None:
         value["prune"]["target"] = number(target)
     if step is not None:
-        value["prune"]["step"] = step
+        value["prune"] |= {"step": step, "rounds": None}
     if tasks:
         value.setdefault("evaluate", {})["tasks"] = [{"name": t} for t in tasks]
     if launcher is not None:

@@ -47,7 +47,7 @@ def check_inputs(recipe: Recipe) -> None:
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cost import cost_of
-    from prunetune.schedule import Sizes, check_protection, plan_ahead
+    from prunetune.schedule import Sizes, check_protection, final_shape, plan_ahead
     from prunetune.store import config_values
 
     config = config_values(config_folder(recipe.model))
@@ -56,6 +56,8 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
+    if recipe.probed and recipe.prune.order != "auto":
+        shapes.append(("target", *final_shape(recipe.prune, sizes)))
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:
         cost = cost_of(config, depth=depth, width=width)
@@ -71,18 +73,19 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
                 "flops_512_256": cost.flops(512, 256).total,
             }
         )
-    if not recipe.foreseen:
-        most = recipe.prune.max_rounds
-        who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
-        text = f"steps: unknown, {f'at most {most} rounds ' if most else ''}({who})"
-        return {"steps": rows[:1], "rounds": "unknown", "max_rounds": most}, text
     lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
     lines += [
         f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
         f"{r['flops_512_256'] / 1e9:>20,.1f}"
         for r in rows
     ]
-    return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines) + "\n(a question: 512 prompt tokens, 256 generated)"
+    lines.append("(a question: 512 prompt tokens, 256 generated)")
+    if recipe.foreseen:
+        return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
+    most = recipe.prune.max_rounds
+    who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
+    text = f"steps: unknown, {f'at most {most} rounds ' if most else ''}({who})"
+    return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
 
 
 def description(

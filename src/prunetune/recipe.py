@@ -229,6 +229,17 @@ class Recipe(_Config):
         return self.model_copy(update=values)
 
 
+def recommended() -> dict[str, Any]:
+    """What a run without a recipe file starts from: where it departs from the paper, studies/01 has the measurements."""
+    return {
+        "compensate": "least-squares",
+        "score": {"criterion": "greedy"},
+        "budget": "damage",
+        "do_no_harm": True,
+        "prune": {"rounds": "auto"},
+    }
+
+
 def shipped() -> dict[str, Path]:
     """Recipes inside the package: name (`demo`, `paper/gemma2-9b`) -> file."""
     root = Path(str(importlib.resources.files("prunetune"))) / "recipes"
