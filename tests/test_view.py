@@ -18,11 +18,18 @@ def test_the_sentence_is_the_records(run) -> None:
     assert run.original is not None
     assert run.final is not None
     share = run.final.params / run.original.params
-    kept = [b.value / a.value for a, b in zip(run.original.evals, run.final.evals, strict=True)]
-    assert view(run).sentence == (
-        f"{100 * share:.1f} % of the parameters keep {100 * kept[0]:.1f} % of the accuracy on demo "
-        f"and {100 * kept[1]:.1f} % on gsm_symbolic."
+    said = [
+        (
+            f"{100 * b.value / a.value:.1f} %",
+            f"({100 * a.value:.1f} % ± {100 * a.stderr:.1f}, then {100 * b.value:.1f} % ",
+        )
+        for a, b in zip(run.original.evals, run.final.evals, strict=True)
+    ]
+    sentence = view(run).sentence
+    assert sentence.startswith(
+        f"{100 * share:.1f} % of the parameters keep {said[0][0]} of the accuracy on demo {said[0][1]}"
     )
+    assert f" and {said[1][0]} on gsm_symbolic {said[1][1]}" in sentence
 
 
 def test_bars_are_shares_of_the_original(run) -> None:

@@ -148,7 +148,9 @@ def _sentence(run: RunRecord) -> str:
             elsewhere.append(f"{after.label()}: {before.text()} before, {after.text()} after")
         elif before.value:
             of = "" if kept else "of the accuracy "
-            kept.append(f"{human.percent(after.value / before.value)} {of}on {task}")
+            kept.append(
+                f"{human.percent(after.value / before.value)} {of}on {task} ({before.text()}, then {after.text()})"
+            )
     start = f"{human.percent(share)} of the parameters"
     if kept:
         start += f" keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}"
