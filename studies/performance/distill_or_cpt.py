@@ -81,7 +81,7 @@ def main() -> None:
         differences = [a - b for a, b in zip(values, found["cpt"], strict=True)]
         n = len(differences)
         half = T_95.get(n, 2.0) * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
-        word = "undecided"
+        word = "no better and no worse"
         if n > 1 and abs(statistics.mean(differences)) > half:
             word = "better" if statistics.mean(differences) > 0 else "worse"
         print(
