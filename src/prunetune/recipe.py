@@ -230,7 +230,7 @@ class Recipe(_Config):
 
 
 def recommended() -> dict[str, Any]:
-    """What a run without a recipe file starts from: where it departs from the paper, studies/01 has the measurements."""
+    """What a run without a recipe file starts from; studies/01 has the measurements behind what is not the paper's."""
     return {
         "compensate": "least-squares",
         "score": {"criterion": "greedy"},
