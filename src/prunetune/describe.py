@@ -84,7 +84,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
     most = recipe.prune.max_rounds
     who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
-    text = f"steps: unknown, {f'at most {most} rounds ' if most else ''}({who})"
+    text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
 
 
