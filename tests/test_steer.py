@@ -173,6 +173,7 @@ def test_validation_problems_are_not_the_reported_ones(tmp_path):
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2}, "budget": "damage"}, "thresholds"),
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2, "rounds": 2}}, "thresholds"),
         ({"prune": {**NEURONS, "order": "auto", "layers": 1}}, "order: auto"),
+        ({"anneal": "last", "do_no_harm": True}, "do_no_harm"),
         ({"recover": [{"type": "grpo", "samples": 8}], "do_no_harm": True}, "do_no_harm"),
         ({"evaluate": {"tasks": []}, "stop_at": {"accuracy": 0.9}}, "stop_at"),
     ],

@@ -174,6 +174,10 @@ class Recipe(_Config):
             raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
         if self.prune.rounds == "auto" and not self.probed:
             raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+        if self.do_no_harm and self.anneal == "last":
+            raise ValueError(
+                "do_no_harm would judge rounds that end at the full rate (anneal: last): leave one of them out"
+            )
         if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"

@@ -174,7 +174,10 @@ def conclude(bench: Bench, stage: Record, **more: Any) -> Summary:
     run = bench.run
     used = [e for s in run.stages for e in bench.stream.take(*s["samples"])]
     latency = _latency(bench, run.folder(stage["name"]) / "tuned")
-    summary = {**summarise(run, bench.recipe, stage, latency, leaks(used, bench.tasks)), **more}
+    summary = {
+        **summarise(run, bench.recipe, stage, latency, leaks(used, bench.tasks, bench.run.folder("original"))),
+        **more,
+    }
     write_json(run.path / "summary.json", summary)
     return summary
 
