@@ -22,6 +22,7 @@ from prunetune.evaluate import EvalResult, evaluate
 from prunetune.family import family_of
 from prunetune.heldout import reasoning_loss
 from prunetune.human import measured
+from prunetune.latency import measure
 from prunetune.prompt import encode_example
 from prunetune.recipe import Recipe
 from prunetune.run import Record, RunFolder, Timed
@@ -32,11 +33,16 @@ from prunetune.store import (
     load_model,
     load_tokenizer,
     model_sha,
+    once,
+    read_json,
     write_json,
 )
 from prunetune.summary import per_question
 from prunetune.tasks import Task, build_task
 from prunetune.ui import Watch
+
+BATCH = 8
+"""Questions at once when throughput is measured."""
 
 
 @dataclass
@@ -169,6 +175,25 @@ class Bench:
         """Mean next-token loss (nats) over the answers of the held-out sequences."""
         limit = self.recipe.score.max_length
         return reasoning_loss(model, self.tokenizer, self.held_out, self.recipe.prompt, limit)[0]
+
+    def latency(self, final: Path) -> Record | None:
+        """Original and final model timed in turns, at batch 1 and `BATCH`; None if the recipe does not want it."""
+        repeats = self.recipe.evaluate.latency_repeats
+        if not repeats:
+            return None
+
+        def make(tmp: Path) -> None:
+            models = {"original": self.load(self.run.source), "final": self.load(final)}
+            with self.watch.bar("latency") as bar:
+                alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
+            found = {name: timed.to_json() for name, timed in alone.items()}
+            write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
+            models.clear()
+            free()
+
+        key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH}
+        record: Record = read_json(once(self.run.path / ".latency.json", key, make))
+        return record
 
     def original(self) -> None:
         """Measure the untouched model, the same way as every round."""

@@ -7,12 +7,11 @@ Deciding is elsewhere (`schedule.next_step`, `steer.decide`, `plan.make_plan`); 
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from prunetune.bench import Bench, free, samples_of
+from prunetune.bench import Bench, samples_of
 from prunetune.cost import cost_of
 from prunetune.recipe import Recipe
 from prunetune.report import write_report
@@ -22,7 +21,6 @@ from prunetune.schedule import once as once_only
 from prunetune.steer import decide, prune_of
 from prunetune.store import (
     load_config,
-    model_sha,
     once,
     remove,
     resolve_model,
@@ -30,8 +28,6 @@ from prunetune.store import (
 )
 from prunetune.summary import Summary, leaks, per_question, summarise
 from prunetune.ui import Watch
-
-BATCH = 8  # of the throughput
 
 
 def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
@@ -73,7 +69,7 @@ def _finish(bench: Bench) -> Summary:
         stage["cost"]["flops"] = {t.name: per_question(cost, samples_of(at, t)) for t in bench.tasks}
         del model
         write_json(at / "stage.json", stage)  # the final model answers all n problems, not round_n
-    latency = _latency(bench, final)
+    latency = bench.latency(final) if bench.run.accepted else None
     used = [e for s in run.stages for e in bench.stream.take(*s["samples"])]
     leaked = leaks(used, bench.tasks, run.folder("original"))
     for task, found in leaked.items():
@@ -98,28 +94,6 @@ def _measured_on_less(bench: Bench, stage: Record) -> bool:
         or (t.harness is not None and have[t.name].get("limit") != t.harness.limit)
         for t in bench.tasks
     )
-
-
-def _latency(bench: Bench, final: Path) -> dict[str, Any] | None:
-    repeats = bench.recipe.evaluate.latency_repeats
-    if not repeats or not bench.run.accepted:
-        return None
-    from prunetune.latency import measure
-
-    path = bench.run.path / ".latency.json"
-    key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH}
-
-    def make(tmp: Path) -> None:
-        models = {"original": bench.load(bench.run.source), "final": bench.load(final)}
-        with bench.watch.bar("latency") as bar:
-            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
-        found = {name: timed.to_json() for name, timed in alone.items()}
-        write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
-        models.clear()
-        free()
-
-    found: dict[str, Any] = json.loads(once(path, key, make).read_text(encoding="utf-8"))
-    return found
 
 
 def _control(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -404,8 +404,3 @@ def rounds_left(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> in
     if prune.by_threshold:
         return (prune.max_rounds or 1) - len([d for d in history if d.accepted])
     return len(plan_ahead(prune, sizes, history))
-
-
-def retry(step: Step, **changes: int) -> Step:
-    """The same round again with other amounts, as the next attempt."""
-    return replace(step, attempt=step.attempt + 1, **changes)

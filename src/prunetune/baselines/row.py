@@ -21,7 +21,7 @@ from prunetune.cost import Cost
 from prunetune.errors import RecipeError
 from prunetune.recipe import Recipe
 from prunetune.run import Record, Timed
-from prunetune.store import copy_files, load_model, model_sha, once, read_json, remove, write_json
+from prunetune.store import copy_files, load_model, model_sha, read_json, remove, write_json
 from prunetune.summary import Summary, leaks, per_question, summarise
 from prunetune.tune.job import TuneJob, TuneResult, run_job
 
@@ -173,31 +173,10 @@ def conclude(bench: Bench, stage: Record, **more: Any) -> Summary:
     """
     run = bench.run
     used = [e for s in run.stages for e in bench.stream.take(*s["samples"])]
-    latency = _latency(bench, run.folder(stage["name"]) / "tuned")
+    latency = bench.latency(run.folder(stage["name"]) / "tuned")
     summary = {
         **summarise(run, bench.recipe, stage, latency, leaks(used, bench.tasks, bench.run.folder("original"))),
         **more,
     }
     write_json(run.path / "summary.json", summary)
     return summary
-
-
-def _latency(bench: Bench, tuned: Path) -> Record | None:
-    repeats = bench.recipe.evaluate.latency_repeats
-    if not repeats:
-        return None
-    from prunetune.latency import measure
-    from prunetune.loop import BATCH
-
-    def make(tmp: Path) -> None:
-        models = {"original": bench.load(bench.run.source), "final": bench.load(tuned)}
-        with bench.watch.bar("latency") as bar:
-            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
-        found = {name: timed.to_json() for name, timed in alone.items()}
-        write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
-        models.clear()
-        free()
-
-    key = {"model": model_sha(tuned), "repeats": repeats, "batch": BATCH}
-    found: Record = read_json(once(bench.run.path / ".latency.json", key, make))
-    return found
