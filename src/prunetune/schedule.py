@@ -397,10 +397,3 @@ def once(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     layers = prune.layers if isinstance(prune.layers, list) else "auto"
     changes = {"target": target, "step": 1.0, "order": "together", "max_rounds": None, "layers": layers, "rounds": None}
     return prune.model_copy(update=changes)
-
-
-def rounds_left(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> int:
-    """Rounds to come (at most `max_rounds` with thresholds)."""
-    if prune.by_threshold:
-        return (prune.max_rounds or 1) - len([d for d in history if d.accepted])
-    return len(plan_ahead(prune, sizes, history))

@@ -20,7 +20,7 @@ from prunetune.bench import Bench, free, samples_of
 from prunetune.evaluate import read_samples
 from prunetune.recipe import StopConfig
 from prunetune.run import Record, Timed
-from prunetune.schedule import PruneConfig, Step, align_of, next_step
+from prunetune.schedule import FinalShape, PruneConfig, Step, align_of, next_step
 from prunetune.stats import kept_share
 from prunetune.store import model_sha, once, read_json, write_json
 from prunetune.tasks import Task, TaskConfig, build_task
@@ -309,8 +309,6 @@ def _verdicts(at: Path, task: Task) -> dict[str, bool]:
 
 def prune_of(bench: Bench) -> PruneConfig:
     """The schedule of a control of the same size: the recipe's, or, where the loop chose the shape, that shape."""
-    from prunetune.schedule import FinalShape
-
     prune = bench.recipe.prune
     if not bench.recipe.probed and bench.recipe.stop_at is None and bench.recipe.tolerance is None:
         return prune
