@@ -46,6 +46,8 @@ class Distill(Method):
             raise ValueError("cache needs top_k")
         if self.mode == "on_policy" and (self.top_k is not None or self.lora is not None):
             raise ValueError("mode on_policy takes neither top_k nor lora")
+        if self.mode == "on_policy" and self.average:
+            raise ValueError("mode on_policy does not average weights")
         return self
 
     def train(self, stage: Stage) -> Trained:

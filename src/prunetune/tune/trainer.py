@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from prunetune.errors import TuneError
 from prunetune.tune.arguments import arguments, world_size
+from prunetune.tune.average import Average
 from prunetune.tune.base import Method
 from prunetune.tune.batches import Row, Rows, collate, filled, make_rows, ordered, packed
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
@@ -140,6 +141,12 @@ def fit(
         TuneError: If nothing can be trained on, or the loss diverges (evidence in the job's `work/diverged`).
     """
     method, job, world = stage.job.method, stage.job, world_size()
+    if method.average and is_sharded():
+        raise TuneError(
+            "weights that are spread over devices are not averaged",
+            value=f"average: {method.average}",
+            fix="average: 0, or a launcher that keeps them whole (ddp)",
+        )
     made = made or rows_of(stage, completion_only=completion_only)
     compute = compute_type(method.precision, stage.device)
     share = share_of_device(method.batch_size, world)
@@ -178,6 +185,7 @@ def fit(
         train_dataset=rows,
         data_collator=lambda batch: collate(batch, stage.tokenizer.pad_token_id or 0),
         callbacks=[
+            *([Average(steps, method.average, job.work, checkpoint)] if method.average else []),  # before it is marked
             Clock(job.work, key, method.checkpoint_minutes * 60, before),
             guard,
             Steps(stage.progress),
