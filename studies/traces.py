@@ -18,30 +18,37 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+Split = Literal["train", "test"]
 LINES = (3, 5)  # shortest and longest program
 LARGEST = 999
 TEST_PART = 4
 
 
-def traces(n: int, seed: int, split: Literal["train", "test"], lines: tuple[int, int] = LINES) -> list[tuple[str, str]]:
+def traces(n: int, seed: int, split: Split, lines: tuple[int, int] = LINES) -> list[tuple[str, str]]:
     """`n` distinct pairs (question, solution) of one split, which the question alone decides."""
     found: dict[str, str] = {}
     for index in count():
         if len(found) == n:
             break
-        question, solution = _program(_Draws(f"trace {seed} {index}"), lines)
-        if (sha256(question.encode()).digest()[0] % TEST_PART == 0) == (split == "test"):
+        question, solution = _program(Draws(f"trace {seed} {index}"), lines)
+        if split_of(question) == split:
             found[question] = solution
     return list(found.items())
 
 
-class _Draws:
+def split_of(question: str) -> Split:
+    """The split that a question belongs to, whatever seed drew it."""
+    return "test" if sha256(question.encode()).digest()[0] % TEST_PART == 0 else "train"
+
+
+class Draws:
     """Whole numbers from a text, the same on every machine."""
 
     def __init__(self, text: str) -> None:
         self.text, self.pool = text, b""
 
     def below(self, n: int) -> int:
+        """The next number, 0 to n - 1."""
         if len(self.pool) < 2:
             self.text = sha256(self.text.encode()).hexdigest()
             self.pool = bytes.fromhex(self.text)
@@ -49,7 +56,7 @@ class _Draws:
         return value % n
 
 
-def _program(draw: _Draws, lines: tuple[int, int]) -> tuple[str, str]:
+def _program(draw: Draws, lines: tuple[int, int]) -> tuple[str, str]:
     names = "abcdefgh"[: lines[0] + draw.below(lines[1] - lines[0] + 1)]
     values: list[int] = []
     source, trace = [], []
@@ -67,7 +74,7 @@ def _program(draw: _Draws, lines: tuple[int, int]) -> tuple[str, str]:
     return ";".join(source) + f";{names[-1]}=?", "\n".join([*trace, f"#### {values[-1]}"])
 
 
-def _operand(draw: _Draws, names: str, values: list[int], x: int) -> tuple[str, int, str]:
+def _operand(draw: Draws, names: str, values: list[int], x: int) -> tuple[str, int, str]:
     """Right operand as text and number, and a sign that keeps the result within 0 and LARGEST."""
     kind = draw.below(4)
     if kind == 0 and x * 2 <= LARGEST:
