@@ -4,8 +4,14 @@
     studies/NN-name/records/CELL.json         one finished cell: figures, rounds, verdicts as a string of 0 and 1
     studies/NN-name/records/questions/SHA.json    the ids that such a string belongs to
 
-In a grid, `$size`, `$tokens` and `$seed` stand for the cell's own values; a method's keys are merged into `base`
-(mappings key by key, anything else whole).
+In a grid, `$size`, `$tokens` and `$seed` stand for the cell's own values, `$NAME` for what `values: {NAME: {0.6: 6}}` says
+at the cell's size; a method's keys are merged into `base` (mappings key by key, anything else whole). Four keys of a
+method are the grid's own and no part of the recipe:
+
+    run: slicegpt       another runner than the loop (`grid.runner`)
+    sizes: [0.6]        only at these sizes
+    size: 1.0           one cell a budget and seed, at a size of its own, shown in every row of its budget: a control
+    spends: other       not the cell's budget, so as its note says
 """
 
 from __future__ import annotations
@@ -20,21 +26,29 @@ from typing import Any
 import yaml
 
 Record = dict[str, Any]
+ORIGINAL = "original"
+"""The untouched model, as the `over` of a claim."""
+UNITS = {"tokens": "tokens", "samples": "prompts"}
 
 
 class GridError(ValueError):
     """A grid file or a record that cannot be used."""
 
 
+OWN_KEYS = ("run", "sizes", "size", "spends")
+LOOP = "loop"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method at a size, a budget and a seed."""
+    """One run: a method at a size, a budget (in the grid's unit) and a seed."""
 
     method: str
     size: float
     tokens: int
     seed: int
     recipe: dict[str, Any] = field(compare=False)
+    run: str = LOOP
 
     @property
     def name(self) -> str:
@@ -44,7 +58,7 @@ class Cell:
     @property
     def sha(self) -> str:
         """What the record was made from; defaults of the package are not in it."""
-        return sha_of(self.recipe)
+        return sha_of(self.recipe if self.run == LOOP else {"run": self.run, "recipe": self.recipe})
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Grid:
         base: Recipe that all methods share.
         methods: Name -> keys that differ.
         sizes: Shares of the parameters.
-        tokens: Recovery tokens of a whole run.
+        tokens: Budgets of a whole run: recovery tokens, or what `budget` says.
         seeds: Recipe seeds.
         title: First line of the README.
         about: Text under it.
@@ -64,6 +78,9 @@ class Grid:
         task: The task whose verdicts the tables compare; None: the recipe's first.
         spread: `own`: every cell's interval from its own seeds; `pooled`: their spread pooled over a budget's sizes.
         claims: What the tables decide; see `tables.py`.
+        budget: What `tokens` counts: `tokens`, or `samples` (prompts, of GRPO).
+        values: Further values that depend on the size: NAME -> size -> value.
+        by_round: Also a table and a figure of the accuracy after every round.
     """
 
     folder: Path
@@ -78,6 +95,9 @@ class Grid:
     task: str | None = None
     spread: str = "own"
     claims: list[dict[str, Any]] = field(default_factory=list)
+    budget: str = "tokens"
+    values: dict[str, dict[float, Any]] = field(default_factory=dict)
+    by_round: bool = False
 
     @staticmethod
     def read(folder: Path) -> Grid:
@@ -87,30 +107,43 @@ class Grid:
         if unknown := set(value) - known:
             raise GridError(f"{folder}/grid.yaml: unknown keys {sorted(unknown)}; known: {sorted(known)}")
         grid = Grid(folder=folder, **value)
+        if grid.budget not in UNITS:
+            raise GridError(f"budget: {grid.budget}: must be one of {sorted(UNITS)}")
         for claim in grid.claims:
-            for key in ("of", "over"):
-                if claim.get(key) not in grid.methods:
-                    raise GridError(f"claim {claim}: {key} must be one of {sorted(grid.methods)}")
+            for key, others in (("of", []), ("over", [ORIGINAL])):
+                if claim.get(key) not in [*grid.methods, *others]:
+                    raise GridError(f"claim {claim}: {key} must be one of {sorted([*grid.methods, *others])}")
         return grid
+
+    def at(self, method: str, size: float) -> float | None:
+        """The size of the method's cell that a row of this size shows; None: it has none."""
+        keys = self.methods[method] or {}
+        if "size" in keys:
+            return float(keys["size"])
+        return size if size in keys.get("sizes", self.sizes) else None
 
     def cells(self) -> list[Cell]:
         """All cells: seeds outermost, cheap budgets first, all methods of one place before the next."""
-        return [
-            self.cell(m, s, t, seed)
-            for seed in self.seeds
-            for t in self.tokens
-            for s in self.sizes
-            for m in self.methods
-        ]
+        places = [(s, t, seed) for seed in self.seeds for t in self.tokens for s in self.sizes]
+        found = [(m, at, t, seed) for s, t, seed in places for m in self.methods if (at := self.at(m, s)) is not None]
+        return [self.cell(*place) for place in dict.fromkeys(found)]
 
     def cell(self, method: str, size: float, tokens: int, seed: int) -> Cell:
         """One cell with its recipe, which must spend the budget exactly."""
         values = {"$size": size, "$tokens": tokens, "$seed": seed}
-        recipe = _fill(_merge(self.base, self.methods[method] or {}), values)
+        values |= {f"${name}": of[size] for name, of in self.values.items() if size in of}
+        keys = self.methods[method] or {}
+        recipe = _fill(_merge(self.base, {k: v for k, v in keys.items() if k not in OWN_KEYS}), values)
         methods = recipe.get("recover") or []
-        if sum(m.get("tokens") or 0 for m in methods) != tokens or any(m.get("per", "run") != "run" for m in methods):
-            raise GridError(f"{method}: recover must spend the cell's budget: `tokens: $tokens`, `per: run`")
-        return Cell(method, size, tokens, seed, recipe)
+        spent = sum(m.get(self.budget) or 0 for m in methods)
+        if any(m.get("per", "run") != "run" for m in methods) or (spent != tokens and keys.get("spends") != "other"):
+            raise GridError(f"{method}: recover must spend the cell's budget: `{self.budget}: $tokens`, `per: run`")
+        return Cell(method, size, tokens, seed, recipe, keys.get("run", LOOP))
+
+    @property
+    def unit(self) -> str:
+        """What a budget counts, in words."""
+        return UNITS[self.budget]
 
     @property
     def task_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Run a study's grid: every cell one run of the Prune-Tune Loop, of which only raw records stay.
+"""Run a study's grid: every cell one run of the Prune-Tune Loop (or a baseline), of which only raw records stay.
 
     python studies/grid.py studies/01-loop-against-once --workers 2
     python studies/grid.py STUDY --list                           # cells and which are done; runs nothing
@@ -22,15 +22,18 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cells import Cell, Grid, Record, sha_of
+from cells import LOOP, Cell, Grid, GridError, Record, sha_of
 
 if TYPE_CHECKING:
     from prunetune.recipe import Recipe
+    from prunetune.ui import Watch
+
+    Runner = Callable[[Recipe, Path, Watch], dict[str, Any]]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 KEPT_OF_A_ROUND = (
@@ -112,7 +115,7 @@ def work(grid: Grid, cells: list[Cell], scratch: Path, parent: int | None = None
                 print(f"{number}/{len(cells)}  {cell.name}  FAILED: {e}", file=sys.stderr, flush=True)
                 continue
             error.unlink(missing_ok=True)
-            shares = "  ".join(f"{e['task']} {e['value']:.1%}" for e in record["final"]["evals"])
+            shares = "  ".join(shown(e) for e in record["final"]["evals"])
             taken = time.monotonic() - start
             print(
                 f"{number}/{len(cells)}  {cell.name}  {shares}  {len(record['rounds'])} rounds  {taken:.0f} s",
@@ -120,9 +123,31 @@ def work(grid: Grid, cells: list[Cell], scratch: Path, parent: int | None = None
             )
 
 
+def shown(figure: dict[str, Any]) -> str:
+    """A task's figure: a share in per cent, a perplexity as it is."""
+    value = figure["value"]
+    return f"{figure['task']} {value:.4g}" if figure["metric"] == "perplexity" else f"{figure['task']} {value:.1%}"
+
+
+def runner(name: str) -> Runner:
+    """What makes a cell of `run: NAME`: (recipe, out, watch) -> summary with the loop's keys."""
+    from prunetune import prune_tune_loop
+    from prunetune.baselines.full_model import full_model_run
+    from prunetune.baselines.sliced_cost import ALIGN
+    from prunetune.baselines.slicegpt_run import slicegpt_run
+
+    def sliced(recipe: Recipe, out: Path, watch: Watch) -> dict[str, Any]:
+        return slicegpt_run(recipe, out, watch, align=recipe.prune.align or ALIGN)
+
+    runners: dict[str, Runner] = {LOOP: prune_tune_loop, "slicegpt": sliced, "full_model": full_model_run}
+    if name not in runners:
+        raise GridError(f"run: {name}: must be one of {sorted(runners)}")
+    return runners[name]
+
+
 def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
     """Run (or continue) one cell, write its record, delete its run folder."""
-    from prunetune import Recipe, prune_tune_loop
+    from prunetune import Recipe
     from prunetune.store import remove
     from prunetune.ui import Watch
 
@@ -132,7 +157,7 @@ def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
     if not (run / "original" / "stage.json").is_file():
         remove(run / "original")
         shutil.copytree(shared, run / "original")
-    summary = prune_tune_loop(recipe, run, Watch(quiet=True))
+    summary = runner(cell.run)(recipe, run, Watch(quiet=True))
     record = record_of(grid, cell, run, summary) | {"wall_seconds": round(time.monotonic() - began, 1)}
     _write(grid.records / f"{cell.name}.json", record)
     remove(run)

@@ -10,107 +10,23 @@ Claims in grid.yaml, each decided by the rule of `paired.Interval.verdict`:
     {of: default, over: ptl, bound: 0.1, scope: mean, tokens: 40000}         # ... of one budget
     {of: default, over: ptl, bound: 0, scope: mean, against: next}           # `over` has the next larger budget
     {of: once-ls, over: once, bound: 0.5, scope: loss}             # median share of the loss increase taken back
+    {of: ptl, over: original, bound: -0.02, scope: mean}           # against the untouched model
+    {of: ptl, over: original, above: 0, scope: mean, round: 1}     # ... after the first round
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from cells import Grid, GridError, Record
-from figure import accuracy_figure
-from paired import (
-    Interval,
-    Verdict,
-    all_of,
-    average,
-    difference,
-    interval,
-    middle,
-    pooled_sd,
-    recovered_share,
-    seed_means,
-)
-
-Place = tuple[float, int]  # size, tokens
-
-
-@dataclass
-class Results:
-    """The records of a grid, by method, size, budget and seed."""
-
-    grid: Grid
-    records: dict[tuple[str, float, int, int], Record]
-    _right: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @staticmethod
-    def read(grid: Grid) -> Results:
-        """All that is there."""
-        return Results(grid, {(c.method, c.size, c.tokens, c.seed): r for c, r in grid.finished()})
-
-    @property
-    def places(self) -> list[Place]:
-        """Sizes and budgets."""
-        return [(s, t) for s in self.grid.sizes for t in self.grid.tokens]
-
-    def of(self, method: str, place: Place) -> list[Record]:
-        """The records of a method's seeds."""
-        return [r for seed in self.grid.seeds if (r := self.records.get((method, *place, seed)))]
-
-    def right(self, record: Record) -> dict[str, float]:
-        """A cell's verdicts."""
-        return self._right.setdefault(record["cell"], self.grid.verdicts(record["final"]))
-
-    def accuracy(self, method: str, place: Place) -> Interval | None:
-        """Mean over seeds with its interval."""
-        found = [self.right(r) for r in self.of(method, place)]
-        return interval(found) if found else None
-
-    def original(self) -> Interval | None:
-        """The untouched model, once a seed."""
-        one = {r["seed"]: r for r in self.records.values()}
-        found = [self.grid.verdicts(one[s]["original"]) for s in sorted(one)]
-        return interval(found) if found else None
-
-    def differences(self, of: str, over: str, place: Place, other: Place | None = None) -> dict[int, dict[str, float]]:
-        """Seed -> question -> verdict of `of` minus verdict of `over` (at `other`)."""
-        first = {r["seed"]: r for r in self.of(of, place)}
-        second = {r["seed"]: r for r in self.of(over, other or place)}
-        return {s: difference(self.right(first[s]), self.right(second[s])) for s in first if s in second}
-
-    def paired(self, of: str, over: str, place: Place) -> Interval | None:
-        """One cell's difference."""
-        found = list(self.differences(of, over, place).values())
-        if not found:
-            return None
-        pooled = None
-        if self.grid.spread == "pooled":
-            beside = [self.differences(of, over, (s, place[1])) for s in self.grid.sizes]
-            pooled = pooled_sd([seed_means(list(d.values())) for d in beside if d])
-        return interval(found, pooled if pooled and pooled[1] else None)
-
-    def mean_paired(
-        self, of: str, over: str, places: Sequence[Place], against: Callable[[Place], Place] = lambda p: p
-    ) -> Interval | None:
-        """The mean difference over cells: averaged question by question within a seed, over the seeds that have all."""
-        found = [self.differences(of, over, p, against(p)) for p in places]
-        seeds = [s for s in self.grid.seeds if found and all(s in d for d in found)]
-        return interval([average([d[s] for d in found]) for s in seeds]) if seeds else None
-
-    def losses(self, of: str, over: str) -> list[float]:
-        """Share of the loss increase that `of` takes back of what `over` lost by pruning, before any training."""
-        keys = [(p, s) for p in self.places for s in self.grid.seeds]
-        pairs = [(self.records.get((of, *p, s)), self.records.get((over, *p, s))) for p, s in keys]
-        return [
-            recovered_share(b["original"]["held_out_loss"], b["pruned_loss"], a["pruned_loss"])
-            for a, b in pairs
-            if a and b
-        ]
-
+from figure import accuracy_figure, rounds_figure
+from paired import Interval, Verdict, all_of, middle, t_interval
+from results import Place, Results
 
 # ------------------------------------------------------------------------------------------------------------ claims
 
@@ -134,13 +50,17 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
         if not shares:
             return Decided(text, "–", "not measured")
         mid, low, high = middle(shares)
-        full = len(shares) == len(results.places) * len(grid.seeds)
+        full = len(shares) == len(results.shared(of, over)) * len(grid.seeds)
         verdict = ("held" if mid >= bound else "did not hold") if full else "undecided: not all cells are there"
         return Decided(text, f"{mid:.0%} (from {low:.0%} to {high:.0%}, {len(shares)} cells)", verdict)
     budgets = [claim["tokens"]] if "tokens" in claim else grid.tokens
-    places = [p for p in results.places if p[1] in budgets]
-    where = f" at {budgets[0]:,} tokens" if "tokens" in claim else ""
-    if claim.get("against") == "next":
+    places = [p for p in results.shared(of, over) if p[1] in budgets]
+    where = f" at {budgets[0]:,} {grid.unit}" if "tokens" in claim else ""
+    if "round" in claim:
+        whole = results.after_round(of, claim["round"], places)
+        where += f", after round {claim['round']}"
+        each = []
+    elif claim.get("against") == "next":
         after = dict(zip(grid.tokens, grid.tokens[1:], strict=False))
         places = [p for p in places if p[1] in after]
         where += f", with {over} given the next larger budget"
@@ -152,8 +72,8 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
     text = f"{of} - {over} {'>' if above else '>='} {100 * bound:+g} points, {'in every cell' if scope == 'each' else 'mean over the cells'}{where}"
     if scope == "mean":
         return Decided(text, points(whole), _verdict(whole, bound, above, len(grid.seeds)))
-    if scope != "each" or claim.get("against"):
-        raise GridError(f"claim {claim}: scope is each, mean or loss; `against` goes with mean")
+    if scope != "each" or "against" in claim or "round" in claim:
+        raise GridError(f"claim {claim}: scope is each, mean or loss; `against` and `round` go with mean")
     verdicts = [_verdict(d, bound, above, len(grid.seeds)) for d in each]
     lowest = min((d for d in each if d), key=lambda d: d.low, default=None)
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
@@ -209,6 +129,10 @@ def readme(results: Results) -> str:
         by_place(
             results, list(grid.methods), lambda m, p: " ".join(str(rounds_of(r)) for r in results.of(m, p)) or "–"
         ),
+        "## Parameters left, % of the original's",
+        by_place(results, list(grid.methods), lambda m, p: params_of(results.of(m, p))),
+        *(part for task in other_tasks(results) for part in other_task(results, task)),
+        *(rounds_part(results) if grid.by_round else []),
         "## Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds)",
         by_place(results, list(grid.methods), lambda m, p: losses_of(results.of(m, p))),
         "## What it cost: tokens really trained; seconds of a run (means over seeds)",
@@ -242,10 +166,54 @@ def by_place(
     results: Results, methods: list[str], show: Callable[[str, Place], str], last: Callable[[str], str] | None = None
 ) -> str:
     """A table with one row a size and budget, one column a method."""
+    grid = results.grid
     rows = [[f"{s:.0%}", f"{t:,}", *(show(m, (s, t)) for m in methods)] for s, t in results.places]
     if last:
         rows.append(["mean", "", *(last(m) for m in methods)])
-    return table(["size", "tokens", *methods], rows)
+    return table(["size", grid.unit, *methods], rows)
+
+
+def other_tasks(results: Results) -> list[str]:
+    """What else the models were measured on, in the recipe's order."""
+    found = [e["task"] for r in results.records.values() for e in r["final"]["evals"]]
+    return [task for task in dict.fromkeys(found) if task != results.grid.task_name]
+
+
+def other_task(results: Results, task: str) -> list[str]:
+    """Heading and table of another task: means over seeds with the seeds' range."""
+
+    def values(records: list[Record], of: str) -> str:
+        found = [e["value"] for r in records for e in r[of]["evals"] if e["task"] == task]
+        return f"{fmean(found):.4g} ({min(found):.4g} to {max(found):.4g})" if found else "–"
+
+    original = values(list({r["seed"]: r for r in results.records.values()}.values()), "original")
+    return [
+        f"## {task} (mean over seeds and their range)\n\nThe untouched model: {original}.",
+        by_place(results, list(results.grid.methods), lambda m, p: values(results.of(m, p), "final")),
+    ]
+
+
+def rounds_part(results: Results) -> list[str]:
+    """Heading, figure and one table a place: accuracy after every round, with the parameters that it left."""
+    parts = [
+        "## Accuracy after every round, % (parameters left, %)\n\nMeans over seeds with Student's interval over the seeds; "
+        "a seed with fewer rounds is in the rounds that it has. ![by round](figures/rounds.svg)"
+    ]
+    methods = list(results.grid.methods)
+    for place in results.places:
+        found = {m: results.rounds(m, place) for m in methods}
+        rows = [
+            [str(i), *(round_text(found[m][i]) if i < len(found[m]) else "–" for m in methods)]
+            for i in range(max(map(len, found.values())))
+        ]
+        parts.append(f"{place[0]:.0%}, {place[1]:,} {results.grid.unit}:\n\n" + table(["round", *methods], rows))
+    return parts
+
+
+def round_text(seeds: list[tuple[float, float]]) -> str:
+    """71.2 [70.1, 72.3] (90)."""
+    means = [value for _, value in seeds]
+    return f"{percent(Interval(fmean(means), *t_interval(means), len(means)))} ({100 * fmean(s for s, _ in seeds):.0f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -267,6 +235,12 @@ def points(found: Interval | None) -> str:
 def rounds_of(record: Record) -> int:
     """Rounds that were kept."""
     return sum(r["verdict"]["accepted"] for r in record["rounds"])
+
+
+def params_of(records: list[Record]) -> str:
+    """59.6, or 58.1 to 59.6."""
+    shares = sorted({f"{100 * r['params_ratio']:.1f}" for r in records}, key=float)
+    return " to ".join(dict.fromkeys((shares[0], shares[-1]))) if shares else "–"
 
 
 def losses_of(records: list[Record]) -> str:
@@ -292,7 +266,11 @@ def write(folder: Path) -> Path:
         for m in grid.methods
         for s in grid.sizes
     }
-    accuracy_figure(lines, grid.sizes, list(grid.methods), results.original(), folder / "figures" / "accuracy.svg")
+    methods = list(grid.methods)
+    accuracy_figure(lines, grid.sizes, methods, results.original(), grid.unit, folder / "figures" / "accuracy.svg")
+    if grid.by_round:
+        walks = {(m, p): results.rounds(m, p) for m in methods for p in results.places}
+        rounds_figure(walks, results.places, methods, grid.unit, folder / "figures" / "rounds.svg")
     path = folder / "README.md"
     path.write_text(readme(results), encoding="utf-8")
     return path

@@ -91,18 +91,21 @@ def invented_study(
         ids = [f"q{30 * cell.seed + i}" for i in range(questions)]
         (found.records / "questions" / f"{sha_of(ids)}.json").write_text(json.dumps(ids))
 
-        def measured(p: float, loss: float, ids: list[str] = ids, draw: random.Random = draw) -> dict[str, Any]:
+        def measured(
+            p: float, loss: float, ids: list[str] = ids, draw: random.Random = draw, params: int = 1000
+        ) -> dict[str, Any]:
             right = "".join(str(int(draw.random() < p)) for _ in ids)
             verdicts = {"sums": {"questions": sha_of(ids), "right": right}}
             evals = [{"task": "sums", "n": len(ids), "value": right.count("1") / len(ids)}]
-            return {"verdicts": verdicts, "evals": evals, "held_out_loss": loss}
+            return {"verdicts": verdicts, "evals": evals, "held_out_loss": loss, "params": params}
 
         record = {
             "cell": cell.name, "method": cell.method, "size": cell.size, "tokens": cell.tokens, "seed": cell.seed,
             "recipe_sha": cell.sha, "commit": "abc", "recovery_tokens": cell.tokens, "seconds": {"tune": 2.0}, "wall_seconds": 3.0,
             "pruned_loss": 0.2 + 2 * (1 - rate[cell.method]), "held_out_loss": 0.3,
             "original": measured(0.9, 0.2), "final": measured(rate[cell.method], 0.3),
-            "rounds": [{"verdict": {"accepted": True}}], "decisions": {},
+            "rounds": [measured(0.9, 0.2, params=800) | {"verdict": {"accepted": True}}], "decisions": {},
+            "params_ratio": cell.size - 0.004,
         }  # fmt: skip
         (found.records / f"{cell.name}.json").write_text(json.dumps(record))
     return found

@@ -11,7 +11,8 @@ from study import invented_study
 
 import paired
 from paired import Interval, average, difference, interval, pooled_sd, recovered_share, t_interval, t_quantile
-from tables import Results, decide, readme
+from results import Results
+from tables import decide, readme
 
 
 @pytest.mark.parametrize(
