@@ -47,6 +47,45 @@ def test_every_batch_gives_the_answers_of_no_batch(family: str, dtype: torch.dty
         assert (answer.new_tokens, answer.ended) == (20, "length")
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3"])
+def test_rows_leave_the_batch_and_the_others_go_on_as_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third token counts as an end, so that rows end at different steps, some within a span and some never."""
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    model.generation_config.eos_token_id = None
+    steps = {p: alone(model, ids(p), 40) for p in PROMPTS}
+    end = steps[PROMPTS[1]][9]
+    tokenizer.eos_token_id = end
+    widths: list[int] = []
+    monkeypatch.setattr("prunetune.generation.SPAN", 7)
+    real = type(model).generate
+
+    def spy(self: PreTrainedModel, **values: torch.Tensor) -> object:
+        widths.append(len(values["input_ids"]))
+        return real(self, **values)
+
+    monkeypatch.setattr(type(model), "generate", spy)
+    for prompt, answer in zip(PROMPTS, generate(model, tokenizer, [ids(p) for p in PROMPTS], 40), strict=True):
+        wanted = steps[prompt]
+        at = wanted.index(end) if end in wanted else None
+        assert answer.text == tokenizer.decode(wanted[:at], skip_special_tokens=True)
+        assert (answer.new_tokens, answer.ended) == ((40, "length") if at is None else (at + 1, "end"))
+    assert widths[0] == len(PROMPTS) and widths == sorted(widths, reverse=True)
+    assert widths[-1] < len(PROMPTS), "no row has left: the test shows nothing"
+
+
+def test_a_stop_text_across_spans_is_seen(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token_id = None
+    prompts = [ids(p) for p in PROMPTS]
+    whole = generate(model, tokenizer, prompts, 30)
+    stops = {a.text[i : i + 3] for a in whole for i in range(4, 12)}
+    for stop in sorted(s for s in stops if len(s) == 3 and s.isascii() and s.isprintable()):
+        before = generate(model, tokenizer, prompts, 30, (stop,))
+        with monkeypatch.context() as patch:
+            patch.setattr("prunetune.generation.SPAN", 2)
+            assert generate(model, tokenizer, prompts, 30, (stop,)) == before
+
+
 def test_an_end_token_ends_the_answer_and_is_counted(model: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
     wanted = alone(model, ids("12+34="), 12)

@@ -47,24 +47,37 @@ def test_damage_decides_steps_and_shares_and_leaves_its_evidence(by_damage):
     sizes = Sizes.of(load_config(at / "model"))
     assert len(found) == len(done) <= 2
     assert summary["params_ratio"] <= 0.8
+    curve = [p["damage"] for p in found[0]["path"]]
+    assert curve == sorted(curve)
+    assert [p["params"] for p in found[0]["probes"]] == [
+        sizes.params(p["depth"], p["width"]) for p in found[0]["probes"]
+    ]
     for decision, stage in zip(found, done, strict=True):
         assert decision["step"] == stage["step"]
-        curve = [p["damage"] for p in decision["path"]]
-        assert curve == sorted(curve)
-        assert [p["params"] for p in decision["probes"]] == [
-            sizes.params(p["depth"], p["width"]) for p in decision["probes"]
-        ]
         assert decision["why"]
-        assert decision["seconds"] > 0
+    assert found[0]["seconds"] > 0
     assert found[-1]["share"] == 1.0  # nothing is left over
     budget = recipe.recover[0].samples
     assert sum(s["tune"][0]["samples"] for s in done) == budget
 
 
-def test_the_probe_predicts_what_the_round_then_measures(by_damage):
+def test_the_last_of_a_fixed_number_of_rounds_is_not_probed(tmp_path):
+    """It takes what is left, whatever it costs: the same model as without a budget by damage."""
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, budget="damage")
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,) = decisions(tmp_path / "out")
+    assert (decision["probes"], decision["share"], decision["rounds"]) == ([], 1.0, 1)
+    plain = prune_tune_loop(recipe.changed(budget="equal"), tmp_path / "plain", QUIET)
+    assert summary["final"]["model_sha"] == plain["final"]["model_sha"]
+
+
+def test_the_probe_predicts_what_the_round_then_measures(tmp_path):
     """The same plan, patch and held-out data: where the step lies on a probe, the losses are equal."""
-    at, _, _ = by_damage
-    decision, stage = decisions(at / "out")[-1], stages(at / "out")[-1]
+    recipe = tiny_recipe(
+        tmp_path, prune={**NEURONS, "rounds": "auto"}, budget="damage", compensate="least-squares", damage_per_round=1e3
+    )
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,), (stage,) = decisions(tmp_path / "out"), stages(tmp_path / "out")
     end = decision["probes"][-1]
     assert (end["depth"], end["width"]) == (stage["depth"], stage["width"])
     assert stage["pruned_loss"] == pytest.approx(end["loss"], abs=2e-3)  # on disk the patch has the model's dtype

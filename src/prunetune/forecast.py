@@ -4,8 +4,8 @@
              PROMPT and ANSWER tokens for each of the group's answers)
     memory   bytes a parameter x parameters: 16 in one process or with ddp (fp32 weights, gradients, AdamW's two
              moments); over n devices zero2 2 + 14/n (bf16 weights whole on each), zero3 and fsdp2 16/n; LoRA 4, the
-             weights alone; grpo 4 more for the reference; weights that are spread are divided by n. To this the
-             activations of one sequence of `max_length` with checkpointing (`Cost.activation_bytes`)
+             weights alone; grpo 4 more for the reference, `average` for the mean; weights that are spread are divided
+             by n. To this the activations of one sequence of `max_length` with checkpointing (`Cost.activation_bytes`)
     hours    tokens x FLOPs / (devices x peak x utilisation): 6 FLOPs a parameter and token (forward 2, backward 4;
              recomputing activations is not counted as work), LoRA 4, distill 2 more a parameter of the teacher; grpo 2
              more for the reference, and 2 for sampling at SAMPLING of the peak (decoding is bound by memory)
@@ -108,6 +108,7 @@ def recovery(
     peak = gpu_of(gpu)[1] * 1e12 * devices
     length = method.max_length + (method.max_new_tokens or ANSWER if grpo else 0)
     held = bytes_a_parameter(launcher, devices, lora=lora, reference=grpo and method.beta > 0)
+    held += 4 if method.average and not lora else 0
     return {
         "method": method.type,
         "tokens": tokens,

@@ -1,6 +1,7 @@
 """Batched greedy generation with plain `model.generate`: left padding, end tokens, stop texts, real lengths.
 
 Outputs do not depend on the batch they were made in (up to rounding), and every answer says how long it really was.
+Rows that have ended leave the batch every `SPAN` steps; the others go on with their part of the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from transformers import (
 )
 
 from prunetune.prompt import end_ids
+
+SPAN = 128
+"""Steps after which rows that have ended leave the batch: one endless answer must not keep all others computing."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,37 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
         mask[row, width - len(prompt) :] = 1
-    criterion = _StopTexts(tokenizer, stop, width, model) if stop else None
+    ids, mask = ids.to(model.device), mask.to(model.device)
     greedy = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         eos_token_id=list(ends) or None,
         pad_token_id=pad,
         use_cache=True,
+        return_dict_in_generate=True,
     )
+    going, stopped = list(range(len(prompts))), dict[int, int]()
+    new: list[list[int]] = [[] for _ in prompts]
+    generator: Any = model  # the type of a pretrained model leaves `generate` out
+    cache: dict[str, Any] = {}
     with _own_config(model, greedy):
-        generator: Any = model  # the type of a pretrained model leaves `generate` out
-        out = generator.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            stopping_criteria=StoppingCriteriaList([criterion] if criterion else []),
-        )
-    new = out[:, width:].tolist()
-    return [
-        _answer(tokenizer, row, ends, stop, criterion.length.get(i) if criterion else None) for i, row in enumerate(new)
-    ]
+        while going and (made := ids.shape[1] - width) < max_new_tokens:
+            greedy.max_new_tokens = min(SPAN, max_new_tokens - made)
+            criterion = _StopTexts(tokenizer, stop, width, model) if stop else None
+            criteria = StoppingCriteriaList([criterion] if criterion else [])
+            result = generator.generate(input_ids=ids, attention_mask=mask, stopping_criteria=criteria, **cache)
+            ids, halted = result.sequences, criterion.length if criterion else {}
+            for i, tokens in enumerate(ids[:, width + made :].tolist()):
+                new[going[i]] += tokens
+                if i in halted:
+                    stopped[going[i]] = halted[i]
+            keep = [i for i, row in enumerate(going) if i not in halted and not set(new[row]) & set(ends)]
+            at = torch.tensor(keep, dtype=torch.long, device=ids.device)
+            going, ids = [going[i] for i in keep], ids[at]
+            mask = torch.nn.functional.pad(mask[at], (0, ids.shape[1] - mask.shape[1]), value=1)
+            cache = {"past_key_values": result.past_key_values}
+            if going and len(going) < len(result.sequences):
+                result.past_key_values.batch_select_indices(at)
+    return [_answer(tokenizer, row, ends, stop, stopped.get(i)) for i, row in enumerate(new)]
 
 
 def _answer(

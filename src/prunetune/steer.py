@@ -114,6 +114,9 @@ def _probe(bench: Bench, index: int) -> dict[str, Any]:
     """Measure, and decide the round: its shape, its share of the tokens that are left, the rounds in all."""
     run, prune, sizes = bench.run, bench.recipe.prune, bench.sizes
     current, now = run.current, _now(bench)
+    fixed = _fixed_rounds(bench)
+    if prune.order != "auto" and fixed is not None and index >= fixed:
+        return _rest(bench, index, budget.path(prune, sizes, now)[-1])
     source, at = run.model_of(current), run.decisions / f"{index:02d}"
     at.mkdir(parents=True, exist_ok=True)
     scores = survey.take_scores(bench, Timed(at), source, current["model_sha"])
@@ -141,6 +144,22 @@ def _probe(bench: Bench, index: int) -> dict[str, Any]:
         "loss": loss,
         "probes": [vars(p).copy() for p in probes],
         "path": [{"depth": d, "width": w, "damage": c} for (d, w), c in zip(way, curve, strict=True)],
+    }
+
+
+def _rest(bench: Bench, index: int, end: budget.Place) -> dict[str, Any]:
+    """The last round goes to the target whatever it costs: nothing needs to be measured."""
+    step = budget.step_to(index, _now(bench), end)
+    why = f"{step.name} is the last of {index} rounds: all that is left goes, with all of the budget left"
+    loss = bench.run.current["held_out_loss"]
+    return {
+        "index": index,
+        "rounds": index,
+        "step": vars(step).copy(),
+        "share": 1.0,
+        "why": why,
+        "loss": loss,
+        "probes": [],
     }
 
 

@@ -44,8 +44,9 @@ def newest_checkpoint(work: Path, key: str) -> tuple[str | None, float]:
 class Clock(TrainerCallback):
     """Asks for a checkpoint every `every_s` seconds and marks it when it is whole."""
 
-    def __init__(self, work: Path, key: str, every_s: float, before_s: float) -> None:
+    def __init__(self, work: Path, key: str, every_s: float, before_s: float, copies: int = 3) -> None:
         self.work, self.key, self.every_s, self.before_s = work, key, every_s, before_s
+        self.copies = copies  # of the trained weights, fp32: themselves, two moments, and what else is saved
         self.begin = self.last = time.monotonic()
 
     def on_train_begin(
@@ -68,7 +69,7 @@ class Clock(TrainerCallback):
     def _check_space(self, model: torch.nn.Module) -> None:
         """Better to stop before a checkpoint than in the midst of it."""
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        needed = 12 * trained + (1 << 20)  # fp32 weights and two moments
+        needed = 4 * self.copies * trained + (1 << 20)
         free = shutil.disk_usage(self.work).free
         if free < needed:
             raise NotWritable(

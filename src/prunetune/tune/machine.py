@@ -101,7 +101,7 @@ def pick_memory_plan(
         The largest divisor of `share` (on CPU of at most 4096 tokens, beyond which nothing is gained) whose activations
         fit beside weights, gradients and optimiser; without checkpointing if even a quarter of a step fits so.
     """
-    room = (0.6 if device.type == "cpu" else 0.85) * total_bytes(device) - 18 * params
+    room = (0.6 if device.type == "cpu" else 0.85) * total_bytes(device) - (22 if method.average else 18) * params
     cap = 4096 if device.type == "cpu" else 65536
     fits: dict[bool, int] = {}
     for checkpointing in (False, True):

@@ -186,7 +186,7 @@ def fit(
         data_collator=lambda batch: collate(batch, stage.tokenizer.pad_token_id or 0),
         callbacks=[
             *([Average(steps, method.average, job.work, checkpoint)] if method.average else []),  # before it is marked
-            Clock(job.work, key, method.checkpoint_minutes * 60, before),
+            Clock(job.work, key, method.checkpoint_minutes * 60, before, copies=4 if method.average else 3),
             guard,
             Steps(stage.progress),
             *([Thermostat(settle, method.slope)] if settle else []),
