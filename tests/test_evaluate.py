@@ -78,21 +78,28 @@ def test_every_sample_is_on_disk_and_batch_size_does_not_matter(model: PreTraine
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of prompts of every call of `generate`."""
+    calls: list[int] = []
+    real = module.generate
+
+    def counting(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        calls.append(len(prompts))
+        return real(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(module, "generate", counting)
+    return calls
+
+
 def test_a_killed_evaluation_asks_only_what_is_missing(
-    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, tmp_path: Path, asked: list[int]
 ) -> None:
     out = tmp_path / "t.jsonl"
     whole = evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=2)
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines[:5]) + lines[5][:20])  # killed inside the sixth line
-    asked: list[int] = []
-    real = module.generate
-
-    def counting(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
-        asked.append(len(prompts))
-        return real(model, tokenizer, prompts, *rest)
-
-    monkeypatch.setattr(module, "generate", counting)
+    asked.clear()
     seen: list[tuple[int, int]] = []
     again = evaluate(
         model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=2, progress=lambda *p: seen.append(p)
@@ -106,7 +113,7 @@ def test_a_killed_evaluation_asks_only_what_is_missing(
     assert asked == []
 
 
-def test_a_command_killed_half_way_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_killed_half_way_goes_on(tmp_path: Path, asked: list[int]) -> None:
     """The command itself, ended by SIGKILL once some answers are on disk."""
     folder, out = brief_folder(tmp_path / "model"), tmp_path / "out" / "demo.jsonl"
     args = ["eval", str(folder), "--task", "demo", "--n", "12", "--batch-size", "1", "--device", "cpu",
@@ -114,14 +121,6 @@ def test_a_command_killed_half_way_goes_on(tmp_path: Path, monkeypatch: pytest.M
     killed_after(args, out, lines=2)
     finished = read_samples(out)
     assert 2 <= len(finished) < 12
-    asked: list[int] = []
-    real = module.generate
-
-    def counting(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> Any:
-        asked.append(len(prompts))
-        return real(model, tokenizer, prompts, *rest)
-
-    monkeypatch.setattr(module, "generate", counting)
     tasks = eval_tasks(["demo"], {}, n=12)
     options: dict[str, Any] = {"batch_size": 1, "chat": False, "backend": "transformers", "device": "cpu"}
     (again,) = eval_model(str(folder), tasks, out.parent, watch=Watch(quiet=True), **options)

@@ -86,19 +86,23 @@ def test_every_sample_equals_lm_evals_own(model: Path, gsm8k: Path, tmp_path: Pa
     assert ours["gsm8k/0"]["prompt"].count("Question: train") == 2
 
 
-def test_finished_answers_are_not_asked_again(
-    model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of requests of every call of lm-eval's `generate_until`."""
     from lm_eval.models.huggingface import HFLM
 
-    asked: list[int] = []
+    calls: list[int] = []
     real = HFLM.generate_until
 
     def counting(self: Any, requests: Any, **more: Any) -> Any:
-        asked.append(len(requests))
+        calls.append(len(requests))
         return real(self, requests, **more)
 
     monkeypatch.setattr(HFLM, "generate_until", counting)
+    return calls
+
+
+def test_finished_answers_are_not_asked_again(model: Path, gsm8k: Path, tmp_path: Path, asked: list[int]) -> None:
     options: dict[str, Any] = {"data": {"gsm8k": str(gsm8k)}, "shots": 0, "batch_size": 1, "out": tmp_path}
 
     class Killed(Exception):
@@ -117,12 +121,8 @@ def test_finished_answers_are_not_asked_again(
     assert asked == [3, 1, 1]
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(
-    model: Path, gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_evaluation_goes_on_where_it_was(model: Path, gsm8k: Path, tmp_path: Path, asked: list[int]) -> None:
     """The command itself, ended by SIGKILL once some answers are on disk."""
-    from lm_eval.models.huggingface import HFLM
-
     rows = [{"question": f"test {i}?", "answer": f"so\n#### {i}"} for i in range(16)]
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     (tmp_path / "train.jsonl").write_text((gsm8k / "train.jsonl").read_text())
@@ -132,14 +132,6 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     killed_after(args, answers, lines=2)
     finished = read_samples(answers)
     assert 2 <= len(finished) < 16
-    asked: list[int] = []
-    real = HFLM.generate_until
-
-    def counting(self: Any, requests: Any, **more: Any) -> Any:
-        asked.append(len(requests))
-        return real(self, requests, **more)
-
-    monkeypatch.setattr(HFLM, "generate_until", counting)
     again, straight = (
         evaluate_with_harness(
             model, ["gsm8k"], data={"gsm8k": str(tmp_path)}, shots=0, limit=16, batch_size=1, out=out, dtype="float32"

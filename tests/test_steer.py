@@ -8,17 +8,20 @@ import json
 import pytest
 import torch
 
+from prunetune import rounds, survey
 from prunetune.bench import Bench
+from prunetune.budget import Probe
 from prunetune.compensate import rank_neurons
 from prunetune.errors import RecipeError
 from prunetune.loop import prune_tune_loop
 from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
-from prunetune.schedule import Sizes
+from prunetune.schedule import Sizes, plan_ahead
 from prunetune.score import Scores
-from prunetune.steer import validation
-from prunetune.store import load_config, load_model, resolve_model
+from prunetune.steer import decide
+from prunetune.store import load_config, load_model, resolve_model, write_json
 from prunetune.ui import Watch
+from prunetune.verdict import validation
 from tiny_run import tiny_recipe
 
 QUIET = Watch(quiet=True)
@@ -166,6 +169,189 @@ def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
     assert summary["promise"]["kept"] is False
     assert "no smaller model" in summary["promise"]["why"]
     assert done[0]["verdict"]["validation"]["n"] == 6
+
+
+class Heard(Watch):
+    """Keeps what it would have shown."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def walk(at, stands, **changes):
+    """The rounds that are decided when every model of some shapes stands and no other: files only, nothing is trained.
+
+    Before every round all is read anew, as after a kill.
+    """
+    recipe, heard = tiny_recipe(at, tolerance=9.0, **changes), Heard()
+    part = recipe.recover[0].samples
+    while True:
+        with RunFolder.open(at / "out", recipe, resolve_model(recipe.model)) as run:
+            bench = Bench(recipe, run, heard)
+            sizes, folder = bench.sizes, run.folder("original")
+            if not folder.is_dir():
+                shape = {"depth": sizes.depth, "width": sizes.width, "model_sha": "0", "held_out_loss": 1.0}
+                write_json(folder / "stage.json", {"index": 0, **shape})
+            first, decision = decide(bench), decide(bench)
+            assert first == decision  # what a killed process finds
+            if decision is None:
+                return sizes, stages(at / "out"), heard.lines
+            step, now = decision.step, run.current
+            depth, width = now["depth"] - step.layers, now["width"] - step.neurons
+            assert (depth, width) != (now["depth"], now["width"])
+            start = run.cursor or bench.reserved
+            record = {
+                "index": step.index, "attempt": step.attempt, "name": step.name, "step": vars(step).copy(),
+                "depth": depth, "width": width, "model_sha": f"{depth}x{width}", "held_out_loss": 1.0,
+                "samples": [start, start + part], "rounds": decision.rounds, "share": decision.share,
+                "removed": {"neurons": step.neurons, "layers": [0] * step.layers}, "last": decision.last,
+                "decision": decision.evidence.get("why"), "verdict": {"accepted": stands(depth, width), "why": "-"},
+            }  # fmt: skip
+            assert not run.folder(step.name).exists()
+            write_json(run.folder(step.name) / "stage.json", record)
+
+
+def told(done):
+    return [(s["name"], s["verdict"]["accepted"]) for s in done]
+
+
+def no_layer(depth, width):
+    return depth == 4
+
+
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
+def test_a_rejected_layer_leaves_the_rest_to_the_neurons(tmp_path, order):
+    prune = {"target": 0.75, "step": 0.3, "align": 4, "layers": 1, "order": order}
+    sizes, done, lines = walk(tmp_path, no_layer, prune=prune)
+    at = next(i for i, s in enumerate(done) if not s["verdict"]["accepted"])
+    rejected, after = done[at], done[at + 1 :]
+    assert rejected["step"]["layers"] == 1
+    assert all(s["verdict"]["accepted"] and s["step"]["layers"] == 0 for s in after)
+    assert (after[0]["index"], after[0]["attempt"]) == (rejected["index"], 2)
+    fitting = [w for w in range(4, 48, 4) if sizes.params(4, w) <= 0.75 * sizes.original]
+    assert (done[-1]["depth"], done[-1]["width"], done[-1]["last"]) == (4, max(fitting), True)
+    why = f"no more layers go, for {rejected['name']} was rejected"
+    assert [s["decision"] for s in after] == [why] * len(after)
+    assert not any("no smaller step is left" in line for line in lines)
+
+
+def test_neurons_rejected_down_to_align_leave_the_rest_to_the_layers(tmp_path):
+    _, done, _ = walk(tmp_path, lambda depth, width: width == 48, prune={"target": 0.75, "step": 0.3, "align": 8})
+    assert told(done) == [  # two of four layers: 0.55 of the parameters; one: 0.77
+        ("01-neurons-24", False), ("01-neurons-8-a2", False), ("01-layers-1-a3", True), ("02-layers-1", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "tried"), [(1, ["01-neurons-4", "01-layers-1-a2"]), (0, ["01-neurons-8", "01-neurons-4-a2"])]
+)
+def test_it_ends_when_neither_neurons_nor_layers_are_left(tmp_path, layers, tried):
+    prune = {"target": 0.75, "step": 0.1, "align": 4, "layers": layers}
+    _, done, lines = walk(tmp_path, lambda depth, width: False, prune=prune)
+    assert told(done) == [(name, False) for name in tried]
+    assert lines[-1] == f"  {tried[-1]} was rejected, and no smaller step is left: finished"
+
+
+def test_a_width_that_the_recipe_names_is_the_end(tmp_path):
+    _, done, lines = walk(tmp_path, no_layer, prune={"target": {"width": 44, "depth": 3}, "step": 0.1, "align": 4})
+    assert told(done) == [("01-neurons-4", True), ("02-layers-1", False)]
+    assert "no smaller step is left" in lines[-1]
+
+
+def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
+    prune = {"target": {"width": 24, "depth": 3}, "step": 0.3, "align": 4, "order": "layers-then-neurons"}
+    method = {"type": "cpt", "samples": 184, "per": "round", "batch_size": 8}  # of the 188 that there are
+    _, done, lines = walk(tmp_path, no_layer, prune=prune, recover=[method])
+    assert told(done) == [("01-layers-1", False)]
+    assert "too few data are left" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("prune", "changes", "wanted"),
+    [
+        (
+            {"target": 0.3, "rounds": 2, "order": "auto"},
+            {},
+            [("01-neurons-32", True), ("02-layers-2", False), ("02-layers-1-a2", False), ("02-neurons-12-a3", True)],
+        ),
+        (
+            {"target": 0.5, "rounds": 3, "layers": 2},
+            {"budget": "damage"},
+            [("01-neurons-12", True), ("02-layers-1", False), ("02-neurons-12-a2", True), ("03-neurons-20", True)],
+        ),
+    ],
+)
+def test_with_probes_the_other_axis_is_probed_anew(tmp_path, monkeypatch, prune, changes, wanted):
+    def probe(bench, at, source, scores, shapes):  # 0.01 nats a neuron, 0.3 a layer
+        all_of, size = bench.sizes.original, bench.sizes.params
+        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3, all_of - size(d, w)) for d, w in shapes]
+
+    monkeypatch.setattr(survey, "probe", probe)
+    monkeypatch.setattr(survey, "take_scores", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "model_of", lambda *_: None)
+    _, done, _ = walk(tmp_path, no_layer, prune={"align": 4, **prune}, **changes)
+    assert told(done) == wanted
+    (rejected,) = [name for name, accepted in wanted if not accepted][-1:]
+    anew = [json.loads(p.read_text()) for p in sorted((tmp_path / "out/decisions").glob("*.json"))]
+    (first, *_) = closing = [d for d in anew if "closed" in d]
+    assert all(d["closed"] == {"layers": rejected} and rejected in d["why"] for d in closing)
+    assert {p["depth"] for d in closing for p in d["probes"]} <= {4}
+    assert first["step"] == next(s["step"] for s in done if s["name"] == wanted[wanted.index((rejected, False)) + 1][0])
+    assert done[-1]["share"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["equal", "damage"])
+def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monkeypatch, budget):
+    prune = {"target": 0.75, "align": 4, "rounds": 2, "layers": 1, "order": "layers-then-neurons"}
+    method = {"type": "cpt", "samples": 8, "per": "round", "batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
+    recipe = tiny_recipe(tmp_path, prune=prune, tolerance=9.0, budget=budget, recover=[method])
+
+    class Killed(Exception):
+        pass
+
+    seen = set()
+
+    def judge(bench, record, model, at):
+        if record["name"] not in seen:  # trained and measured, but not judged yet
+            seen.add(record["name"])
+            raise Killed
+        return {"accepted": record["depth"] == 4, "why": f"{record['depth']} layers"}
+
+    monkeypatch.setattr(rounds, "judge", judge)
+    kills = 0
+    while True:
+        try:
+            prune_tune_loop(recipe, tmp_path / "killed", QUIET)
+            break
+        except Killed:
+            kills += 1
+    summary = prune_tune_loop(recipe, tmp_path / "straight", QUIET)  # every name has been seen
+    one, other = (stages(tmp_path / p) for p in ("straight", "killed"))
+    keys = ("name", "step", "model_sha", "verdict", "decision", "share", "samples", "tokens")
+    assert [[s[k] for k in keys] for s in one] == [[s[k] for k in keys] for s in other]
+    assert kills == len(one)
+    assert not one[0]["verdict"]["accepted"]
+    assert summary["params_ratio"] <= 0.75
+    assert one[-1]["depth"] == 4
+    assert one[-1]["decision"] in (tmp_path / "straight/report.md").read_text()
+    timeless = [[{**d, "seconds": 0} for d in decisions(tmp_path / p)] for p in ("straight", "killed")]
+    assert timeless[0] == timeless[1]
+    assert bool(timeless[0]) == (budget == "damage")
+
+
+def test_without_a_rejected_round_the_schedule_is_the_recipes(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    sizes, done, lines = walk(tmp_path, lambda depth, width: True)
+    planned = plan_ahead(recipe.prune, sizes)
+    assert told(done) == [(a.step.name, True) for a in planned]
+    assert [s["decision"] for s in done] == [None] * len(planned)
+    assert not lines
+    assert not (tmp_path / "out/decisions").exists()
 
 
 def test_validation_problems_are_not_the_reported_ones(tmp_path):

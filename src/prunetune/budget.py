@@ -12,10 +12,10 @@ spend tokens where nothing is to be healed; steps of equal damage do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from prunetune.schedule import PruneConfig, Sizes, Step, align_of, final_shape
+from prunetune.schedule import Axis, Done, FinalShape, PruneConfig, Sizes, Step, align_of, final_shape
 
 Place = tuple[int, int]
 """(depth, width)."""
@@ -124,12 +124,53 @@ def halved(step: Step, width: int, align: int) -> Step | None:
     """
     neurons, layers = step.neurons or 0, (step.layers or 0) // 2
     left = math.ceil((width - neurons / 2) / align) * align
-    fewer = width - left if neurons else 0
+    fewer = max(width - left, 0) if neurons else 0
     if step.layers == 1 and neurons:
         layers = 0
     if (fewer, layers) in ((0, 0), (neurons, step.layers or 0)):
         return None
-    return Step(step.index, max(fewer, 0), layers, step.attempt + 1)
+    return Step(step.index, fewer, layers, step.attempt + 1)
+
+
+def closed(history: Sequence[Done], align: int) -> dict[Axis, str]:
+    """The axes on which nothing goes any more, each with the round that showed it: rejected, and there was no half.
+
+    Such a round on both axes closes the layers: neurons alone are the smaller step.
+    """
+    found: dict[Axis, str] = {}
+    for done in history:
+        if not done.accepted and halved(done.step, done.width + (done.step.neurons or 0), align) is None:
+            found["neurons" if done.step.axis == "neurons" else "layers"] = done.step.name
+    return found
+
+
+def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axis], least: int) -> PruneConfig:
+    """The schedule with the closed axes held where they are; the other one makes for the target alone.
+
+    A width or depth that the recipe names is not passed on the way there; a share or a count may ask for a narrower or
+    shallower model than it would with both axes.
+
+    Args:
+        prune: The recipe's schedule, without thresholds.
+        sizes: Parameters by shape.
+        now: The shape before the next round.
+        shut: The closed axes.
+        least: No width below this.
+    """
+    if not shut:
+        return prune
+    (depth, width), (final_depth, final_width) = now, final_shape(prune, sizes)
+    if not isinstance(prune.target, FinalShape):
+        outside = target_params(prune, sizes) - sizes.base
+        align = align_of(prune, sizes)
+        final_width = (outside - depth * sizes.layer) // (depth * sizes.neuron) // align * align
+        if prune.layers == "auto":
+            final_depth = max(1, outside // (sizes.layer + width * sizes.neuron))
+    final = FinalShape(
+        width=width if "neurons" in shut else min(width, max(final_width, least)),
+        depth=depth if "layers" in shut else min(depth, final_depth),
+    )
+    return prune.model_copy(update={"target": final, "layers": "auto", "order": "neurons-then-layers"})
 
 
 # ------------------------------------------------------------------------------------------------------ order: auto

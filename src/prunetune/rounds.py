@@ -17,11 +17,12 @@ from prunetune.plan import PrunePlan, make_plan, threshold_counts
 from prunetune.run import Record, Timed
 from prunetune.schedule import Step, align_of
 from prunetune.score import Scores
-from prunetune.steer import Decision, judge
+from prunetune.steer import Decision
 from prunetune.store import load_config, model_sha, remove, write_json
 from prunetune.surgery import apply_on_disk
 from prunetune.survey import make_patch, plan_for, take_scores
 from prunetune.tune.job import TuneJob, TuneResult, launch
+from prunetune.verdict import judge
 
 
 def one_round(bench: Bench, decision: Decision) -> None:

@@ -1,35 +1,32 @@
-"""Deciding between rounds: how far the next one goes, with which share of the budget, and whether the last one stands.
+"""Deciding between rounds: how far the next one goes, with which share of the budget, and what follows a rejected one.
 
     while decision := decide(bench):          # RUN/decisions/NN[-aK].json: what was measured, what follows
-        one_round(bench, decision)            # asks `judge` for the verdict that its stage.json carries
+        one_round(bench, decision)            # its stage.json carries the verdict (verdict.py)
 
 With `budget: equal`, a fixed order and no conditions this is the paper's schedule (`schedule.next_step`), and nothing
-is measured. Otherwise the current model is probed (survey.py) and the arithmetic is budget.py's.
+is measured. Otherwise the current model is probed (survey.py) and the arithmetic is budget.py's. After a rejected round
+half of it is tried; where there is no half, its axis is closed for good and the other one goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunetune import budget, survey
-from prunetune.bench import Bench, free, samples_of
-from prunetune.evaluate import read_samples
-from prunetune.recipe import StopConfig
+from prunetune.bench import Bench
 from prunetune.run import Record, Timed
-from prunetune.schedule import FinalShape, PruneConfig, Step, align_of, next_step
-from prunetune.stats import kept_share
-from prunetune.store import model_sha, once, read_json, write_json
-from prunetune.tasks import Task, TaskConfig, build_task
+from prunetune.schedule import Axis, FinalShape, PruneConfig, Step, align_of, next_step
+from prunetune.store import once, read_json, write_json
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""
 MOST_ROUNDS = 6
 """`rounds: auto`: no more than this, unless `max_rounds` says so."""
-UNCONDITIONAL = "the schedule's step; no condition was set on its accuracy"
 
 
 @dataclass(frozen=True)
@@ -55,23 +52,41 @@ def decide(bench: Bench) -> Decision | None:
     """The next round, or None when the loop is finished: target reached, or no smaller step would be accepted."""
     stages = bench.run.stages
     rejected = stages[-1] if stages and not stages[-1]["verdict"]["accepted"] else None
-    if rejected is not None:
-        return _again(bench, rejected)
+    if rejected is None:
+        decision = _scheduled(bench, 1)
+    else:
+        decision = _again(bench, rejected)
+        if decision is None and not bench.recipe.prune.by_threshold:
+            decision = _scheduled(bench, rejected["attempt"] + 1)
+        if decision is None:
+            bench.watch.line(f"  {rejected['name']} was rejected, and no smaller step is left: finished")
+    if decision is not None and _used_up(bench):
+        bench.watch.line("  after what was rejected, too few data are left for another round: finished")
+        return None
+    return decision
+
+
+def _scheduled(bench: Bench, attempt: int) -> Decision | None:
+    """The schedule's next round, on the axes that are open; None if it has reached its end."""
+    prune, told = _schedule(bench), _told(bench)
     if not bench.recipe.probed:
-        planned = next_step(bench.recipe.prune, bench.sizes, bench.run.history)
+        planned = next_step(prune, bench.sizes, bench.run.history)
         if planned is None:
             return None
-        return _capped(bench, Decision(planned, bench.rounds, None, _is_last(bench, planned), {}))
+        if told:
+            bench.watch.line(f"  round {planned.index}: {told}")
+        planned, evidence = dataclasses.replace(planned, attempt=attempt), {"why": told} if told else {}
+        return _capped(bench, Decision(planned, bench.rounds, None, _is_last(bench, planned), evidence))
     if _arrived(bench):
         return None
     index = len(bench.run.accepted) + 1
-    if index > (bench.recipe.prune.max_rounds or index):
+    if index > (prune.max_rounds or index):
         return None
-    path = bench.run.decisions / f"{index:02d}.json"
+    path = bench.run.decisions / (f"{index:02d}.json" if attempt == 1 else f"{index:02d}-a{attempt}.json")
     current = bench.run.current
     key = {
         "model": current["model_sha"],
-        "prune": bench.recipe.prune.model_dump(mode="json"),
+        "prune": prune.model_dump(mode="json"),
         "compensate": bench.recipe.compensate,
         "data": bench.stream.sha,
     }
@@ -79,6 +94,9 @@ def decide(bench: Bench) -> Decision | None:
     def make(tmp: Path) -> None:
         start = time.monotonic()
         found = _probe(bench, index)
+        found["step"]["attempt"] = attempt
+        if told:
+            found |= {"why": f"{told}; {found['why']}", "closed": _closed(bench)}
         write_json(tmp, {**found, "seconds": round(time.monotonic() - start, 3)})
 
     found = read_json(once(path, key, make))
@@ -87,13 +105,31 @@ def decide(bench: Bench) -> Decision | None:
     return _capped(bench, Decision(step, found["rounds"], found["share"], _is_last(bench, step), found))
 
 
+def _closed(bench: Bench) -> dict[Axis, str]:
+    return budget.closed(bench.run.history, align_of(bench.recipe.prune, bench.sizes))
+
+
+def _told(bench: Bench) -> str:
+    """Why an axis is closed, in words; empty if none is."""
+    return "; ".join(f"no more {axis} go, for {name} was rejected" for axis, name in _closed(bench).items())
+
+
+def _schedule(bench: Bench) -> PruneConfig:
+    """The recipe's schedule, as far as its axes are open."""
+    prune, protect, width = bench.recipe.prune, bench.recipe.protect, _now(bench)[1]
+    align = align_of(prune, bench.sizes)
+    guarded = math.ceil(width * protect.share) if protect else 0
+    least = max(1, math.ceil(guarded / align)) * align
+    return budget.remaining(prune, bench.sizes, _now(bench), _closed(bench), least)
+
+
 def _now(bench: Bench) -> budget.Place:
     current = bench.run.current
     return current["depth"], current["width"]
 
 
 def _arrived(bench: Bench) -> bool:
-    prune, now = bench.recipe.prune, _now(bench)
+    prune, now = _schedule(bench), _now(bench)
     if prune.order == "auto":
         return bench.sizes.params(*now) <= budget.target_params(prune, bench.sizes)
     return next_step(prune, bench.sizes, bench.run.history) is None
@@ -104,7 +140,7 @@ def _is_last(bench: Bench, step: Step) -> bool:
         return False
     depth, width = _now(bench)
     left = bench.sizes.params(depth - (step.layers or 0), width - (step.neurons or 0))
-    return left <= budget.target_params(bench.recipe.prune, bench.sizes)
+    return left <= budget.target_params(_schedule(bench), bench.sizes)
 
 
 # ------------------------------------------------------------------------------------------------------- by damage
@@ -112,7 +148,7 @@ def _is_last(bench: Bench, step: Step) -> bool:
 
 def _probe(bench: Bench, index: int) -> dict[str, Any]:
     """Measure, and decide the round: its shape, its share of the tokens that are left, the rounds in all."""
-    run, prune, sizes = bench.run, bench.recipe.prune, bench.sizes
+    run, prune, sizes = bench.run, _schedule(bench), bench.sizes
     current, now = run.current, _now(bench)
     fixed = _fixed_rounds(bench)
     if prune.order != "auto" and fixed is not None and index >= fixed:
@@ -231,30 +267,35 @@ def _affordable(bench: Bench) -> int:
     return max(1, min(rounds))
 
 
-# ------------------------------------------------------------------------------------------------ conditions, verdicts
+# ------------------------------------------------------------------------------------------------ after a verdict
 
 
 def _capped(bench: Bench, decision: Decision) -> Decision:
-    """After a round that stood only when halved, the next is no larger."""
-    before = bench.run.accepted[-1:]
-    if not before or before[0]["attempt"] == 1:
+    """After a round that stood only when halved, the next is no larger; its share of the budget shrinks with it."""
+    before, step, (depth, width) = bench.run.accepted[-1:], decision.step, _now(bench)
+    if not before or step.neurons is None or step.layers is None:
         return decision
-    most, step = before[0]["removed"], decision.step
-    if step.neurons is None or step.layers is None:
+    most = before[0]["removed"]
+    index = before[0]["index"]
+    undone = [s["removed"] for s in bench.run.stages if s["index"] == index and not s["verdict"]["accepted"]]
+    if not any(u["neurons"] >= most["neurons"] and len(u["layers"]) >= len(most["layers"]) for u in undone):
         return decision
-    width = _now(bench)[1]
     align = align_of(bench.recipe.prune, bench.sizes)
     neurons = min(step.neurons, max(most["neurons"], width - (width - 1) // align * align)) if step.neurons else 0
     layers = min(step.layers, max(1, len(most["layers"]))) if step.layers else 0
     smaller = dataclasses.replace(step, neurons=neurons, layers=layers)
-    return dataclasses.replace(decision, step=smaller, last=_is_last(bench, smaller))
+    gone, planned = (
+        bench.sizes.params(depth, width) - bench.sizes.params(depth - (s.layers or 0), width - (s.neurons or 0))
+        for s in (smaller, step)
+    )
+    share = None if decision.share is None else decision.share * (gone / planned)
+    return dataclasses.replace(decision, step=smaller, share=share, last=_is_last(bench, smaller))
 
 
 def _again(bench: Bench, rejected: Record) -> Decision | None:
     """Half of the round that was rejected, from the state before it; None if there is no half."""
     step = budget.halved(Step(**rejected["step"]), _now(bench)[1], align_of(bench.recipe.prune, bench.sizes))
     if step is None:
-        bench.watch.line(f"  {rejected['name']} was rejected, and no smaller step is left: finished")
         return None
     share = rejected.get("share")
     return Decision(
@@ -262,68 +303,11 @@ def _again(bench: Bench, rejected: Record) -> Decision | None:
     )
 
 
-def judge(bench: Bench, record: Record, model: Any, at: Path) -> Record:
-    """The verdict on a finished round, and what it rests on: {accepted, why, ...}."""
-    before, recipe = bench.run.current, bench.recipe
-    reasons = []
-    if recipe.tolerance is not None:
-        rise = record["held_out_loss"] - before["held_out_loss"]
-        if rise > recipe.tolerance:
-            why = f"the held-out loss rose by {rise:.3f} nats; the tolerance is {recipe.tolerance:g}"
-            return {"accepted": False, "why": why}
-        reasons.append(f"the held-out loss changed by {rise:+.3f} nats (tolerance {recipe.tolerance:g})")
-    if recipe.stop_at is None:
-        return {"accepted": True, "why": "; ".join(reasons) or UNCONDITIONAL}
-    return _promise(bench, recipe.stop_at, model, record["model_sha"], at, reasons)
-
-
-def _promise(bench: Bench, stop: StopConfig, model: Any, sha: str, at: Path, reasons: list[str]) -> Record:
-    """Whether the model keeps the wanted accuracy on fresh problems, by the lower end of an interval."""
-    task = validation(bench, stop)
-    original = bench.run.folder("original")
-    if not (original / "validation.json").is_file():
-        untouched = bench.load(bench.run.source)
-        _validate(bench, task, untouched, model_sha(bench.run.source), original)
-        del untouched
-        free()
-    theirs, ours = _verdicts(original, task), _validate(bench, task, model, sha, at)
-    pairs = [(theirs[i], ours[i]) for i in theirs]
-    kept, lower = kept_share(pairs, stop.accuracy, fresh=stop.fresh)
-    accuracy, before = sum(ours.values()) / len(ours), sum(theirs.values()) / len(theirs)
-    accepted = lower >= stop.accuracy
-    told = (
-        f"{accuracy:.1%} of {len(ours)} validation problems right, the original {before:.1%}: {kept:.1%} kept, "
-        f"at least {lower:.1%} to be expected on {stop.fresh} fresh ones; wanted {stop.accuracy:.1%}"
-    )
-    return {
-        "accepted": accepted,
-        "why": "; ".join([*reasons, told]),
-        "validation": {"n": len(ours), "accuracy": accuracy, "original": before, "kept": kept, "lower": lower},
-    }
-
-
-def validation(bench: Bench, stop: StopConfig) -> Task:
-    """The problems that decide: not among those that are reported."""
-    config = stop.task or bench.recipe.evaluate.judged or bench.recipe.evaluate.tasks[0]
-    if stop.task is None:
-        config = TaskConfig.model_validate({**config.model_dump(), "n": None, "seed": config.seed + 1})
-        if config.path is None:  # generated: as many as are wanted, with some to spare
-            config = config.model_copy(update={"n": stop.n + 200})
-    task = build_task(config)
-    reported = {p.question for t in bench.tasks for p in t.problems}
-    fresh = tuple(p for p in task.problems if p.question not in reported)[: stop.n]
-    return dataclasses.replace(task, name="validation", problems=fresh)
-
-
-def _validate(bench: Bench, task: Task, model: Any, sha: str, at: Path) -> dict[str, bool]:
-    result = bench.answer(task, model, sha, at)
-    write_json(at / "validation.json", result.to_json())
-    return _verdicts(at, task)
-
-
-def _verdicts(at: Path, task: Task) -> dict[str, bool]:
-    wanted = {p.id for p in task.problems}
-    return {r["id"]: bool(r["correct"]) for r in read_samples(samples_of(at, task)) if r["id"] in wanted}
+def _used_up(bench: Bench) -> bool:
+    """Whether rejected rounds, for which nothing was planned, left less than a batch for each method."""
+    run = bench.run
+    left = len(bench.stream) - (run.cursor or bench.reserved)
+    return len(run.accepted) < len(run.stages) and left < sum(m.batch_size for m in bench.recipe.recover)
 
 
 def prune_of(bench: Bench) -> PruneConfig:
