@@ -182,3 +182,25 @@ def test_protection_is_checked_before_round_one():
         check_protection(ahead, SIZES.width, 0.9)
     gentle = run(target=0.6, layers=0, step=0.05)
     check_protection(gentle, SIZES.width, 0.7)  # small rounds fit beside a large protected share
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 6])
+@pytest.mark.parametrize("target", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize(("width", "align"), [(16, 4), (32, 8), (48, 4), (768, 8)])
+def test_a_number_of_rounds_is_that_number(width, align, target, rounds):
+    """However coarse the width: fewer only where it has fewer multiples of `align` to lose."""
+    sizes = Sizes(2, width, base=64, layer=64, neuron=48, hidden=16)
+    ahead = plan_ahead(PruneConfig(target=target, rounds=rounds, align=align, layers=0), sizes)
+    assert len(ahead) == min(rounds, (width - ahead[-1].width) // align)
+    gone = [a - b for a, b in itertools.pairwise([width, *(a.width for a in ahead)])]
+    assert max(gone) - min(gone) <= 2 * align
+
+
+def test_a_number_of_rounds_covers_both_axes():
+    sizes = Sizes(6, 64, base=1600, layer=1024, neuron=48, hidden=16)
+    for order in ("neurons-then-layers", "layers-then-neurons", "alternating"):
+        prune = PruneConfig(target=0.5, rounds=4, align=4, layers=2, order=order)
+        ahead = plan_ahead(prune, sizes)
+        assert len(ahead) == 4
+        assert {a.step.axis for a in ahead} == {"neurons", "layers"}
+        assert (ahead[-1].depth, ahead[-1].width) == final_shape(prune, sizes)

@@ -9,6 +9,7 @@ Some fields may change between two starts of the same run, because they leave al
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import io
 from pathlib import Path
@@ -257,10 +258,8 @@ def shipped() -> dict[str, Path]:
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe."""
-    try:  # settings that came with a later version were at their defaults
-        before = Recipe.model_validate(before).model_dump(mode="json")
-    except ValidationError:
-        pass  # settings that are gone, or damage: shown as they are
+    with contextlib.suppress(ValidationError):  # else settings that are gone, or damage: shown as they are
+        before = Recipe.model_validate(before).model_dump(mode="json")  # settings that came later, at their defaults
     old, new = _flat(before), _flat(now)
     differs = [
         k

@@ -262,7 +262,7 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         return None
     if prune.by_threshold:
         return _threshold_step(prune, sizes, index, accepted)
-    prune = evenly(prune, sizes)
+    shared, prune = prune.rounds if isinstance(prune.rounds, int) else None, evenly(prune, sizes)
     depth, width = (accepted[-1].depth, accepted[-1].width) if accepted else (sizes.depth, sizes.width)
     final_depth, final_width = final_shape(prune, sizes)
     neurons_left, layers_left = width - final_width, depth - final_depth
@@ -275,6 +275,8 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         )
     if not neurons_left and not layers_left:
         return None
+    if shared is not None and prune.order != "together":
+        return _shared(prune, shared, sizes, index, (neurons_left, layers_left), width, accepted)
     if prune.order == "together":
         return _together(prune, sizes, index, (depth, width), (final_depth, final_width))
     neurons = _neurons_a_round(prune, sizes, depth, width, final_width) if neurons_left else 0
@@ -308,6 +310,37 @@ def _axis(order: Order, accepted: Sequence[Done], neurons_left: int, layers_left
     if order == "alternating":
         return "layers" if accepted and accepted[-1].step.axis == "neurons" else "neurons"
     return "neurons" if order == "neurons-then-layers" else "layers"
+
+
+def _shared(
+    prune: PruneConfig,
+    rounds: int,
+    sizes: Sizes,
+    index: int,
+    left: tuple[int, int],
+    width: int,
+    accepted: Sequence[Done],
+) -> Step:
+    """A fixed number of rounds: each axis gets its part of them by its parameters, and shares itself out over those.
+
+    Fewer where the width has fewer multiples of `align`, or the depth fewer layers, than rounds; two where both axes
+    must go, one after the other.
+    """
+    final_depth, final_width = final_shape(prune, sizes)
+    neurons = sizes.depth * (sizes.width - final_width) * sizes.neuron
+    layers = (sizes.depth - final_depth) * (sizes.layer + final_width * sizes.neuron)
+    for_layers = min(round(rounds * layers / (neurons + layers)), sizes.depth - final_depth)
+    if neurons and layers:
+        for_layers = max(1, min(for_layers, rounds - 1))
+    axis = _axis(prune.order, accepted, *left)
+    done = sum(d.step.axis == axis for d in accepted)
+    to_go = max(1, (for_layers if axis == "layers" else rounds - for_layers) - done)
+    if axis == "layers":
+        return Step(index, 0, -(-left[1] // to_go))
+    align, wanted = align_of(prune, sizes), left[0] / to_go
+    kept = math.ceil((width - wanted) / align - 1e-9) * align if to_go > 1 else width - left[0]
+    kept = kept if kept < width else (width - 1) // align * align
+    return Step(index, width - max(kept, width - left[0]), 0)
 
 
 def _neurons_a_round(prune: PruneConfig, sizes: Sizes, depth: int, width: int, final: int) -> int:
