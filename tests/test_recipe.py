@@ -115,7 +115,7 @@ def test_reading_a_recipe_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("launcher", "average"), [(None, 0.5), ("ddp --num_processes 2", 0.5), ("fsdp2", 0.0)])
+@pytest.mark.parametrize(("launcher", "average"), [(None, 0.25), ("ddp --num_processes 2", 0.25), ("fsdp2", 0.0)])
 def test_what_a_run_without_a_file_starts_from_averages_only_whole_weights(launcher, average):
     value = {**recommended(launcher), "model": "demo", "data": [{"type": "demo", "size": 10}]}
     recipe = Recipe.parse({**value, "prune": {**value["prune"], "target": 0.6}, "launcher": launcher}, "test")

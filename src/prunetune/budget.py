@@ -20,7 +20,7 @@ from prunetune.schedule import Axis, Done, FinalShape, PruneConfig, Sizes, Step,
 Place = tuple[int, int]
 """(depth, width)."""
 
-PROBED = (0.5, 0.75, 0.9, 1.0)
+PROBED = (0.6, 0.85, 1.0)
 """Where the damage is measured: shares of the parameters that are still to go."""
 
 

@@ -239,7 +239,7 @@ def recommended(launcher: str | None = None) -> dict[str, Any]:
 
     With a launcher that may spread the weights over devices the paper's rate stays: only whole weights are averaged.
     """
-    averaged = {"recover": [{"type": "cpt", "scheduler": "constant_with_warmup", "average": 0.5}]}
+    averaged = {"recover": [{"type": "cpt", "scheduler": "constant_with_warmup", "average": 0.25, "adam_beta2": 0.95}]}
     return {
         **(averaged if launcher is None or launcher.split()[:1] == ["ddp"] else {}),
         "compensate": "least-squares",

@@ -160,9 +160,12 @@ def _probe(bench: Bench, index: int) -> dict[str, Any]:
     if prune.order == "auto":
         return _by_axis(bench, index, scores, at)
     way = budget.path(prune, sizes, now)
-    probes = survey.probe(bench, at, source, scores, [way[i] for i in budget.places(way, sizes, now)])
+    probes = survey.probe(bench, at, source, scores, [way[-1]])
+    whole = probes[0].loss - loss
+    rounds = max(_rounds(bench, whole), index)
+    if rounds > index and whole > 0:  # the way there matters only if it is to be divided
+        probes = survey.probe(bench, at, source, scores, [way[i] for i in budget.places(way, sizes, now)[:-1]]) + probes
     curve = budget.damages(way, sizes, now, loss, probes)
-    rounds = max(_rounds(bench, curve[-1]), index)
     chosen = budget.equal_damage(curve, rounds - index + 1)
     step = budget.step_to(index, now, way[chosen])
     share = curve[chosen] / curve[-1] if curve[-1] > 0 else 1.0
