@@ -1,6 +1,6 @@
 """Every study's claims and verdicts as one table in docs/results.md, from the records alone.
 
-    python studies/verdicts.py            # fills what stands between the two marks in docs/results.md
+python studies/verdicts.py            # fills what stands between the two marks in docs/results.md
 """
 
 from __future__ import annotations

@@ -212,9 +212,7 @@ def test_run_without_yaml_writes_the_recipe_it_used(capsys, at, tmp_path):
     )
     assert code == 0, err
     assert json.loads(out)["params_ratio"] <= 0.9
-    used = yaml.safe_load((tmp_path / "r" / "recipe.yaml").read_text())
-    assert used["prune"]["target"] == 0.9
-    assert used["recover"][0]["average"] == 0.25
+    assert yaml.safe_load((tmp_path / "r" / "recipe.yaml").read_text())["prune"]["target"] == 0.9
     code, out, err = call(capsys, "report", tmp_path / "r")
     assert code == 0, err
     assert "report.html" in out

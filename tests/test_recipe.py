@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
-from prunetune.recipe import FREE, Recipe, check_unchanged, recommended, shipped
+from prunetune.recipe import FREE, Recipe, check_unchanged, shipped
 from tiny_run import tiny_recipe
 
 MINIMAL = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}
@@ -113,10 +113,3 @@ def test_changes_that_would_change_bytes_are_named(tmp_path, change):
 def test_reading_a_recipe_needs_no_torch():
     code = "import sys; from prunetune.recipe import Recipe, shipped; [Recipe.read(n) for n in shipped()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(("launcher", "average"), [(None, 0.25), ("ddp --num_processes 2", 0.25), ("fsdp2", 0.0)])
-def test_what_a_run_without_a_file_starts_from_averages_only_whole_weights(launcher, average):
-    value = {**recommended(launcher), "model": "demo", "data": [{"type": "demo", "size": 10}]}
-    recipe = Recipe.parse({**value, "prune": {**value["prune"], "target": 0.6}, "launcher": launcher}, "test")
-    assert recipe.recover[0].average == average

@@ -14,6 +14,7 @@ from prunetune.budget import Probe
 from prunetune.compensate import rank_neurons
 from prunetune.errors import RecipeError
 from prunetune.loop import prune_tune_loop
+from prunetune.patch import Patch
 from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
 from prunetune.schedule import Sizes, plan_ahead
@@ -402,3 +403,19 @@ def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
         direct = rank_neurons(load_model(tmp_path / "model"), bench.scoring, by="greedy")
     torch.testing.assert_close(found.neurons, direct)
     assert found.criterion == "greedy"
+
+
+def test_too_few_calibration_tokens_are_told(tmp_path, capsys):
+    scored = {"samples": 8, "held_out": 4, "max_length": 64}
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, compensate="least-squares", score=scored)
+    prune_tune_loop(recipe, tmp_path / "out", Watch())
+    said = next(line for line in capsys.readouterr().err.splitlines() if "few calibration tokens" in line)
+    (stage,) = stages(tmp_path / "out")
+    patch = Patch.read(tmp_path / "out" / stage["name"] / "patch.safetensors")
+    assert f"{patch.tokens:,} for {stage['width']} kept neurons" in said
+    assert patch.tokens < 30 * stage["width"]
+    more = {**scored, "samples": 40}
+    prune_tune_loop(recipe.changed(score=type(recipe.score)(**more)), tmp_path / "more", Watch())
+    (stage,) = stages(tmp_path / "more")
+    enough = Patch.read(tmp_path / "more" / stage["name"] / "patch.safetensors").tokens >= 30 * stage["width"]
+    assert enough and "few calibration tokens" not in capsys.readouterr().err

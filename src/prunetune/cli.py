@@ -150,7 +150,7 @@ def run(
             raise RecipeError(
                 "--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN"
             )
-        start = recommended(launcher)
+        start = recommended()
         read = Recipe.parse(
             {
                 **start,

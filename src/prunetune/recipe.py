@@ -234,14 +234,9 @@ class Recipe(_Config):
         return self.model_copy(update=values)
 
 
-def recommended(launcher: str | None = None) -> dict[str, Any]:
-    """What a run without a recipe file starts from; studies/01 and 12 measured what is not the paper's.
-
-    With a launcher that may spread the weights over devices the paper's rate stays: only whole weights are averaged.
-    """
-    averaged = {"recover": [{"type": "cpt", "scheduler": "constant_with_warmup", "average": 0.25, "adam_beta2": 0.95}]}
+def recommended() -> dict[str, Any]:
+    """What a run without a recipe file starts from; studies/01 has the measurements behind what is not the paper's."""
     return {
-        **(averaged if launcher is None or launcher.split()[:1] == ["ddp"] else {}),
         "compensate": "least-squares",
         "score": {"criterion": "greedy"},
         "budget": "damage",

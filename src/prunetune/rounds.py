@@ -24,6 +24,9 @@ from prunetune.survey import make_patch, plan_for, take_scores
 from prunetune.tune.job import TuneJob, TuneResult, launch
 from prunetune.verdict import judge
 
+ENOUGH = 30
+"""Calibration tokens for each kept neuron, beyond which more hardly lower the loss (studies/11-calibration-tokens)."""
+
 
 def one_round(bench: Bench, decision: Decision) -> None:
     """One round of Algorithm 1."""
@@ -61,7 +64,13 @@ def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[st
         free()
 
     path = timed.once("patch.safetensors", "compensate", _pruned_key(bench, plan), make)
-    return Patch.read(path).tensors
+    patch = Patch.read(path)
+    if plan.drop_neurons and patch.tokens < ENOUGH * plan.new_width:
+        bench.watch.line(
+            f"  few calibration tokens: {patch.tokens:,} for {plan.new_width:,} kept neurons a layer "
+            f"({patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: raise score.samples"
+        )
+    return patch.tensors
 
 
 def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, Any]:
