@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.cost import cost_of
-from prunetune.data import Example, Stream, load_stream
+from prunetune.data import DataSource, Example, Stream, load_stream
 from prunetune.errors import OutOfReach
 from prunetune.evaluate import EvalResult, evaluate
 from prunetune.family import family_of
@@ -29,6 +29,7 @@ from prunetune.run import Record, RunFolder, Timed
 from prunetune.schedule import Sizes, Step, check_protection, plan_ahead
 from prunetune.score import Batch, make_batches
 from prunetune.store import (
+    json_sha,
     load_config,
     load_model,
     load_tokenizer,
@@ -75,6 +76,18 @@ class Bench:
     def stream(self) -> Stream:
         """Reasoning sequences: first those to score with, then held-out ones, then what recovery trains on."""
         return load_stream(self.recipe.data, self.recipe.seed)
+
+    def stream_of(self, sources: tuple[DataSource, ...]) -> Stream:
+        """Another stream of the run: a recovery method's own data."""
+        key = json_sha([s.model_dump(mode="json") for s in sources])
+        if key not in self.others:
+            self.others[key] = load_stream(sources, self.recipe.seed)
+        return self.others[key]
+
+    @cached_property
+    def others(self) -> dict[str, Stream]:
+        """The streams of `stream_of`."""
+        return {}
 
     @cached_property
     def tasks(self) -> list[Task]:

@@ -109,6 +109,10 @@ def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
         if not isinstance(value, dict):
             raise RecipeError("these settings are no mapping", value=str(config), valid="lines of `name: value`")
     value |= {k: v for k, v in budget.items() if v is not None}
+    for key in {"data", "when"} & set(value):
+        raise RecipeError(
+            f"{key} of a method is for recipes", value=value[key], fix="give --data" if key == "data" else None
+        )
     try:
         return METHODS[name].model_validate(value)
     except ValidationError as e:

@@ -26,7 +26,8 @@ def check_inputs(recipe: Recipe) -> None:
 
     for task in recipe.evaluate.tasks:
         check_task(task)
-    sources = [*recipe.data, *(recipe.protect.data if recipe.protect else [])]
+    own = [s for m in recipe.recover for s in m.data or ()]
+    sources = [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
     for source in sources:
         if source.type == "preset" and source.name not in PRESETS:
             raise UnknownName("preset", source.name, PRESETS)

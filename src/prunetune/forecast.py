@@ -75,8 +75,12 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
         if not done:
             continue
         cost = cost_of(config, depth=step["depth"], width=step["width"])
-        methods = [recovery(m, cost, original, (recipe.launcher, devices, paper.gpu), rounds) for m in recipe.recover]
-        step["recover"] = methods
+        where = (recipe.launcher, devices, paper.gpu)
+        step["recover"] = [
+            recovery(m, cost, original, where, 1 if m.when == "last" else rounds)
+            for m in recipe.recover
+            if m.when == "every" or done == rounds
+        ]
     value["hardware"] = {"gpu": paper.gpu, "gpus": devices}
     hours = [m["hours"] for s in value["steps"][1:] for m in s["recover"]]
     value["hours"] = None if None in hours else sum(hours)

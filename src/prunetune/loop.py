@@ -13,11 +13,13 @@ from typing import Any
 
 from prunetune.bench import Bench, samples_of
 from prunetune.cost import cost_of
+from prunetune.data import Example
 from prunetune.recipe import Recipe
 from prunetune.report import write_report
 from prunetune.rounds import one_round
 from prunetune.run import Record, RunFolder, link_or_copy
 from prunetune.schedule import once as once_only
+from prunetune.shares import used as used_by
 from prunetune.steer import decide, prune_of
 from prunetune.store import (
     load_config,
@@ -70,7 +72,7 @@ def _finish(bench: Bench) -> Summary:
         del model
         write_json(at / "stage.json", stage)  # the final model answers all n problems, not round_n
     latency = bench.latency(final) if bench.run.accepted else None
-    used = [e for s in run.stages for e in bench.stream.take(*s["samples"])]
+    used = [e for s in run.stages for e in bench.stream.take(*s["samples"])] + own_examples(bench)
     leaked = leaks(used, bench.tasks, run.folder("original"))
     for task, found in leaked.items():
         if found["normalised"]:
@@ -84,6 +86,12 @@ def _finish(bench: Bench) -> Summary:
             f"stop_at {promise['wanted']:.0%}: {'kept' if promise['kept'] else 'NOT kept'}; {promise['why']}"
         )
     return summary
+
+
+def own_examples(bench: Bench) -> list[Example]:
+    """What methods with data of their own have trained on."""
+    own = [(i, bench.stream_of(m.data)) for i, m in enumerate(bench.recipe.recover) if m.data is not None]
+    return [e for i, stream in own for e in stream.take(0, used_by(bench, i, "samples"))]
 
 
 def _measured_on_less(bench: Bench, stage: Record) -> bool:

@@ -175,6 +175,11 @@ class Recipe(_Config):
             raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
         if self.prune.rounds == "auto" and not self.probed:
             raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+        late = [m.type for m in self.recover if m.when == "last"]
+        if late and len(late) == len(self.recover):
+            raise ValueError("when: last leaves the other rounds without recovery: one method must run in every round")
+        if late and (self.prune.by_threshold or self.stop_at):
+            raise ValueError("when: last needs a round that is known to be the last: a target, and no stop_at")
         if self.do_no_harm and self.anneal == "last":
             raise ValueError(
                 "do_no_harm would judge rounds that end at the full rate (anneal: last): leave one of them out"

@@ -17,6 +17,7 @@ from prunetune.plan import PrunePlan, make_plan, threshold_counts
 from prunetune.run import Record, Timed
 from prunetune.schedule import Step, align_of
 from prunetune.score import Scores
+from prunetune.shares import active, part, place
 from prunetune.steer import Decision
 from prunetune.store import load_config, model_sha, remove, write_json
 from prunetune.surgery import apply_on_disk
@@ -74,7 +75,7 @@ def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[st
 
 
 def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, Any]:
-    methods = [m.model_dump(mode="json") for m in _methods(bench, decision)]
+    methods = [m.model_dump(mode="json") for _, m in _methods(bench, decision)]
     return {
         "pruned": _pruned_key(bench, plan),
         "recover": methods,
@@ -87,29 +88,12 @@ def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, A
     }
 
 
-def _methods(bench: Bench, decision: Decision) -> list[Any]:
-    """The recipe's methods; with `anneal: last` the learning rate stays up in all rounds but the last."""
+def _methods(bench: Bench, decision: Decision) -> list[tuple[int, Any]]:
+    """The round's methods by place; with `anneal: last` the learning rate stays up in all rounds but the last."""
+    chosen = active(bench.recipe, last=decision.last)
     if bench.recipe.anneal == "every" or decision.last:
-        return list(bench.recipe.recover)
-    return [m.changed(scheduler="constant_with_warmup") for m in bench.recipe.recover]
-
-
-def _part(bench: Bench, decision: Decision, i: int) -> tuple[int | None, int | None]:
-    """Samples and tokens of method `i` in this round: an equal share of the whole, or a share of what is left."""
-    method, share = bench.recipe.recover[i], decision.share
-    if method.per == "round":
-        return method.samples, method.tokens
-    whole = {"samples": method.samples, "tokens": method.tokens}
-    if share is None:
-        parts = {k: b and max(1, b // decision.rounds) for k, b in whole.items()}
-    else:
-        spent = {k: sum(s["tune"][i][k] for s in bench.run.stages if s["tune"]) for k in whole}
-        parts = {k: b and max(1, round((b - spent[k]) * share)) for k, b in whole.items()}
-    if parts["samples"] is None and parts["tokens"] is None:  # all that the data hold
-        methods = len(bench.recipe.recover)
-        left = len(bench.stream) - (bench.reserved if share is None else bench.run.cursor or bench.reserved)
-        parts["samples"] = left // (decision.rounds * methods) if share is None else round(left * share) // methods
-    return parts["samples"], parts["tokens"]
+        return chosen
+    return [(i, m.changed(scheduler="constant_with_warmup")) for i, m in chosen]
 
 
 def _plan(bench: Bench, timed: Timed, step: Step, scores: Scores) -> PrunePlan:
@@ -146,15 +130,16 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
     at, model, cursor = timed.at, pruned, bench.run.cursor or bench.reserved
     key, results = _tuned_key(bench, plan, decision), []
     methods = _methods(bench, decision)
-    for i, method in enumerate(methods):
-        last = i == len(methods) - 1
+    for done, (i, method) in enumerate(methods, start=1):
+        last = done == len(methods)
         note = at / f"tune-{i}-{method.type}.json"
-        samples, tokens = _part(bench, decision, i)
-        end = len(bench.stream) if samples is None else min(len(bench.stream), cursor + samples)
-        if cursor >= end:
+        samples, tokens = part(bench, i, decision.rounds, decision.share)
+        stream, start = place(bench, i, cursor)
+        end = len(stream) if samples is None else min(len(stream), start + samples)
+        if start >= end:
             raise OutOfReach(
                 "no recovery data are left for this round",
-                value=f"{len(bench.stream)} sequences, all used",
+                value=f"{len(stream)} sequences, all used",
                 fix="more data or a smaller budget a round, in a new --out",
             )
 
@@ -164,7 +149,7 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             i: int = i,
             model: Path = model,
             note: Path = note,
-            part: tuple[int, int] = (cursor, end),
+            examples: tuple[int, int] = (start, end),
             tokens: int | None = tokens,
             last: bool = last,
         ) -> None:
@@ -172,11 +157,11 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
                 model=model,
                 out=tmp,
                 work=at / f".tuned-{i}",
-                method=method.changed(samples=None, tokens=None, per="round"),
-                sources=tuple(bench.recipe.data),
+                method=method.changed(samples=None, tokens=None, per="round", when="every", data=None),
+                sources=tuple(method.data or bench.recipe.data),
                 data_seed=bench.recipe.seed,
-                start=part[0],
-                end=part[1],
+                start=examples[0],
+                end=examples[1],
                 tokens=tokens,
                 seed=bench.recipe.seed,
                 fmt=bench.recipe.prompt,
@@ -191,10 +176,10 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             write_json(note, result.to_json())
             free()
 
-        step_key = {**key, "method": i, "recover": key["recover"][: i + 1]}
+        step_key = {**key, "method": i, "recover": key["recover"][:done]} | ({"own": start} if method.data else {})
         model = timed.once("tuned" if last else f".step-{i}", "tune", step_key, make)
         results.append(TuneResult.from_json(json.loads(note.read_text(encoding="utf-8"))))
-        cursor += results[-1].samples
+        cursor += results[-1].samples if method.data is None else 0
         remove(at / f".tuned-{i}")
     return results
 
@@ -216,6 +201,8 @@ def _finish_round(
     step = decision.step
     start = bench.run.cursor or bench.reserved
     before, tuned = bench.run.current, at / "tuned"
+    methods = _methods(bench, decision)
+    taken = sum(r.samples for r, (_, m) in zip(results, methods, strict=True) if m.data is None)
     sha = model_sha(tuned)
 
     def make(tmp: Path) -> None:
@@ -229,7 +216,7 @@ def _finish_round(
         record = bench.record(step.index, step.attempt, step.name, step, sha, load_config(tuned), evals, at)
         origins = bench.run.layer_origins()
         record |= {
-            "samples": [start, start + sum(r.samples for r in results)],
+            "samples": [start, start + taken],
             "tokens": sum(r.tokens for r in results),
             "tune": [r.to_json() for r in results],
             "removed": {"neurons": plan.width - plan.new_width, "layers": [origins[i] for i in plan.drop_layers]},

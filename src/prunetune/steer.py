@@ -261,11 +261,12 @@ def _affordable(bench: Bench) -> int:
     mean = sum(int(b["attention_mask"].sum()) for b in bench.scoring) / max(1, bench.recipe.score.samples)
     rounds = [MOST_ROUNDS * 10]
     for method in bench.recipe.recover:
-        if method.per == "round":
+        if method.per == "round" or method.when == "last":
             continue
         sequences = method.tokens / mean if method.tokens else method.samples
         if sequences is None:
-            sequences = (len(bench.stream) - bench.reserved) / len(bench.recipe.recover)
+            own = bench.stream_of(method.data) if method.data else None
+            sequences = len(own) if own else (len(bench.stream) - bench.reserved) / len(bench.recipe.recover)
         rounds.append(int(sequences * method.epochs / method.batch_size / LEAST_STEPS))
     return max(1, min(rounds))
 
@@ -310,7 +311,7 @@ def _used_up(bench: Bench) -> bool:
     """Whether rejected rounds, for which nothing was planned, left less than a batch for each method."""
     run = bench.run
     left = len(bench.stream) - (run.cursor or bench.reserved)
-    return len(run.accepted) < len(run.stages) and left < sum(m.batch_size for m in bench.recipe.recover)
+    return len(run.accepted) < len(run.stages) and left < sum(m.batch_size for m in bench.recipe.recover if not m.data)
 
 
 def prune_of(bench: Bench) -> PruneConfig:

@@ -21,6 +21,7 @@ from prunetune.cost import Cost
 from prunetune.errors import RecipeError
 from prunetune.recipe import Recipe
 from prunetune.run import Record, Timed
+from prunetune.shares import active
 from prunetune.store import copy_files, load_model, model_sha, read_json, remove, write_json
 from prunetune.summary import Summary, leaks, per_question, summarise
 from prunetune.tune.job import TuneJob, TuneResult, run_job
@@ -36,6 +37,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(
             "a baseline is recovered in this process", value=f"launcher: {recipe.launcher}", fix="no launcher"
         )
+    if any(m.data is not None for m in recipe.recover):
+        raise RecipeError("a baseline is recovered on the recipe's data alone", fix="leave out data under recover")
 
 
 @dataclass(frozen=True)
@@ -128,16 +131,17 @@ class Row:
     def _recover(self, timed: Timed, before: Path) -> list[TuneResult]:
         """The recipe's methods one after another, each on its own part of the stream."""
         bench, model, cursor, results = self.bench, before, self.cursor, list[TuneResult]()
-        methods = bench.recipe.recover
+        methods = [m for _, m in active(bench.recipe, last=self.index == self.parts)]
         for i, method in enumerate(methods):
             rounds = bench.rounds if method.per == "round" else 1
-            samples, tokens = (b and max(1, b * rounds // self.parts) for b in (method.samples, method.tokens))
+            parts = 1 if method.when == "last" else self.parts
+            samples, tokens = (b and max(1, b * rounds // parts) for b in (method.samples, method.tokens))
             if samples is None and tokens is None:
-                samples = (len(bench.stream) - bench.reserved) // (self.parts * len(methods))
+                samples = (len(bench.stream) - bench.reserved) // (parts * len(bench.recipe.recover))
             note, work = self.at / f"tune-{i}-{method.type}.json", self.at / f".tuned-{i}"
             job = {
                 "work": work,
-                "method": method.changed(samples=None, tokens=None, per="round"),
+                "method": method.changed(samples=None, tokens=None, per="round", when="every"),
                 "sources": tuple(bench.recipe.data),
                 "data_seed": bench.recipe.seed,
                 "start": cursor,

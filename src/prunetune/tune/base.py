@@ -57,6 +57,10 @@ class Method(BaseModel):
     """Budget in trained tokens; whichever of the two budgets is met first ends the stage."""
     per: Literal["run", "round"] = "run"
     """What the budget covers: the whole run, shared out over its rounds, or each round."""
+    when: Literal["every", "last"] = "every"
+    """`last`: only in the last round, with the whole budget, such as reinforcement learning at the final size."""
+    data: tuple[DataSource, ...] | None = Field(default=None, min_length=1)
+    """A stream of its own, in place of the recipe's: other problems than those that are scored."""
     epochs: int = Field(default=1, gt=0)
     """Passes over the stage's own examples; the paper makes one."""
 

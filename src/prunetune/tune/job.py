@@ -65,6 +65,8 @@ class TuneJob(BaseModel):
     def _range(self) -> TuneJob:
         if self.end is not None and self.end < self.start:
             raise ValueError(f"end {self.end} lies before start {self.start}")
+        if self.method.data is not None or self.method.when != "every":
+            raise ValueError("data and when of a method are for recipes: a job has its sources, and is one step")
         return self
 
     def write(self, path: Path) -> None:
