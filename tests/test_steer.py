@@ -85,6 +85,14 @@ def test_the_probe_predicts_what_the_round_then_measures(tmp_path):
     end = decision["probes"][-1]
     assert (end["depth"], end["width"]) == (stage["depth"], stage["width"])
     assert stage["pruned_loss"] == pytest.approx(end["loss"], abs=2e-3)  # on disk the patch has the model's dtype
+    ours, theirs = tmp_path / "out" / stage["name"] / "patch.safetensors", tmp_path / "plain"
+    assert ours.samefile(tmp_path / "out/decisions/01/patch.safetensors")  # made once, for the probe
+    plain = prune_tune_loop(
+        recipe.changed(budget="equal", prune=recipe.prune.model_copy(update={"rounds": 1})), theirs, QUIET
+    )
+    found, wanted = Patch.read(ours).tensors, Patch.read(theirs / stage["name"] / "patch.safetensors").tensors
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in found)
+    assert plain["params_ratio"] == stage["cost"]["params"] / plain["original"]["cost"]["params"]
 
 
 def test_anneal_last_keeps_the_rate_up_until_the_last_round(by_damage):

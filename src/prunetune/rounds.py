@@ -14,14 +14,14 @@ from prunetune.bench import Bench, free, line_of
 from prunetune.compensate import Patch
 from prunetune.errors import OutOfReach
 from prunetune.plan import PrunePlan, make_plan, threshold_counts
-from prunetune.run import Record, Timed
+from prunetune.run import Record, Timed, link_or_copy
 from prunetune.schedule import Step, align_of
 from prunetune.score import Scores
 from prunetune.shares import active, part, place
 from prunetune.steer import Decision
-from prunetune.store import load_config, model_sha, remove, write_json
+from prunetune.store import is_made, load_config, model_sha, remove, write_json
 from prunetune.surgery import apply_on_disk
-from prunetune.survey import make_patch, plan_for, take_scores
+from prunetune.survey import PATCH, cut_key, make_patch, plan_for, take_scores
 from prunetune.tune.job import TuneJob, TuneResult, launch
 from prunetune.verdict import judge
 
@@ -45,26 +45,27 @@ def one_round(bench: Bench, decision: Decision) -> None:
         with bench.watch.bar("prune") as bar:
             apply_on_disk(source, plan, tmp, patch, progress=bar)
 
-    pruned = timed.once("pruned", "apply", _pruned_key(bench, plan), prune)
+    pruned = timed.once("pruned", "apply", cut_key(bench, plan), prune)
     results = _recover(bench, timed, pruned, plan, decision)
     _finish_round(bench, at, decision, plan, timed, results)
     return None
-
-
-def _pruned_key(bench: Bench, plan: PrunePlan) -> dict[str, Any]:
-    return {"plan": plan.model_dump(mode="json"), "compensate": bench.recipe.compensate, "data": bench.stream.sha}
 
 
 def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[str, torch.Tensor]:
     if bench.recipe.compensate == "none":
         return {}
 
+    probed = bench.run.decisions / timed.at.name.split("-")[0] / PATCH
+
     def make(tmp: Path) -> None:
+        if is_made(probed, cut_key(bench, plan)):
+            link_or_copy(str(probed), str(tmp))
+            return
         with bench.watch.bar("compensate") as bar:
             make_patch(bench, source, plan, bar).write(tmp)
         free()
 
-    path = timed.once("patch.safetensors", "compensate", _pruned_key(bench, plan), make)
+    path = timed.once(PATCH, "compensate", cut_key(bench, plan), make)
     patch = Patch.read(path)
     if plan.drop_neurons and patch.tokens < ENOUGH * plan.new_width:
         bench.watch.line(
@@ -77,7 +78,7 @@ def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[st
 def _tuned_key(bench: Bench, plan: PrunePlan, decision: Decision) -> dict[str, Any]:
     methods = [m.model_dump(mode="json") for _, m in _methods(bench, decision)]
     return {
-        "pruned": _pruned_key(bench, plan),
+        "pruned": cut_key(bench, plan),
         "recover": methods,
         "data": bench.stream.sha,
         "seed": bench.recipe.seed,

@@ -16,9 +16,11 @@ from prunetune.latency import measure
 from prunetune.plan import PrunePlan, make_plan
 from prunetune.run import Timed
 from prunetune.score import Scores, score
-from prunetune.store import is_made, json_sha, load_config
+from prunetune.store import is_made, json_sha, load_config, once
 from prunetune.surgery import apply_in_memory
 
+PATCH = "patch.safetensors"
+"""Of a round, and of the decision on it."""
 QUESTION = (512, 256)
 """Prompt and answer tokens of the question whose FLOPs `order: auto` saves."""
 
@@ -109,8 +111,16 @@ def make_patch(bench: Bench, model: Any, plan: PrunePlan, progress: Any = None) 
     return compensate(model, plan, calibration, held_out=ridge, device=bench.device, progress=progress)
 
 
+def cut_key(bench: Bench, plan: PrunePlan) -> dict[str, Any]:
+    """What a cut model and its patch are made from."""
+    return {"plan": plan.model_dump(mode="json"), "compensate": bench.recipe.compensate, "data": bench.stream.sha}
+
+
 def probe(bench: Bench, at: Path, source: Path, scores: Scores, shapes: Sequence[Place]) -> list[Probe]:
-    """Cut the model to each shape in memory, as a round would, and take its held-out loss. Nothing is kept."""
+    """Cut the model to each shape in memory, as a round would, and take its held-out loss.
+
+    Of a single shape the patch stays in `at`: if the round then is this cut, it need not be made again.
+    """
     save = bench.recipe.prune.save if bench.recipe.prune.order == "auto" else None
     config, whole = load_config(source), bench.load(source)
     depth, width = config.num_hidden_layers, config.intermediate_size
@@ -118,8 +128,10 @@ def probe(bench: Bench, at: Path, source: Path, scores: Scores, shapes: Sequence
     with bench.watch.bar("probe") as bar:
         for done, (d, w) in enumerate(shapes, start=1):
             plan = plan_for(bench, at, scores, neurons=width - w, layers=depth - d)
-            patch = {} if bench.recipe.compensate == "none" else make_patch(bench, whole, plan).tensors
-            cut = apply_in_memory(whole, plan, patch)
+            patch = None if bench.recipe.compensate == "none" else make_patch(bench, whole, plan)
+            if patch and len(shapes) == 1:
+                once(at / PATCH, cut_key(bench, plan), patch.write)
+            cut = apply_in_memory(whole, plan, patch.tensors if patch else {})
             saved = 0.0
             if save == "ms":
                 times = measure({"before": whole, "after": cut})
