@@ -18,8 +18,9 @@ from prunetune.errors import NotWritable, OutOfReach, RecipeChanged
 from prunetune.loop import prune_tune_loop
 from prunetune.recipe import Recipe
 from prunetune.run import RunFolder
-from prunetune.schedule import Sizes, plan_ahead
+from prunetune.schedule import plan_ahead
 from prunetune.store import load_config, model_sha
+from prunetune.target import Sizes
 from prunetune.ui import Watch
 from tiny_run import tiny_recipe
 

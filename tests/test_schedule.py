@@ -8,19 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from prunetune.errors import OutOfReach
-from prunetune.schedule import (
-    Done,
-    FinalShape,
-    NeuronStep,
-    PruneConfig,
-    Sizes,
-    Step,
-    check_protection,
-    final_shape,
-    next_step,
-    once,
-    plan_ahead,
-)
+from prunetune.schedule import Done, Step, check_protection, next_step, once, plan_ahead
+from prunetune.target import FinalShape, NeuronStep, PruneConfig, Sizes, final_shape
 
 SIZES = Sizes(depth=8, width=512, base=20_000, layer=60_000, neuron=384, hidden=128)
 

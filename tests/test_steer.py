@@ -17,10 +17,11 @@ from prunetune.loop import prune_tune_loop
 from prunetune.patch import Patch
 from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
-from prunetune.schedule import Sizes, plan_ahead
+from prunetune.schedule import plan_ahead
 from prunetune.score import Scores
 from prunetune.steer import decide
 from prunetune.store import load_config, load_model, resolve_model, write_json
+from prunetune.target import Sizes
 from prunetune.ui import Watch
 from prunetune.verdict import validation
 from tiny_run import tiny_recipe

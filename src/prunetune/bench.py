@@ -26,7 +26,7 @@ from prunetune.latency import measure
 from prunetune.prompt import encode_example
 from prunetune.recipe import Recipe
 from prunetune.run import Record, RunFolder, Timed
-from prunetune.schedule import Sizes, Step, check_protection, plan_ahead
+from prunetune.schedule import Step, check_protection, plan_ahead
 from prunetune.score import Batch, make_batches
 from prunetune.store import (
     json_sha,
@@ -39,6 +39,7 @@ from prunetune.store import (
     write_json,
 )
 from prunetune.summary import per_question
+from prunetune.target import Sizes
 from prunetune.tasks import Task, build_task
 from prunetune.ui import Watch
 

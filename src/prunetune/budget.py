@@ -15,7 +15,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from prunetune.schedule import Axis, Done, FinalShape, PruneConfig, Sizes, Step, align_of, final_shape
+from prunetune.schedule import Axis, Done, Step
+from prunetune.target import FinalShape, PruneConfig, Sizes, align_of, final_shape
 
 Place = tuple[int, int]
 """(depth, width)."""

@@ -48,8 +48,9 @@ def check_inputs(recipe: Recipe) -> None:
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cost import cost_of
-    from prunetune.schedule import Sizes, check_protection, final_shape, plan_ahead
+    from prunetune.schedule import check_protection, plan_ahead
     from prunetune.store import config_values
+    from prunetune.target import Sizes, final_shape
 
     config = config_values(config_folder(recipe.model))
     sizes = Sizes.of(config)
@@ -96,8 +97,9 @@ def description(
     from prunetune.cost import cost_of, gpu_of
     from prunetune.family import family_of
     from prunetune.human import count, flops, size
-    from prunetune.schedule import PruneConfig, Sizes, plan_ahead
+    from prunetune.schedule import plan_ahead
     from prunetune.store import config_values
+    from prunetune.target import PruneConfig, Sizes
 
     config = config_values(folder)
     family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)

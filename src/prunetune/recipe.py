@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prunetune.data import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
 from prunetune.prompt import PromptFormat
-from prunetune.schedule import PruneConfig
 from prunetune.store import replacing
+from prunetune.target import PruneConfig
 from prunetune.tasks import TaskConfig, has_verifier
 from prunetune.tune import TuneConfig
 from prunetune.tune.cpt import Cpt

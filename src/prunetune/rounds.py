@@ -15,13 +15,14 @@ from prunetune.compensate import Patch
 from prunetune.errors import OutOfReach
 from prunetune.plan import PrunePlan, make_plan, threshold_counts
 from prunetune.run import Record, Timed, link_or_copy
-from prunetune.schedule import Step, align_of
+from prunetune.schedule import Step
 from prunetune.score import Scores
 from prunetune.shares import active, part, place
 from prunetune.steer import Decision
 from prunetune.store import is_made, load_config, model_sha, remove, write_json
 from prunetune.surgery import apply_on_disk
 from prunetune.survey import PATCH, cut_key, make_patch, plan_for, take_scores
+from prunetune.target import align_of
 from prunetune.tune.job import TuneJob, TuneResult, launch
 from prunetune.verdict import judge
 

@@ -20,8 +20,9 @@ from typing import Any
 from prunetune import budget, survey
 from prunetune.bench import Bench
 from prunetune.run import Record, Timed
-from prunetune.schedule import Axis, FinalShape, PruneConfig, Step, align_of, next_step
+from prunetune.schedule import Axis, Step, next_step
 from prunetune.store import once, read_json, write_json
+from prunetune.target import FinalShape, PruneConfig, align_of
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""

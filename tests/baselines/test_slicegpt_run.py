@@ -14,8 +14,9 @@ from prunetune.compare import compare
 from prunetune.errors import RecipeError, UnsupportedModel
 from prunetune.loop import prune_tune_loop
 from prunetune.recipe import Recipe
-from prunetune.schedule import Sizes, plan_ahead
+from prunetune.schedule import plan_ahead
 from prunetune.store import load_config
+from prunetune.target import Sizes
 from prunetune.ui import Watch
 from tiny_run import tiny_recipe
 

@@ -18,7 +18,7 @@ from prunetune import Recipe
 from prunetune.baselines.full_model import full_model_run
 from prunetune.baselines.sliced_cost import kept_for, sliced_cost
 from prunetune.baselines.slicegpt_run import slicegpt_run
-from prunetune.schedule import Sizes, final_shape
+from prunetune.target import Sizes, final_shape
 from prunetune.ui import Watch
 from results import Results
 from tables import decide, readme, write

@@ -19,9 +19,9 @@ from prunetune.baselines.slicegpt import slice_model, write_sliced
 from prunetune.bench import Bench, free
 from prunetune.recipe import Recipe
 from prunetune.run import RunFolder
-from prunetune.schedule import final_shape
 from prunetune.store import model_sha, resolve_model
 from prunetune.summary import Summary
+from prunetune.target import final_shape
 from prunetune.ui import Watch
 
 
