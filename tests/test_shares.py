@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prunetune.baselines.full_model import full_model_run
 from prunetune.commands import method_of
 from prunetune.data import FileData
 from prunetune.errors import RecipeError, TuneError
@@ -40,6 +41,18 @@ def test_a_method_of_the_last_round_runs_there_alone_with_its_whole_budget(tmp_p
     assert [(t["method"], t["samples"]) for t in first["tune"]] == [("cpt", 24)]
     assert [(t["method"], t["samples"]) for t in last["tune"]] == [("cpt", 24), ("sft", 16)]
     assert last["samples"] == [first["samples"][1], first["samples"][1] + 40]
+
+
+def test_the_control_gets_what_the_rounds_got(tmp_path):
+    recover = [
+        {"type": "cpt", "samples": 16, "per": "round", **SMALL},
+        {"type": "sft", "samples": 16, "per": "round", "when": "last", **SMALL},
+    ]
+    prune_tune_loop(tiny_recipe(tmp_path, prune=TWO, recover=recover, control="once"), tmp_path / "out", QUIET)
+    (once,) = stages(tmp_path / "out" / "control")
+    assert [t["samples"] for t in once["tune"]] == [32, 16]
+    full = full_model_run(tiny_recipe(tmp_path, prune=TWO, recover=recover), tmp_path / "full", QUIET)
+    assert [[t["samples"] for t in s["tune"]] for s in full["stages"]] == [[16], [16, 16]]
 
 
 def test_by_damage_too_the_budget_of_the_last_round_is_whole(tmp_path):

@@ -130,5 +130,5 @@ def _control(bench: Bench) -> None:
 
 def _whole_budget(method: Any, bench: Bench) -> dict[str, Any]:
     """The budget of all rounds, for one round."""
-    rounds = len(bench.run.accepted) if method.per == "round" else 1
+    rounds = len(bench.run.accepted) if method.per == "round" and method.when == "every" else 1
     return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}

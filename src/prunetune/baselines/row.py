@@ -133,8 +133,8 @@ class Row:
         bench, model, cursor, results = self.bench, before, self.cursor, list[TuneResult]()
         methods = [m for _, m in active(bench.recipe, last=self.index == self.parts)]
         for i, method in enumerate(methods):
-            rounds = bench.rounds if method.per == "round" else 1
-            parts = 1 if method.when == "last" else self.parts
+            late = method.when == "last"
+            rounds, parts = bench.rounds if method.per == "round" and not late else 1, 1 if late else self.parts
             samples, tokens = (b and max(1, b * rounds // parts) for b in (method.samples, method.tokens))
             if samples is None and tokens is None:
                 samples = (len(bench.stream) - bench.reserved) // (parts * len(bench.recipe.recover))
