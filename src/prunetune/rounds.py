@@ -26,8 +26,9 @@ from prunetune.target import align_of
 from prunetune.tune.job import TuneJob, TuneResult, launch
 from prunetune.verdict import judge
 
-ENOUGH = 30
-"""Calibration tokens for each kept neuron, beyond which more hardly lower the loss (studies/11-calibration-tokens)."""
+FEW, ENOUGH = 10, 30
+"""Calibration tokens for each kept neuron: with fewer the loss more than doubles its rise, with more it hardly falls
+(studies/11-calibration-tokens)."""
 
 
 def one_round(bench: Bench, decision: Decision) -> None:
@@ -68,7 +69,7 @@ def _patch(bench: Bench, timed: Timed, source: Path, plan: PrunePlan) -> dict[st
 
     path = timed.once(PATCH, "compensate", cut_key(bench, plan), make)
     patch = Patch.read(path)
-    if plan.drop_neurons and patch.tokens < ENOUGH * plan.new_width:
+    if plan.drop_neurons and patch.tokens < FEW * plan.new_width:
         bench.watch.line(
             f"  few calibration tokens: {patch.tokens:,} for {plan.new_width:,} kept neurons a layer "
             f"({patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: raise score.samples"
