@@ -54,7 +54,7 @@ def accuracy_figure(
     panels[0].set_ylabel("right answers, % (95 % interval)")
     panels[0].set_ylim(0, 100)
     if any(lines.values()):
-        panels[-1].legend(fontsize=7, loc="lower right")
+        panels[0].legend(fontsize=7, loc="lower left")
     figure.savefig(out, metadata={"Date": None, "Creator": None})
 
 
