@@ -12,6 +12,8 @@ method are the grid's own and no part of the recipe:
     sizes: [0.6]        only at these sizes
     size: 1.0           one cell a budget and seed, at a size of its own, shown in every row of its budget: a control
     spends: other       not the cell's budget, so as its note says
+
+`more` asks for further seeds where three are too few to decide: `[{methods: [a, b], tokens: [320_000], seeds: [3, 4]}]`.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ class Grid:
         budget: What `tokens` counts: `tokens`, or `samples` (prompts, of GRPO).
         values: Further values that depend on the size: NAME -> size -> value.
         by_round: Also a table and a figure of the accuracy after every round.
+        more: Further seeds of some methods at some budgets, at every size: `methods`, `tokens`, `seeds`.
     """
 
     folder: Path
@@ -98,6 +101,7 @@ class Grid:
     budget: str = "tokens"
     values: dict[str, dict[float, Any]] = field(default_factory=dict)
     by_round: bool = False
+    more: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def read(folder: Path) -> Grid:
@@ -113,6 +117,9 @@ class Grid:
             for key, others in (("of", []), ("over", [ORIGINAL])):
                 if claim.get(key) not in [*grid.methods, *others]:
                     raise GridError(f"claim {claim}: {key} must be one of {sorted([*grid.methods, *others])}")
+        for m in grid.more:
+            if set(m) != {"methods", "tokens", "seeds"} or not set(m["methods"]) <= set(grid.methods):
+                raise GridError(f"more: {m}: must give methods (of {sorted(grid.methods)}), tokens and seeds")
         return grid
 
     def at(self, method: str, size: float) -> float | None:
@@ -122,10 +129,27 @@ class Grid:
             return float(keys["size"])
         return size if size in keys.get("sizes", self.sizes) else None
 
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of every cell, then those that `more` adds to some."""
+        return list(dict.fromkeys([*self.seeds, *(s for m in self.more for s in m["seeds"])]))
+
+    def seeds_of(self, method: str, tokens: int) -> list[int]:
+        """The seeds that a method has at a budget; those of `ORIGINAL` are all."""
+        if method == ORIGINAL:
+            return self.all_seeds
+        more = [s for m in self.more if method in m["methods"] and tokens in m["tokens"] for s in m["seeds"]]
+        return list(dict.fromkeys([*self.seeds, *more]))
+
     def cells(self) -> list[Cell]:
         """All cells: seeds outermost, cheap budgets first, all methods of one place before the next."""
-        places = [(s, t, seed) for seed in self.seeds for t in self.tokens for s in self.sizes]
-        found = [(m, at, t, seed) for s, t, seed in places for m in self.methods if (at := self.at(m, s)) is not None]
+        places = [(s, t, seed) for seed in self.all_seeds for t in self.tokens for s in self.sizes]
+        found = [
+            (m, at, t, seed)
+            for s, t, seed in places
+            for m in self.methods
+            if (at := self.at(m, s)) is not None and seed in self.seeds_of(m, t)
+        ]
         return [self.cell(*place) for place in dict.fromkeys(found)]
 
     def cell(self, method: str, size: float, tokens: int, seed: int) -> Cell:

@@ -32,7 +32,7 @@ class Results:
 
     def of(self, method: str, place: Place) -> list[Record]:
         """The records of a method's seeds that a row shows; of `ORIGINAL`, any method's (all measured the same model)."""
-        return [r for seed in self.grid.seeds if (r := self._one(method, place, seed))]
+        return [r for seed in self.grid.seeds_of(method, place[1]) if (r := self._one(method, place, seed))]
 
     def _one(self, method: str, place: Place, seed: int) -> Record | None:
         if method == ORIGINAL:
@@ -44,6 +44,12 @@ class Results:
         """The places where the grid has both methods."""
         asked = [m for m in (of, over) if m != ORIGINAL]
         return [p for p in self.places if all(self.grid.at(m, p[0]) is not None for m in asked)]
+
+    def seeds(self, of: str, over: str, places: Sequence[Place]) -> int:
+        """How many seeds a comparison has once all its cells are measured: those that both methods have at every place."""
+        return sum(
+            all(s in self.grid.seeds_of(m, t) for m in (of, over) for _, t in places) for s in self.grid.all_seeds
+        )
 
     def right(self, record: Record, of: str = "final") -> dict[str, float]:
         """A cell's verdicts."""
@@ -83,7 +89,7 @@ class Results:
     ) -> Interval | None:
         """The mean difference over cells: averaged question by question within a seed, over the seeds that have all."""
         found = [self.differences(of, over, p, against(p)) for p in places]
-        seeds = [s for s in self.grid.seeds if found and all(s in d for d in found)]
+        seeds = [s for s in self.grid.all_seeds if found and all(s in d for d in found)]
         return interval([average([d[s] for d in found]) for s in seeds]) if seeds else None
 
     def losses(self, of: str, over: str) -> list[float]:

@@ -53,6 +53,7 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
         full = len(shares) == len(results.shared(of, over)) * len(grid.seeds)
         verdict = ("held" if mid >= bound else "did not hold") if full else "undecided: not all cells are there"
         return Decided(text, f"{mid:.0%} (from {low:.0%} to {high:.0%}, {len(shares)} cells)", verdict)
+    others: list[Place] = []
     budgets = [claim["tokens"]] if "tokens" in claim else grid.tokens
     places = [p for p in results.shared(of, over) if p[1] in budgets]
     where = f" at {budgets[0]:,} {grid.unit}" if "tokens" in claim else ""
@@ -63,6 +64,7 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
     elif claim.get("against") == "next":
         after = dict(zip(grid.tokens, grid.tokens[1:], strict=False))
         places = [p for p in places if p[1] in after]
+        others = [*places, *((s, after[t]) for s, t in places)]
         where += f", with {over} given the next larger budget"
         whole = results.mean_paired(of, over, places, lambda p: (p[0], after[p[1]]))
         each = []
@@ -71,10 +73,10 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
         each = [results.paired(of, over, p) for p in places]
     text = f"{of} - {over} {'>' if above else '>='} {100 * bound:+g} points, {'in every cell' if scope == 'each' else 'mean over the cells'}{where}"
     if scope == "mean":
-        return Decided(text, points(whole), _verdict(whole, bound, above, len(grid.seeds)))
+        return Decided(text, points(whole), _verdict(whole, bound, above, results.seeds(of, over, [*places, *others])))
     if scope != "each" or "against" in claim or "round" in claim:
         raise GridError(f"claim {claim}: scope is each, mean or loss; `against` and `round` go with mean")
-    verdicts = [_verdict(d, bound, above, len(grid.seeds)) for d in each]
+    verdicts = [_verdict(d, bound, above, results.seeds(of, over, [p])) for d, p in zip(each, places, strict=True)]
     lowest = min((d for d in each if d), key=lambda d: d.low, default=None)
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
     complete = all(v in ("held", "did not hold", "undecided") for v in verdicts)
@@ -108,7 +110,7 @@ def readme(results: Results) -> str:
         grid.about.strip(),
         f"`{study}/run` repeats everything (resumable), `{study}/tables` makes this page from `records/`. "
         f"{done} of {cells} cells measured, n = {' or '.join(f'{n:,}' for n in ns) or '–'} questions a seed, seeds "
-        f"{', '.join(map(str, grid.seeds))}, {hours:.1f} h of one core, commit {commits}.",
+        f"{seeds_text(grid)}, {hours:.1f} h of one core, commit {commits}.",
         table(["method", "what it is"], [[m, grid.notes.get(m, f"`{grid.methods[m]}`")] for m in grid.methods]),
         "## Claims",
         table(
@@ -139,6 +141,16 @@ def readme(results: Results) -> str:
         by_place(results, list(grid.methods), lambda m, p: cost_of(results.of(m, p))),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def seeds_text(grid: Grid) -> str:
+    """0, 1, 2 (and 3, 4: a, b at 320,000 tokens)."""
+    more = [
+        f"{', '.join(map(str, m['seeds']))}: {', '.join(m['methods'])} at "
+        f"{', '.join(f'{t:,}' for t in m['tokens'])} {grid.unit}"
+        for m in grid.more
+    ]
+    return ", ".join(map(str, grid.seeds)) + "".join(f" (and {m})" for m in more)
 
 
 def first_method(grid: Grid) -> str:

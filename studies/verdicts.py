@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cells import Grid
 from results import Results
-from tables import decide, table
+from tables import decide, seeds_text, table
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -21,7 +21,7 @@ def section(grid: Grid) -> str:
     results = Results.read(grid)
     done, cells = len(results.records), len(grid.cells())
     link = f"../studies/{grid.folder.name}"
-    told = f"{done} of {cells} cells measured, seeds {', '.join(map(str, grid.seeds))}"
+    told = f"{done} of {cells} cells measured, seeds {seeds_text(grid)}"
     if not done:
         return f"### {grid.title}\n\n[{grid.folder.name}]({link}/grid.yaml): not run yet ({cells} cells)."
     rows = [[d.text, d.measured, f"**{d.verdict}**"] for d in (decide(results, c) for c in grid.claims)]

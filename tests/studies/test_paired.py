@@ -10,9 +10,10 @@ import pytest
 from study import invented_study
 
 import paired
+from cells import GridError
 from paired import Interval, average, difference, interval, pooled_sd, recovered_share, t_interval, t_quantile
 from results import Results
-from tables import decide, readme
+from tables import decide, points, readme
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,29 @@ def test_nothing_is_decided_while_a_seed_is_missing(tmp_path):
     empty = Results(results.grid, {})
     assert decide(empty, claim("default", "ptl", 0.05, "mean")).verdict == "not measured"
     assert "0 of 36 cells" in readme(empty)
+
+
+def test_further_seeds_count_where_both_methods_have_them(tmp_path):
+    more = [{"methods": ["default", "ptl"], "tokens": [400], "seeds": [3, 4]}]
+    study = invented_study(tmp_path / "s", RATES, more=more)
+    results = Results.read(study)
+    assert len(study.cells()) == 36 + 2 * 2 * 2  # methods, sizes, seeds
+    assert results.paired("default", "ptl", (0.6, 400)).seeds == 5
+    assert (
+        results.paired("default", "ptl", (0.6, 100)).seeds == results.paired("default", "once", (0.6, 400)).seeds == 3
+    )
+    assert results.mean_paired("default", "ptl", results.places).seeds == 3
+    assert decide(results, claim("default", "ptl", 0.05, "mean")).verdict == "held"
+    one = decide(results, claim("default", "ptl", 0.05, "mean", tokens=400))
+    assert one.verdict == "held" and one.measured == points(
+        results.mean_paired("default", "ptl", [(0.6, 400), (0.4, 400)])
+    )
+    (study.records / "ptl-0.6-400-s4.json").unlink()
+    fewer = Results.read(study)
+    assert decide(fewer, claim("default", "ptl", 0.05, "mean", tokens=400)).verdict == "undecided: 4 of 5 seeds"
+    assert "seeds 0, 1, 2 (and 3, 4: default, ptl at 400 tokens)" in readme(fewer)
+
+
+def test_further_seeds_of_an_unknown_method_are_refused(tmp_path):
+    with pytest.raises(GridError, match="more"):
+        invented_study(tmp_path / "s", RATES, more=[{"methods": ["nobody"], "tokens": [400], "seeds": [3]}])
