@@ -73,6 +73,20 @@ def test_equal_damage_stops_where_a_round_s_share_is_done():
     assert equal_damage([0.0, 0.0, 0.0, 1.0], 4) == 2  # of equals the farthest
 
 
+def test_a_wished_number_of_rounds_is_made_also_where_nothing_hurts():
+    assert equal_damage([0.0] * 7, 3, exact=True) == 2  # three of seven places, then two and two
+    assert equal_damage([0.0, 0.0, 0.0, 0.0, 0.3], 4, exact=True) == 1  # else 3: one place left for three rounds
+    assert equal_damage([0.01, 0.05, 0.2, 0.6], 3, exact=True) == 1
+    assert equal_damage([0.0, 0.0], 3, exact=True) == 0
+    made, left, at = [], 6, -1
+    while left:  # all the way: six rounds, whatever the predictions
+        rest = [0.0] * (7 - at - 1)
+        at += 1 + equal_damage(rest, left, exact=True)
+        made.append(at)
+        left -= 1
+    assert made == [1, 2, 3, 4, 5, 6]
+
+
 def test_rounds_by_damage_tokens_and_limit():
     assert rounds_for(0.9, 0.3, 10, 6) == 3
     assert rounds_for(0.91, 0.3, 10, 6) == 4

@@ -421,6 +421,24 @@ def test_final_loads_where_prunetune_is_not_importable(at):
     assert json.loads(child.stdout) == model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
 
 
+def test_an_interrupted_run_says_how_it_goes_on(capsys, at, tmp_path, monkeypatch):
+    from prunetune import loop
+
+    monkeypatch.setattr(loop, "prune_tune_loop", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, _, err = call(capsys, "run", at / "recipe.yaml", "--out", tmp_path / "out")
+    assert code == 130 and "interrupted; the same command continues" in err
+
+
+def test_a_short_recipe_is_told_what_its_defaults_are(capsys, at, tmp_path):
+    short = {"model": str(at / "model"), "data": [{"type": "demo", "size": 900}], "prune": {"target": 0.8}}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
+    _, out, _ = call(capsys, "run", tmp_path / "short.yaml", "--dry-run")
+    assert "as the paper has it" in out
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump({**short, "compensate": "least-squares"}))
+    _, out, _ = call(capsys, "run", tmp_path / "ours.yaml", "--dry-run")
+    assert "as the paper has it" not in out
+
+
 def test_parse_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").write_text("")

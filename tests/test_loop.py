@@ -273,6 +273,28 @@ def test_chained_methods_each_take_their_own_part(tmp_path):
     (stage,) = summary["stages"]
     assert [t["samples"] for t in stage["tune"]] == [24, 48]
     assert stage["samples"][1] - stage["samples"][0] == 72
+    assert "| cpt 3, cpt 6 |" in (tmp_path / "out" / "report.md").read_text()  # steps
+
+
+def test_fewer_tokens_than_asked_are_told_where_the_data_end(tmp_path):
+    lines = []
+
+    class Said(Watch):
+        def line(self, text):
+            lines.append(text)
+
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(f'{{"question": "{i} + 1", "answer": "{i + 1}"}}\n' for i in range(10)))
+    cpt = {"type": "cpt", "samples": 24, "batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
+    short = {**cpt, "samples": None, "tokens": 5000, "data": [{"type": "file", "path": str(own)}]}
+    recipe = tiny_recipe(tmp_path, recover=[cpt, short])
+    summary = prune_tune_loop(edited(recipe, target=0.9, layers=0, step=1.0), tmp_path / "out", Said(quiet=True))
+    enough, few = summary["stages"][0]["tune"]
+    assert enough["notes"] == []
+    assert few["samples"] == 10
+    note = f"cpt: {few['tokens']:,} of 5,000 tokens: the data hold no more"
+    assert few["notes"] == [note] and f"  {note}" in lines
+    assert note in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_too_little_data_is_said_before_any_work(tmp_path):

@@ -57,6 +57,43 @@ def test_mistakes_are_named(changes, says):
     assert says in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"recover": [{"type": "cpt", "average": 30}]}, ["recover.0.average has", "30", "less than 1", "write 0.3"]),
+        ({"recover": [{"type": "cpt", "average": "half"}]}, ["recover.0.average has", "'half'", "a number"]),
+        ({"recover": [{"type": "cpt", "averege": 0.5}]}, ["'recover.0.averege'", "did you mean 'average'"]),
+        ({"recover": [{"type": "rl"}]}, ["recover.0.type", "'rl'", "cpt, distill, grpo, sft"]),
+        ({"recover": [{"tokens": 5}]}, ["lacks the key 'recover.0.type'", "cpt, distill, grpo, sft"]),
+        ({"recover": "cpt"}, ["recover has", "'cpt'", "a list", "write recover: [...]"]),
+        ({"prune": {"target": "60%"}}, ["prune.target has", "'60%'", "a mapping of depth, width", "write 0.6"]),
+        ({"prune": {"target": {"width": 0}}}, ["prune.target.width has", "greater than 0"]),
+        ({"prune": {"target": {"widht": 8}}}, ["'prune.target.widht'", "depth, width", "did you mean 'width'"]),
+        ({"prune": {"target": 0.6, "rounds": "x"}}, ["prune.rounds has", "a whole number or 'auto'"]),
+        ({"stop_at": 0.95}, ["stop_at has", "a mapping of accuracy", "write stop_at: {accuracy: 0.95}"]),
+        ({"stop_at": {"accuracy": 95}}, ["stop_at.accuracy has", "write 0.95"]),
+        ({"evaluate": {"tasks": ["gsm8k"]}}, ["evaluate.tasks.0 has", "write {name: gsm8k}"]),
+        ({"compensate": "least_squares"}, ["compensate has", "'none' or 'least-squares'", "did you mean 'least-squares'"]),
+        ({"data": [{"type": "demo", "sizes": 3}]}, ["'data.0.sizes'", "did you mean 'size'"]),
+        ({"rounds": 3}, ["'rounds'", "did you mean prune.rounds?"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_in_the_terms_of_the_file(changes, says):
+    with pytest.raises(RecipeError) as e:
+        Recipe.parse({**MINIMAL, **changes}, "my.yaml")
+    for part in ["my.yaml", *says]:
+        assert part in str(e.value)
+
+
+def test_a_changed_method_is_told_by_its_key(tmp_path):
+    before = tiny_recipe(tmp_path).model_dump(mode="json")
+    after = {**before, "recover": [{**before["recover"][0], "learning_rate": 3e-4}]}
+    with pytest.raises(RecipeChanged) as e:
+        check_unchanged(before, Recipe.parse(after).model_dump(mode="json"))
+    old = before["recover"][0]["learning_rate"]
+    assert e.value.value == f"recover.0.learning_rate: {old!r} -> 0.0003"
+
+
 def test_missing_key():
     with pytest.raises(RecipeError, match="lacks the key 'data'"):
         Recipe.parse({"model": "demo", "prune": {"target": 0.5}})

@@ -62,6 +62,8 @@ def test_what_is_not_known_is_not_judged(run: RunRecord) -> None:
 
 
 def test_texts() -> None:
+    few = Speedup(1.43, 1.1, 1.9, 2)  # the spread of two timings is none
+    assert (few.text(), few.short()) == ("1.43× (timed 2 times: spread unknown)", "≈ 1.43×")
     assert Speedup(1.27).text() == Speedup(1.27).short() == "1.27×"
     assert Speedup(1.27, 1.2, 1.3, 5).text() == "1.27× (1.20–1.30)"
     noise = Speedup(1.05, 0.9, 1.2, 5)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from prunetune import rounds, survey
+from prunetune import rounds, survey, verdict
 from prunetune.bench import Bench
 from prunetune.budget import Probe
 from prunetune.compensate import rank_neurons
@@ -19,6 +20,7 @@ from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
 from prunetune.schedule import plan_ahead
 from prunetune.score import Scores
+from prunetune.stats import kept_share
 from prunetune.steer import decide
 from prunetune.store import load_config, load_model, resolve_model, write_json
 from prunetune.target import Sizes
@@ -179,6 +181,24 @@ def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
     assert summary["promise"]["kept"] is False
     assert "no smaller model" in summary["promise"]["why"]
     assert done[0]["verdict"]["validation"]["n"] == 6
+
+
+def test_what_is_told_as_kept_is_the_plain_ratio(monkeypatch, tmp_path):
+    """8 of 10, then 6 of 10; the bound comes of `kept_share`, which counts half a question more."""
+    before, after = ({str(i): i < right for i in range(10)} for right in (8, 6))
+    original = tmp_path / "original"
+    original.mkdir()
+    (original / "validation.json").write_text("{}")
+    bench = SimpleNamespace(run=SimpleNamespace(folder=lambda name: original))
+    monkeypatch.setattr(verdict, "validation", lambda bench, stop: None)
+    monkeypatch.setattr(verdict, "_verdicts", lambda at, task: before)
+    monkeypatch.setattr(verdict, "_validate", lambda *a: after)
+    stop = StopConfig(accuracy=0.7, fresh=1000)
+    told = verdict._promise(bench, stop, None, "sha", tmp_path, [])
+    assert told["validation"]["kept"] == pytest.approx(0.75)
+    assert "75.0% kept" in told["why"]
+    lower = kept_share([(before[i], after[i]) for i in before], 0.7, fresh=1000)[1]
+    assert told["validation"]["lower"] == lower and told["accepted"] == (lower >= 0.7)
 
 
 class Heard(Watch):

@@ -32,6 +32,17 @@ def test_the_sentence_is_the_records(run) -> None:
     assert f" and {said[1][0]} on gsm_symbolic {said[1][1]}" in sentence
 
 
+def test_the_sentence_says_why_a_search_ended(run) -> None:
+    kept = {**run.summary, "promise": {"wanted": 0.9, "kept": True, "why": "so"}}
+    assert view(replace(run, summary=kept)).sentence.endswith(". That is the target; stop_at 90.0 % is kept.")
+    half = run.original.cost.model_copy(update={"params": run.original.params // 2})
+    undone = run.stages[-1].model_copy(update={"cost": half, "verdict": {"accepted": False, "why": "less"}})
+    searched = view(replace(run, summary=kept, stages=(*run.stages, undone))).sentence
+    assert searched.endswith("as small as stop_at 90.0 % allows: the next step tried, to 50.0 %, was undone.")
+    broken = {**kept, "promise": {**kept["promise"], "kept": False}}
+    assert view(replace(run, summary=broken)).sentence == view(run).sentence
+
+
 def test_bars_are_shares_of_the_original(run) -> None:
     bars = view(run).bars
     assert [(b.label, b.kind) for b in bars] == [

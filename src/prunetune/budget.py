@@ -90,12 +90,21 @@ def damages(way: Sequence[Place], sizes: Sizes, now: Place, loss: float, probes:
     return found
 
 
-def equal_damage(curve: Sequence[float], rounds: int) -> int:
-    """The place of a damage curve where the first of `rounds` rounds of equal damage ends; the last if none hurts."""
-    if rounds <= 1 or curve[-1] <= 0:
+def equal_damage(curve: Sequence[float], rounds: int, *, exact: bool = False) -> int:
+    """The place of a damage curve where the first of `rounds` rounds of equal damage ends.
+
+    Args:
+        curve: The loss that each place would add.
+        rounds: Rounds to go.
+        exact: Their number is a wish: where nothing hurts they are of equal size, and each later one has a place left.
+            Else what does not hurt goes at once.
+    """
+    if rounds <= 1 or (curve[-1] <= 0 and not exact):
         return len(curve) - 1
     wanted = curve[-1] / rounds
-    return min(range(len(curve)), key=lambda i: (abs(curve[i] - wanted), -i))
+    even = math.ceil(len(curve) / rounds) - 1
+    chosen = even if curve[-1] <= 0 else min(range(len(curve)), key=lambda i: (abs(curve[i] - wanted), -i))
+    return max(0, min(chosen, len(curve) - rounds)) if exact else chosen
 
 
 def rounds_for(damage: float, bearable: float, affordable: int, most: int) -> int:

@@ -50,13 +50,17 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars are ours (ui.py)
     try:
         app()
+    except SystemExit as e:
+        if e.code == 130:  # typer's word for Ctrl-C
+            print("interrupted; the same command continues", file=sys.stderr)
+        raise
     except PrunetuneError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except ValueError as e:
         from pydantic import ValidationError
 
-        from prunetune.recipe import explain
+        from prunetune.mistakes import explain
 
         if not isinstance(e, ValidationError):
             raise
@@ -195,6 +199,26 @@ def _overridden(
     if launcher is not None:
         value["launcher"] = launcher
     return type(recipe).parse(value, "the options")
+
+
+@app.command()
+def keys(
+    word: Annotated[str, typer.Argument(help="Only keys and sections with this in their name or meaning.")] = "",
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As docs/recipe.md has it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every key of a recipe: what it may be, its default, what it means."""
+    from prunetune.recipe import Recipe
+    from prunetune.reference import about, markdown, sections, text
+
+    found = about(sections(Recipe), word)
+    if not found:
+        raise RecipeError("no key speaks of this", value=word, fix="prunetune keys lists all")
+    _emit(
+        as_json,
+        [vars(s) | {"keys": list(map(vars, s.keys))} for s in found],
+        (markdown if as_markdown else text)(found),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- inspect

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADER = (
     "model", "parameters", "accuracy", "FLOPs/question", "prefill + decode", "speed-up/question", "speed-up/token",
-    "recovery tokens", "recovery time", "against the first", "p",
+    "recovery tokens", "recovery time", "difference", "p",
 )  # fmt: skip
 SHORT = (
     "",
@@ -27,7 +27,7 @@ SHORT = (
     "×/token",
     "tokens",
     "tuned in",
-    "vs the first",
+    "difference",
     "p",
 )
 
@@ -53,7 +53,7 @@ def _row(model: Model, found: TaskResult | None, reference: str) -> tuple[str, .
             human.p_value(pair.mcnemar()).removeprefix("p = "),
         )
     else:
-        tested = ("(the first)" if model.name == reference else human.DASH, "")
+        tested = ("(compared with)" if model.name == reference else human.DASH, "")
     return (
         *start,
         found.result.text(),
@@ -85,8 +85,8 @@ def _named(header: tuple[str, ...], metric: str) -> tuple[str, ...]:
 
 def _note(c: Comparison) -> str:
     return (
-        f"Figures are ± one standard error. Against the first: points of accuracy on the questions shared with "
-        f"{c.reference} [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original; "
+        f"Figures are ± one standard error. Difference: points of accuracy, minus {c.reference}'s on the "
+        f"same questions [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original; "
         f"≈ where the spread of the timings leaves open whether there is one."
     )
 

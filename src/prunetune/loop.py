@@ -49,6 +49,8 @@ def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None)
         bench = Bench(recipe, run, watch)
         bench.check()
         bench.original()
+        if run.stages:
+            bench.watch.line(f"continuing after {run.stages[-1]['name']}: finished rounds are kept")
         while decision := decide(bench):
             one_round(bench, decision)
         _control(bench)

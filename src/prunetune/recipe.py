@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunetune.data import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
+from prunetune.mistakes import explain
 from prunetune.prompt import PromptFormat
 from prunetune.store import replacing
 from prunetune.target import PruneConfig
@@ -207,7 +208,7 @@ class Recipe(_Config):
         try:
             return cls.model_validate(value)
         except ValidationError as e:
-            raise explain(e, where) from None
+            raise explain(e, where, cls) from None
 
     @classmethod
     def read(cls, ref: str | Path) -> Recipe:
@@ -277,57 +278,7 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}
-
-
-def explain(error: ValidationError, where: str) -> RecipeError:
-    """The first error of a validation, as one message that names the key."""
-    first = error.errors()[0]
-    key = ".".join(str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden":
-        keys = _siblings(first["loc"])
-        message = UnknownName("recipe key", str(first["loc"][-1]), keys) if keys else None
-        return RecipeError(
-            f"unknown key {key!r} in {where}",
-            valid=message.valid if message else None,
-            fix=message.fix if message else None,
-        )
-    if first["type"] == "missing":
-        return RecipeError(f"{where} lacks the key {key!r}", fix=f"add {key}: ...")
-    text = first["msg"].removeprefix("Value error, ")
-    return RecipeError(f"{where}: {key or 'recipe'}: {text}", value=first["input"])
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields beside an unknown key, where its model can be found from the path."""
-    import typing
-
-    model: Any = Recipe
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        for candidate in _models(model):
-            if part in candidate.model_fields:
-                model = candidate.model_fields[part].annotation
-                break
-            tagged = (
-                [m for m in _models(model) if typing.get_args(m.model_fields["type"].annotation) == (part,)]
-                if all("type" in m.model_fields for m in _models(model))
-                else []
-            )
-            if tagged:
-                model = tagged[0]
-                break
-        else:
-            return []
-    return sorted({name for m in _models(model) for name in m.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    import typing
-
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in typing.get_args(annotation) for m in _models(a)]

@@ -74,6 +74,7 @@ class EvalRecord(_Record):
 class TuneRecord(_Record):
     """One recovery method's result within a stage."""
 
+    method: str = ""
     samples: int | None = None
     tokens: int | None = None
     seconds: float | None = None

@@ -12,6 +12,7 @@ import torch
 
 from prunetune.bench import Bench, free, line_of
 from prunetune.compensate import Patch
+from prunetune.data import Stream
 from prunetune.errors import OutOfReach
 from prunetune.plan import PrunePlan, make_plan, threshold_counts
 from prunetune.run import Record, Timed, link_or_copy
@@ -155,6 +156,7 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             examples: tuple[int, int] = (start, end),
             tokens: int | None = tokens,
             last: bool = last,
+            stream: Stream = stream,
         ) -> None:
             job = TuneJob(
                 model=model,
@@ -174,6 +176,7 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
             )
             with bench.watch.bar(f"tune {method.type}") as bar:
                 result = launch(job, bench.recipe.launcher, bar)
+            result = _short(bench, result, tokens, examples, stream)
             if last and bench.recipe.do_no_harm:
                 result = _no_worse(bench, pruned, tmp, result)
             write_json(note, result.to_json())
@@ -185,6 +188,17 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
         cursor += results[-1].samples if method.data is None else 0
         remove(at / f".tuned-{i}")
     return results
+
+
+def _short(
+    bench: Bench, result: TuneResult, wanted: int | None, examples: tuple[int, int], stream: Stream
+) -> TuneResult:
+    """Say so where the data held fewer tokens than the round was to have."""
+    if not wanted or result.tokens >= 0.9 * wanted or examples[0] + result.samples < len(stream):
+        return result
+    note = f"{result.method}: {result.tokens:,} of {wanted:,} tokens: the data hold no more"
+    bench.watch.line(f"  {note}")
+    return dataclasses.replace(result, notes=[*result.notes, note])
 
 
 def _no_worse(bench: Bench, pruned: Path, tuned: Path, result: TuneResult) -> TuneResult:

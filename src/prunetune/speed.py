@@ -15,6 +15,9 @@ from typing import Any
 from prunetune import human
 from prunetune.records import EvalRecord, RunRecord
 
+ENOUGH = 5
+"""Timings a model; the spread of fewer says nothing."""
+
 
 @dataclass(frozen=True)
 class Speedup:
@@ -34,13 +37,16 @@ class Speedup:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the range holds 1."""
+        """Whether the range holds 1, or comes of too few timings to be one."""
+        if self.repeats is not None and self.repeats < ENOUGH:
+            return True
         return self.low is not None and self.high is not None and self.low <= 1 <= self.high
 
     def text(self) -> str:
         """The ratio with its range, marked where it may as well be 1."""
-        if self.repeats == 1:
-            return f"{human.times(self.value)} (timed once: spread unknown)"
+        if self.repeats is not None and self.repeats < ENOUGH:
+            often = "once" if self.repeats == 1 else f"{self.repeats} times"
+            return f"{human.times(self.value)} (timed {often}: spread unknown)"
         if self.low is None or self.high is None:
             return human.times(self.value)
         doubt = ", not distinguishable from 1" if self.is_noise else ""

@@ -167,9 +167,10 @@ def _probe(bench: Bench, index: int) -> dict[str, Any]:
     if rounds > index and whole > 0:  # the way there matters only if it is to be divided
         probes = survey.probe(bench, at, source, scores, [way[i] for i in budget.places(way, sizes, now)[:-1]]) + probes
     curve = budget.damages(way, sizes, now, loss, probes)
-    chosen = budget.equal_damage(curve, rounds - index + 1)
+    to_go = rounds - index + 1
+    chosen = budget.equal_damage(curve, to_go, exact=isinstance(prune.rounds, int))
     step = budget.step_to(index, now, way[chosen])
-    share = curve[chosen] / curve[-1] if curve[-1] > 0 else 1.0
+    share = curve[chosen] / curve[-1] if curve[-1] > 0 else 1 / to_go
     share = 1.0 if chosen == len(way) - 1 else share
     why = (
         f"the whole cut would add {curve[-1]:.3f} nats; {step.name} adds {curve[chosen]:.3f} (predicted), "

@@ -55,6 +55,7 @@ def spent(run: RunRecord) -> Table:
         ("samples", _samples),
         ("tokens", lambda s: human.count(s.tokens)),
         ("tokens/s", _rate),
+        ("steps", _steps),
         ("truncated", lambda s: _sum([t.truncated for t in s.tune])),
     ]
     table = _table(columns, run.measured)
@@ -62,7 +63,7 @@ def spent(run: RunRecord) -> Table:
         return table
     times = tuple(human.duration(t) for t in total.values())
     tokens, cut = run.recovery_tokens(), _sum([t.truncated for s in run.stages for t in s.tune])
-    last = ("all", *times, human.duration(sum(total.values())), "", human.count(tokens), "", cut)
+    last = ("all", *times, human.duration(sum(total.values())), "", human.count(tokens), "", "", cut)
     return Table(table.header, (*table.rows, last), total=True)
 
 
@@ -141,6 +142,13 @@ def _samples(stage: StageRecord) -> str:
 def _rate(stage: StageRecord) -> str:
     known = [t for t in stage.tune if t.tokens and t.seconds]
     return human.count(sum(t.tokens or 0 for t in known) / sum(t.seconds or 0 for t in known)) if known else human.DASH
+
+
+def _steps(stage: StageRecord) -> str:
+    """Optimiser steps; of several methods each one's, with its name."""
+    if len(stage.tune) > 1:
+        return ", ".join(f"{t.method} {t.steps or human.DASH}" for t in stage.tune)
+    return _sum([t.steps for t in stage.tune])
 
 
 def _sum(values: list[int | None]) -> str:

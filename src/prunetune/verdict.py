@@ -48,6 +48,9 @@ def _promise(bench: Bench, stop: StopConfig, model: Any, sha: str, at: Path, rea
     pairs = [(theirs[i], ours[i]) for i in theirs]
     kept, lower = kept_share(pairs, stop.accuracy, fresh=stop.fresh)
     accuracy, before = sum(ours.values()) / len(ours), sum(theirs.values()) / len(theirs)
+    kept = (
+        accuracy / before if before else kept
+    )  # the bound is of shares that count half a question more; see kept_share
     accepted = lower >= stop.accuracy
     told = (
         f"{accuracy:.1%} of {len(ours)} validation problems right, the original {before:.1%}: {kept:.1%} kept, "

@@ -156,7 +156,19 @@ def _sentence(run: RunRecord) -> str:
         start += f" keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}"
     else:
         start += "; accuracy was not measured"
-    return f"{'; '.join([start, *elsewhere])}."
+    return f"{'; '.join([start, *elsewhere])}.{_stopped(run)}"
+
+
+def _stopped(run: RunRecord) -> str:
+    """Whether a run with `stop_at` ended where it had to."""
+    promise, last = run.summary.get("promise"), run.stages[-1] if run.stages else None
+    if not isinstance(promise, dict) or not promise["kept"] or last is None:
+        return ""
+    wanted = human.percent(promise["wanted"])
+    if last.accepted:
+        return f" That is the target; stop_at {wanted} is kept."
+    tried = human.percent(human.ratio(last.params, params_of(run.original)))
+    return f" It is as small as stop_at {wanted} allows: the next step tried, to {tried}, was undone."
 
 
 def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:

@@ -31,6 +31,7 @@ def test_it_is_the_mean_of_the_last_steps_and_training_itself_is_the_same(place:
     seen[plain.steps] = tensors(often.out)
     averaged = run_job(make_job(place, tmp_path / "averaged", Cpt(**SMALL, average=0.25)))
     assert [e["loss"] for e in averaged.log] == [e["loss"] for e in plain.log]
+    assert averaged.notes == ["the weights of the last 3 of 12 steps were averaged"] and plain.notes == []
     assert plain.steps == 12 and {10, 11, 12} <= set(seen)
     for name, mean in tensors(tmp_path / "averaged").items():
         expected = torch.stack([seen[k][name].double() for k in (10, 11, 12)]).mean(0)

@@ -29,7 +29,7 @@ class Average(TrainerCallback):
     """
 
     def __init__(self, steps: int, share: float, work: Path, checkpoint: str | None) -> None:
-        self.first = min(steps, round((1 - share) * steps) + 1)
+        self.first = steps - covered(steps, share) + 1
         self.work, self.checkpoint = work, checkpoint
         self.add = get_swa_multi_avg_fn()
         self.mean: dict[str, torch.Tensor] = {}
@@ -69,6 +69,11 @@ class Average(TrainerCallback):
         for name, parameter in _trained(kwargs["model"]).items():
             if self.count:
                 parameter.copy_(self.mean[name])
+
+
+def covered(steps: int, share: float) -> int:
+    """How many of the last steps the mean covers: at least one."""
+    return max(1, steps - round((1 - share) * steps))
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from prunetune.errors import TuneError
 from prunetune.tune.arguments import arguments, world_size
-from prunetune.tune.average import Average
+from prunetune.tune.average import Average, covered
 from prunetune.tune.base import Method
 from prunetune.tune.batches import Row, Rows, collate, filled, make_rows, ordered, packed
 from prunetune.tune.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
@@ -202,6 +202,8 @@ def fit(
     notes = _notes(made, method)
     if done < steps:
         notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
+    if method.average:
+        notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
     return Trained(
         samples=made.used,
         tokens=tokens,
