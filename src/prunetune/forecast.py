@@ -174,7 +174,8 @@ def assumptions(recipe: Recipe) -> list[str]:
         said.append("grpo: the sampler's own memory is not counted")
     if any(m.lora for m in recipe.recover):
         said.append("LoRA: adapters are small beside the weights")
-    said.append("memory: one sequence at a time, activations recomputed")
+    where = f"{recipe.launcher.split()[0]}, " if recipe.launcher else ""
+    said.append(f"memory: {where}one sequence at a time, activations recomputed")
     return said
 
 
@@ -197,6 +198,7 @@ def _text(value: dict[str, Any]) -> str:
     where = f"{hardware['gpus']} x {hardware['gpu']}"
     if value["hours"] is not None:
         said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""
+        said = said or (" (the paper states no hours)" if paper else "")
         lines.append(f"\nrecovery on {where}: about {duration(3600 * value['hours'])}{said}")
     lines.append(f"memory of a device: about {size(value['device_bytes'])} at the most")
     lines.append("assumed: " + "; ".join(value["assumptions"]))
