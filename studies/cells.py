@@ -82,7 +82,7 @@ class Grid:
         claims: What the tables decide; see `tables.py`.
         budget: What `tokens` counts: `tokens`, or `samples` (prompts, of GRPO).
         values: Further values that depend on the size: NAME -> size -> value.
-        by_round: Also a table and a figure of the accuracy after every round.
+        by_round: Methods of which a table and a figure show the accuracy after every round.
         more: Further seeds of some methods at some budgets, at every size: `methods`, `tokens`, `seeds`.
     """
 
@@ -100,7 +100,7 @@ class Grid:
     claims: list[dict[str, Any]] = field(default_factory=list)
     budget: str = "tokens"
     values: dict[str, dict[float, Any]] = field(default_factory=dict)
-    by_round: bool = False
+    by_round: list[str] = field(default_factory=list)
     more: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
@@ -117,6 +117,8 @@ class Grid:
             for key, others in (("of", []), ("over", [ORIGINAL])):
                 if claim.get(key) not in [*grid.methods, *others]:
                     raise GridError(f"claim {claim}: {key} must be one of {sorted([*grid.methods, *others])}")
+        if not set(grid.by_round) <= set(grid.methods):
+            raise GridError(f"by_round: {grid.by_round}: must be methods of {sorted(grid.methods)}")
         for m in grid.more:
             if set(m) != {"methods", "tokens", "seeds"} or not set(m["methods"]) <= set(grid.methods):
                 raise GridError(f"more: {m}: must give methods (of {sorted(grid.methods)}), tokens and seeds")

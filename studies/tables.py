@@ -211,7 +211,7 @@ def rounds_part(results: Results) -> list[str]:
         "## Accuracy after every round, % (parameters left, %)\n\nMeans over seeds with Student's interval over the seeds; "
         "a seed with fewer rounds is in the rounds that it has. ![by round](figures/rounds.svg)"
     ]
-    methods = list(results.grid.methods)
+    methods = results.grid.by_round
     for place in results.places:
         found = {m: results.rounds(m, place) for m in methods}
         rows = [
@@ -281,8 +281,8 @@ def write(folder: Path) -> Path:
     methods = list(grid.methods)
     accuracy_figure(lines, grid.sizes, methods, results.original(), grid.unit, folder / "figures" / "accuracy.svg")
     if grid.by_round:
-        walks = {(m, p): results.rounds(m, p) for m in methods for p in results.places}
-        rounds_figure(walks, results.places, methods, grid.unit, folder / "figures" / "rounds.svg")
+        walks = {(m, p): results.rounds(m, p) for m in grid.by_round for p in results.places}
+        rounds_figure(walks, results.places, grid.by_round, grid.unit, folder / "figures" / "rounds.svg")
     path = folder / "README.md"
     path.write_text(readme(results), encoding="utf-8")
     return path

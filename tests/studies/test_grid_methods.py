@@ -32,7 +32,7 @@ def test_the_baselines_that_need_code_leave_records_like_the_loop(tmp_path, caps
         "sliced": {"run": "slicegpt", "prune": {"step": 1.0}},
         "full": {"run": "full_model", "size": 1.0, "prune": {"target": 0.8, "rounds": 2}},
     }
-    study = tiny_study(tmp_path, methods=methods, claims=[], by_round=True)
+    study = tiny_study(tmp_path, methods=methods, claims=[], by_round=list(methods))
     assert runner.main([str(study.folder), "--workers", "1", "--scratch", str(tmp_path / "scratch")]) == 0
     sliced, full = study.cells()
     assert (sliced.name, full.name) == ("sliced-0.8-600-s0", "full-1-600-s0")
@@ -126,7 +126,7 @@ def test_a_budget_in_prompts_and_a_method_that_spends_something_else(tmp_path):
 
 def test_accuracy_by_round_equals_direct_computation(tmp_path):
     claims = [{"of": "ptl", "over": "original", "above": -0.9, "scope": "mean", "round": 1}]
-    study = invented_study(tmp_path / "s", {"ptl": 0.3, "once": 0.5}, by_round=True, claims=claims)
+    study = invented_study(tmp_path / "s", {"ptl": 0.3, "once": 0.5}, by_round=["ptl", "once"], claims=claims)
     results, place = Results.read(study), (0.6, 100)
     records = [study.record(study.cell("ptl", *place, s)) for s in study.seeds]
     after = [r["rounds"][0]["evals"][0]["value"] for r in records]
