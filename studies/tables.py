@@ -99,7 +99,14 @@ def readme(results: Results) -> str:
     grid, done = results.grid, len(results.records)
     cells = len(grid.cells())
     study = f"studies/{grid.folder.name}"
-    commits = ", ".join(sorted({r["commit"] for r in results.records.values()})) or "–"
+    commits = sorted({r["commit"] for r in results.records.values()})
+    made = (
+        f"commit {', '.join(commits) or '–'}"
+        if len(commits) < 4
+        else f"{len(commits)} commits (each record names its own)"
+    )
+    missing = [c.name for c in grid.cells() if (c.method, c.size, c.tokens, c.seed) not in results.records]
+    lacks = f" Not measured yet: {', '.join(missing)}." if 0 < len(missing) <= 12 else ""
     hours = sum(r["wall_seconds"] for r in results.records.values()) / 3600
     ns = sorted({e["n"] for r in results.records.values() for e in r["final"]["evals"] if e["task"] == grid.task_name})
     others = [m for m in grid.methods if m != first_method(grid)]
@@ -110,7 +117,8 @@ def readme(results: Results) -> str:
         grid.about.strip(),
         f"`{study}/run` repeats everything (resumable), `{study}/tables` makes this page from `records/`. "
         f"{done} of {cells} cells measured, n = {' or '.join(f'{n:,}' for n in ns) or '–'} questions a seed, seeds "
-        f"{seeds_text(grid)}, {hours:.1f} h of one core, commit {commits}.",
+        f"{seeds_text(grid)}, {hours:.1f} h of one core, {made}.{lacks} A cell is one method at one "
+        f"size, budget and seed; a point is 1 % of the questions.",
         table(["method", "what it is"], [[m, grid.notes.get(m, f"`{grid.methods[m]}`")] for m in grid.methods]),
         "## Claims",
         table(
@@ -135,7 +143,7 @@ def readme(results: Results) -> str:
         by_place(results, list(grid.methods), lambda m, p: params_of(results.of(m, p))),
         *(part for task in other_tasks(results) for part in other_task(results, task)),
         *(rounds_part(results) if grid.by_round else []),
-        "## Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds)",
+        "## Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds; the same: recovery was undone)",
         by_place(results, list(grid.methods), lambda m, p: losses_of(results.of(m, p))),
         "## What it cost: tokens really trained; seconds of a run (means over seeds)",
         by_place(results, list(grid.methods), lambda m, p: cost_of(results.of(m, p))),
