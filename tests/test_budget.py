@@ -158,8 +158,17 @@ def test_axis_candidates_take_the_same_share_and_never_more_layers_than_the_targ
     half = PruneConfig.model_validate({"target": 0.6, "order": "auto", "align": 4})
     # 11000 -> 6600: 4400 to go. In four rounds 1100 each: 13.75 neurons of 80 -> width 84; one layer of 1000.
     assert axis_candidates(half, SIZES, (10, 100), 4) == [(10, 84), (9, 100)]
-    # In one round: 55 neurons -> 44 (rounded down to 4s), four layers of 1000 (a fifth would go beyond).
-    assert axis_candidates(half, SIZES, (10, 100), 1) == [(10, 44), (6, 100)]
+    # In one round: 55 neurons -> 44 (rounded down to 4s), four layers of 1000 (a fifth would go beyond); or both:
+    # one layer, and (6600 - 1000 - 9 * 200) / (9 * 8) = 52.8 neurons left.
+    assert axis_candidates(half, SIZES, (10, 100), 1) == [(10, 44), (6, 100), (9, 52)]
+
+
+def test_the_last_round_may_take_both_around_a_quarter_of_the_width():
+    low = PruneConfig.model_validate({"target": 4200, "order": "auto", "align": 4})  # 3200 for the layers
+    # eight layers leave 25.0 neurons, in fours 24: below the quarter (25); seven leave 32, six 40
+    mixed = [(8, 24), (7, 32), (6, 40)]
+    assert axis_candidates(low, SIZES, (10, 100), 1) == [(10, 12), (4, 100), *mixed]
+    assert axis_candidates(low, SIZES, (10, 100), 2) == [(10, 56), (7, 100)]
 
 
 def test_cheapest_is_the_least_loss_for_what_is_saved():

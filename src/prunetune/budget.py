@@ -189,7 +189,8 @@ def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axi
 def axis_candidates(prune: PruneConfig, sizes: Sizes, now: Place, rounds_left: int) -> list[Place]:
     """Shapes that would take the round's share of what is still to go: by neurons alone, and by layers alone.
 
-    The neurons go at least to the share, the layers never beyond the target; either may be impossible.
+    The neurons go at least to the share, the layers never beyond the target; either may be impossible. The last round
+    may take both: the fewest layers that leave a quarter of the original width, one less, and one more.
     """
     depth, width = now
     target = target_params(prune, sizes)
@@ -204,7 +205,17 @@ def axis_candidates(prune: PruneConfig, sizes: Sizes, now: Place, rounds_left: i
     layers = min(max(1, round(gap / layer)), (sizes.params(*now) - target) // layer, depth - 1)
     if layers >= 1:
         found.append((depth - int(layers), width))
-    return found
+    return found + (_mixed(sizes, now, target, align) if rounds_left <= 1 else [])
+
+
+def _mixed(sizes: Sizes, now: Place, target: int, align: int) -> list[Place]:
+    """Shapes on the target with fewer layers and fewer neurons, around the one that keeps a quarter of the width."""
+    depth, width = now
+    fits = {
+        d: (target - sizes.base - d * sizes.layer) // (d * sizes.neuron) // align * align for d in range(1, depth + 1)
+    }
+    most = max((d for d, w in fits.items() if w >= sizes.width / 4), default=1)
+    return [(d, fits[d]) for d in (most + 1, most, most - 1) if 0 < d < depth and align <= fits[d] < width]
 
 
 def cheapest(probes: Sequence[Probe], loss: float) -> Probe:
