@@ -34,7 +34,7 @@ def test_the_sentence_is_the_records(run) -> None:
 
 def test_the_sentence_says_why_a_search_ended(run) -> None:
     kept = {**run.summary, "promise": {"wanted": 0.9, "kept": True, "why": "so"}}
-    assert view(replace(run, summary=kept)).sentence.endswith(". That is the target; stop_at 90.0 % is kept.")
+    assert view(replace(run, summary=kept)).sentence.endswith(". stop_at 90.0 % is kept.")
     half = run.original.cost.model_copy(update={"params": run.original.params // 2})
     undone = run.stages[-1].model_copy(update={"cost": half, "verdict": {"accepted": False, "why": "less"}})
     searched = view(replace(run, summary=kept, stages=(*run.stages, undone))).sentence

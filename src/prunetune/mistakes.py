@@ -85,12 +85,12 @@ def _walk(
     inside = [model]
     for i, part in enumerate(loc):
         owner = next((m for m in inside if part in m.model_fields), None)
-        branch = [m for m in inside if part in (m.__name__, _tag(m))]
+        branch = [m for m in inside if part in (m.__name__, tag_of(m))]
         if isinstance(part, int):
             path.append(part)
         elif owner is not None:
             path.append(part)
-            beside, inside = inside, _models(owner.model_fields[part].annotation)
+            beside, inside = inside, models_of(owner.model_fields[part].annotation)
         elif unknown and i == len(loc) - 1:
             path.append(part)
             beside = inside
@@ -99,22 +99,22 @@ def _walk(
     return path, beside, inside
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation names."""
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation names, in unions and lists too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for a in typing.get_args(annotation) for m in _models(a)]
+    return [m for a in typing.get_args(annotation) for m in models_of(a)]
 
 
-def _tag(model: type[BaseModel]) -> str | None:
-    """The one value of a model's `type`, where it has one."""
+def tag_of(model: type[BaseModel]) -> str | None:
+    """The one value of a model's `type`, where it has one: what names it among the branches of a union."""
     kind = model.model_fields.get("type")
     values = typing.get_args(kind.annotation) if kind else ()
     return str(values[0]) if len(values) == 1 else None
 
 
 def _tags(models: Iterable[type[BaseModel]]) -> list[str]:
-    return sorted({t for m in models if (t := _tag(m))})
+    return sorted({t for m in models if (t := tag_of(m))})
 
 
 def _fields(models: Iterable[type[BaseModel]]) -> list[str]:
@@ -172,7 +172,7 @@ def _elsewhere(model: type[BaseModel] | None, name: str) -> str | None:
     under = [
         f"{key}.{name}"
         for key, of in (model.model_fields if model else {}).items()
-        if any(name in m.model_fields for m in _models(of.annotation))
+        if any(name in m.model_fields for m in models_of(of.annotation))
     ]
     return f"did you mean {under[0]}?" if len(under) == 1 else None
 

@@ -17,6 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from prunetune.mistakes import models_of, tag_of
+
 NEEDED = "needed"
 WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "NoneType": "none"}
 
@@ -120,10 +122,10 @@ def _places(model: type[BaseModel], at: str, found: dict[type[BaseModel], list[s
         return
     start = "" if at == "recipe" else f"{at.replace(' type: ', '.')}."
     for name, field in model.model_fields.items():
-        inside = _inside(field.annotation)
+        inside = models_of(field.annotation)
         for one in inside:
             place = f"{start}{name}{'[]' if _is_list(field.annotation) else ''}"
-            tag = _tag(one)
+            tag = tag_of(one)
             _places(one, f"{place} type: {tag}" if tag and len(inside) > 1 else place, found)
 
 
@@ -168,7 +170,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "its own defaults"
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], BaseModel):
-        return f"one {_tag(type(value[0]))}"
+        return f"one {tag_of(type(value[0]))}"
     if isinstance(value, (list, tuple)):
         return str(list(value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -187,17 +189,6 @@ def _is_list(annotation: Any) -> bool:
     return any(typing.get_origin(p) in (list, tuple) for p in _parts(annotation))
 
 
-def _inside(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a value may be, or that it lists."""
-    found: list[type[BaseModel]] = []
-    for part in _parts(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            found.append(part)
-        elif typing.get_origin(part) in (list, tuple):
-            found += _inside(typing.get_args(part)[0])
-    return found
-
-
 def _kind(annotation: Any) -> str:
     said: list[str] = []
     for part in _parts(annotation):
@@ -211,9 +202,3 @@ def _kind(annotation: Any) -> str:
         else:
             said.append(WORDS.get(getattr(part, "__name__", ""), str(part)))
     return ", ".join(s for s in dict.fromkeys(said) if not (s == "whole number" and "number" in said))
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("type")
-    values = typing.get_args(kind.annotation) if kind else ()
-    return str(values[0]) if len(values) == 1 else None

@@ -166,7 +166,7 @@ def _stopped(run: RunRecord) -> str:
         return ""
     wanted = human.percent(promise["wanted"])
     if last.accepted:
-        return f" That is the target; stop_at {wanted} is kept."
+        return f" stop_at {wanted} is kept."
     tried = human.percent(human.ratio(last.params, params_of(run.original)))
     return f" It is as small as stop_at {wanted} allows: the next step tried, to {tried}, was undone."
 
