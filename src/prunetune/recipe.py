@@ -125,8 +125,9 @@ class Recipe(_Config):
     """How far, and in which steps."""
     score: ScoreConfig = ScoreConfig()
     """How redundancy is measured."""
-    compensate: Literal["none", "least-squares"] = "none"
-    """`least-squares`: before any training, fold the removed neurons into the kept ones (docs/method.md)."""
+    compensate: Literal["none", "least-squares", "least-squares-neurons"] = "none"
+    """`least-squares`: before any training, fold what is removed into the neurons that stay (docs/method.md).
+    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
     budget: Literal["equal", "damage"] = "equal"
