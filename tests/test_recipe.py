@@ -73,7 +73,7 @@ def test_mistakes_are_named(changes, says):
         ({"stop_at": 0.95}, ["stop_at has", "a mapping of accuracy", "write stop_at: {accuracy: 0.95}"]),
         ({"stop_at": {"accuracy": 95}}, ["stop_at.accuracy has", "write 0.95"]),
         ({"evaluate": {"tasks": ["gsm8k"]}}, ["evaluate.tasks.0 has", "write {name: gsm8k}"]),
-        ({"compensate": "least_squares"}, ["compensate has", "'none' or 'least-squares'", "did you mean 'least-squares'"]),
+        ({"compensate": "least_squares"}, ["compensate has", "'none', 'least-squares' or", "did you mean 'least-squares'"]),
         ({"data": [{"type": "demo", "sizes": 3}]}, ["'data.0.sizes'", "did you mean 'size'"]),
         ({"rounds": 3}, ["'rounds'", "did you mean prune.rounds?"]),
     ],

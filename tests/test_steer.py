@@ -16,6 +16,7 @@ from prunetune.compensate import rank_neurons
 from prunetune.errors import RecipeError
 from prunetune.loop import prune_tune_loop
 from prunetune.patch import Patch
+from prunetune.plan import PrunePlan
 from prunetune.recipe import Recipe, StopConfig
 from prunetune.run import RunFolder
 from prunetune.schedule import plan_ahead
@@ -432,6 +433,18 @@ def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
         direct = rank_neurons(load_model(tmp_path / "model"), bench.scoring, by="greedy")
     torch.testing.assert_close(found.neurons, direct)
     assert found.criterion == "greedy"
+
+
+def test_removed_layers_are_folded_only_by_the_value_that_says_so(tmp_path):
+    layer = PrunePlan(model_sha="", depth=4, width=48, drop_layers=(1,))
+    folded = {}
+    for value in ("least-squares", "least-squares-neurons"):
+        recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, compensate=value)
+        with RunFolder.open(tmp_path / value, recipe, resolve_model(recipe.model)) as run:
+            bench = Bench(recipe, run, QUIET)
+            model = load_model(tmp_path / "model")
+            folded[value] = survey.make_patch(bench, model, layer).tensors
+    assert folded["least-squares"] and not folded["least-squares-neurons"]
 
 
 def test_too_few_calibration_tokens_are_told(tmp_path, capsys):

@@ -109,9 +109,7 @@ def make_patch(bench: Bench, model: Any, plan: PrunePlan, progress: Any = None) 
     ridge = bench.batches(examples[::4])
     calibration = bench.batches([e for i, e in enumerate(examples) if i % 4])
     target = "layer" if bench.recipe.compensate == "least-squares-neurons" else "auto"
-    return compensate(
-        model, plan, calibration, held_out=ridge, target=target, device=bench.device, progress=progress
-    )
+    return compensate(model, plan, calibration, held_out=ridge, target=target, device=bench.device, progress=progress)
 
 
 def cut_key(bench: Bench, plan: PrunePlan) -> dict[str, Any]:
