@@ -1,8 +1,7 @@
 """Training a small reasoning model from nothing: shared by the demo's model and the study models.
 
 Fresh problems at every step, solutions at full weight in the loss and questions, which are random, at a tenth. Muon
-moves the matrices: with AdamW alone the same model needs several times the steps (a probe with three two-digit
-operands: loss 0.34 after 100 steps of 64 problems against 1.26).
+moves the matrices: with AdamW alone the same model needs several times the steps.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ Claims in grid.yaml, each decided by the rule of `paired.Interval.verdict`:
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def decide(results: Results, claim: dict[str, Any]) -> Decided:
         verdict = ("held" if mid >= bound else "did not hold") if full else "undecided: not all cells are there"
         return Decided(text, f"{mid:.0%} (from {low:.0%} to {high:.0%}, {len(shares)} cells)", verdict)
     others: list[Place] = []
+    each: list[Interval | None]
     budgets = [claim["tokens"]] if "tokens" in claim else grid.tokens
     places = [p for p in results.shared(of, over) if p[1] in budgets]
     where = f" at {budgets[0]:,} {grid.unit}" if "tokens" in claim else ""
@@ -109,8 +111,6 @@ def readme(results: Results) -> str:
     lacks = f" Not measured yet: {', '.join(missing)}." if 0 < len(missing) <= 12 else ""
     hours = sum(r["wall_seconds"] for r in results.records.values()) / 3600
     ns = sorted({e["n"] for r in results.records.values() for e in r["final"]["evals"] if e["task"] == grid.task_name})
-    others = [m for m in grid.methods if m != first_method(grid)]
-    first = first_method(grid)
     parts = [
         f"<!-- Made by studies/tables.py from records/. Do not edit: change grid.yaml and run {study}/tables -->",
         f"# {grid.title}",
@@ -126,29 +126,71 @@ def readme(results: Results) -> str:
             [[d.text, d.measured, f"**{d.verdict}**"] for d in (decide(results, c) for c in grid.claims)],
         ),
         rule(grid),
-        f"## Accuracy, %\n\nThe untouched model: {percent(results.original())}. ![accuracy](figures/accuracy.svg)",
-        by_place(results, list(grid.methods), lambda m, p: percent(results.accuracy(m, p))),
-        f"## Paired differences: {first} minus the other, points",
-        by_place(
-            results,
-            others,
-            lambda m, p: points(results.paired(first, m, p)),
-            last=lambda m: points(results.mean_paired(first, m, results.places)),
-        ),
-        "## Rounds that were made (one figure a seed)",
-        by_place(
-            results, list(grid.methods), lambda m, p: " ".join(str(rounds_of(r)) for r in results.of(m, p)) or "–"
-        ),
-        "## Parameters left, % of the original's",
-        by_place(results, list(grid.methods), lambda m, p: params_of(results.of(m, p))),
-        *(part for task in other_tasks(results) for part in other_task(results, task)),
-        *(rounds_part(results) if grid.by_round else []),
-        "## Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds; the same: recovery was undone)",
-        by_place(results, list(grid.methods), lambda m, p: losses_of(results.of(m, p))),
-        "## What it cost: tokens really trained; seconds of a run (means over seeds)",
-        by_place(results, list(grid.methods), lambda m, p: cost_of(results.of(m, p))),
+        *measured(results),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def measured(results: Results) -> list[str]:
+    """What was measured: a table of the methods where there is one size and budget, else a table of places for each figure."""
+    grid, first = results.grid, first_method(results.grid)
+    original = f"The untouched model: {percent(results.original())}. ![accuracy](figures/accuracy.svg)"
+    tasks = {task: task_values(results, task) for task in other_tasks(results)}
+    shown: dict[str, Callable[[str, Place], str]] = {
+        "Accuracy, %": lambda m, p: percent(results.accuracy(m, p)),
+        f"Paired differences: {first} minus the other, points": lambda m, p: points(results.paired(first, m, p)),
+        "Rounds that were made (one figure a seed)": lambda m, p: (
+            " ".join(str(rounds_of(r)) for r in results.of(m, p)) or "–"
+        ),
+        "Parameters left, % of the original's": lambda m, p: params_of(results.of(m, p)),
+        **{f"{task} (mean over seeds and their range)": each for task, (_, each) in tasks.items()},
+        "Loss on held-out solutions, nats: after the last cut → after recovery (mean over seeds; the same: recovery was undone)": (
+            lambda m, p: losses_of(results.of(m, p))
+        ),
+        "What it cost: tokens really trained; seconds of a run (means over seeds)": lambda m, p: cost_of(
+            results.of(m, p)
+        ),
+    }
+    untouched = {
+        f"{task} (mean over seeds and their range)": f"The untouched model: {v}." for task, (v, _) in tasks.items()
+    }
+    by_round = rounds_part(results) if grid.by_round else []
+    if len(results.places) == 1:
+        (place,) = results.places
+        heads = ["method", *(short(h) for h in shown)]
+        rows = [
+            [m, *("" if m == first and "Paired" in h else show(m, place) for h, show in shown.items())]
+            for m in grid.methods
+        ]
+        said = " ".join(f"{task}: {v}" for task, (v, _) in tasks.items())
+        return [
+            f"## {place[0]:.0%}, {place[1]:,} {grid.unit}\n\n{original}" + (f" Its {said}." if said else ""),
+            table(heads, rows),
+            f"Differences are {first}'s accuracy minus the method's, paired by question. Losses are nats a token on held-out solutions, after "
+            "the last cut → after recovery; the same: recovery was undone. Means over the seeds; ranges are of the seeds.",
+            *by_round,
+        ]
+    parts = []
+    for heading, show in shown.items():
+        paired = heading.startswith("Paired")
+        methods = [m for m in grid.methods if not paired or m != first]
+        last = (lambda m: points(results.mean_paired(first, m, results.places))) if paired else None
+        note = original if heading == "Accuracy, %" else untouched.get(heading, "")
+        parts += [f"## {heading}" + (f"\n\n{note}" if note else ""), by_place(results, methods, show, last)]
+    before = next(i for i, p in enumerate(parts) if p.startswith("## Loss"))
+    return [*parts[:before], *by_round, *parts[before:]]
+
+
+def short(heading: str) -> str:
+    """A section's heading as that of a column."""
+    known = {
+        "Accuracy": "accuracy, %",
+        "Paired": "difference, points",
+        "Rounds": "rounds",
+        "Parameters": "parameters left, %",
+    }
+    known |= {"Loss": "loss", "What": "tokens; seconds"}
+    return known.get(re.split(r"[ ,]", heading)[0], heading.partition(" (")[0])
 
 
 def seeds_text(grid: Grid) -> str:
@@ -199,18 +241,15 @@ def other_tasks(results: Results) -> list[str]:
     return [task for task in dict.fromkeys(found) if task != results.grid.task_name]
 
 
-def other_task(results: Results, task: str) -> list[str]:
-    """Heading and table of another task: means over seeds with the seeds' range."""
+def task_values(results: Results, task: str) -> tuple[str, Callable[[str, Place], str]]:
+    """Another task's value, mean over seeds with the seeds' range: the untouched model's, and what gives a method's."""
 
     def values(records: list[Record], of: str) -> str:
         found = [e["value"] for r in records for e in r[of]["evals"] if e["task"] == task]
         return f"{fmean(found):.4g} ({min(found):.4g} to {max(found):.4g})" if found else "–"
 
     original = values(list({r["seed"]: r for r in results.records.values()}.values()), "original")
-    return [
-        f"## {task} (mean over seeds and their range)\n\nThe untouched model: {original}.",
-        by_place(results, list(results.grid.methods), lambda m, p: values(results.of(m, p), "final")),
-    ]
+    return original, lambda m, p: values(results.of(m, p), "final")
 
 
 def rounds_part(results: Results) -> list[str]:
