@@ -232,12 +232,13 @@ def test_a_deeper_target_goes_on_from_the_end(tmp_path):
         prune_tune_loop(edited(recipe, target=0.85, layers=0), tmp_path / "out", QUIET)
 
 
-def test_thresholds_and_protection(tmp_path):
+def test_thresholds_and_protection(tmp_path, capsys):
     value = tiny_recipe(tmp_path).model_dump(mode="json")
     value["prune"] = {"sigma_neuron": 0.03, "max_rounds": 2, "align": 4}
     value["protect"] = {"data": value["data"], "share": 0.5, "samples": 4}
-    summary = prune_tune_loop(Recipe.parse(value), tmp_path / "out", QUIET)
+    summary = prune_tune_loop(Recipe.parse(value), tmp_path / "out", Watch())
     assert 1 <= len(summary["stages"]) <= 2
+    assert f"protected: 24 of the {summary['stages'][0]['width']} neurons that stay" in capsys.readouterr().err
     first = tmp_path / "out" / "01-neurons-sigma"
     assert (first / "protect.safetensors").is_file()
     plan = json.loads((first / "plan.json").read_text())

@@ -74,7 +74,8 @@ class ProtectConfig(_Config):
     data: list[DataSource] = Field(min_length=1)
     """The corpus: general text, or another task."""
     share: float = Field(0.05, gt=0, lt=1)
-    """Top share of each layer's current width that is not eligible."""
+    """Top share of each layer's current width that is not eligible. Small against the neurons that stay, or it costs
+    accuracy (studies/06-criteria)."""
     samples: int = Field(256, gt=0)
     """Sequences scored, once a round."""
 

@@ -170,8 +170,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def kept_memory() -> Iterator[bool]:
     """Inside, glibc keeps freed memory for the next step instead of returning it and faulting it in anew.
 
-    Saves about 4 % of the CPU time of a SmolLM2 step (docs/performance.md). Yields whether it works here: elsewhere than
-    on glibc nothing is done. On leaving, the memory goes back to the system.
+    Saves about 4 % of the CPU time of a SmolLM2 step (docs/performance.md). Yields whether it works here: elsewhere
+    than on glibc nothing is done. On leaving, the memory goes back to the system.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
