@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     Runner = Callable[[Recipe, Path, Watch], dict[str, Any]]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+KEYS = ("method", "size", "tokens", "seed")
+STUDIES = [f"studies/{p.parent.name}" for p in Path(__file__).parent.glob("[0-9]*/grid.yaml")]
 KEPT_OF_A_ROUND = (
     "name",
     "index",
@@ -59,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="KEY=A,B", help="method, size, tokens or seed")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_args(arguments)
+    if not (args.study / "grid.yaml").is_file():
+        parser.error(f"{args.study}: no grid.yaml there; studies: {' '.join(sorted(STUDIES))}")
     grid = Grid.read(args.study.resolve())
+    for rule in args.only:
+        check_rule(grid, rule, parser)
     scratch = (args.scratch or Path("runs/studies") / grid.folder.name).resolve()
     chosen = [c for c in grid.cells() if all(_chosen(c, rule) for rule in args.only)]
     left = [c for c in chosen if grid.record(c) is None]
@@ -93,7 +99,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _chosen(cell: Cell, rule: str) -> bool:
     key, _, values = rule.partition("=")
-    return f"{getattr(cell, key):g}" in values.split(",") if key != "method" else cell.method in values.split(",")
+    return _written(cell, key) in values.split(",")
+
+
+def _written(cell: Cell, key: str) -> str:
+    value = getattr(cell, key)
+    return value if isinstance(value, str) else f"{value:.10g}"
+
+
+def check_rule(grid: Grid, rule: str, parser: argparse.ArgumentParser) -> None:
+    """Refuse an `--only` that names nothing of the grid."""
+    key, _, values = rule.partition("=")
+    if key not in KEYS:
+        parser.error(f"--only {rule}: KEY is one of {', '.join(KEYS)}")
+    known = list(dict.fromkeys(_written(c, key) for c in grid.cells()))
+    if unknown := [v for v in values.split(",") if v not in known]:
+        parser.error(f"--only {rule}: no {key} {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def work(grid: Grid, cells: list[Cell], scratch: Path, parent: int | None = None) -> None:
@@ -211,6 +232,7 @@ def record_of(grid: Grid, cell: Cell, run: Path, summary: dict[str, Any]) -> Rec
         "seed": cell.seed,
         "recipe_sha": cell.sha,
         "commit": _commit(),
+        "model_sha": original["model_sha"],
         "params_ratio": summary["params_ratio"],
         "recovery_tokens": summary["recovery_tokens"],
         "seconds": summary["seconds"],
@@ -283,12 +305,12 @@ def _write(path: Path, value: object, indent: int | None = 1) -> None:
 
 
 def _commit() -> str:
-    """The code's commit, `+` if there are changes on top."""
-    here = Path(__file__).parent
+    """The code's commit, `+` if the code (not a page or a record) has changes on top."""
+    at: dict[str, Any] = {"cwd": Path(__file__).parent, "text": True, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.check_output(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=here, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], **at).strip()
+        changed = subprocess.check_output(["git", "diff", "--name-only", "HEAD", "--", "../src", "*.py"], **at)
+        return commit + ("+" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -307,4 +329,7 @@ def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

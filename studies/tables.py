@@ -102,6 +102,8 @@ def readme(results: Results) -> str:
     cells = len(grid.cells())
     study = f"studies/{grid.folder.name}"
     commits = sorted({r["commit"] for r in results.records.values()})
+    changed = sum(r["commit"].endswith("+") for r in results.records.values())
+    made_with = f" (+: {changed} of {done} cells with uncommitted changes)" if changed else ""
     made = (
         f"commit {', '.join(commits) or '–'}"
         if len(commits) < 4
@@ -117,7 +119,8 @@ def readme(results: Results) -> str:
         grid.about.strip(),
         f"`{study}/run` repeats everything (resumable), `{study}/tables` makes this page from `records/`. "
         f"{done} of {cells} cells measured, n = {' or '.join(f'{n:,}' for n in ns) or '–'} questions a seed, seeds "
-        f"{seeds_text(grid)}, {hours:.1f} h of one core, {made}.{lacks} A cell is one method at one "
+        f"{seeds_text(grid)}, {hours:.1f} h of one core, {made}{made_with}.{lacks} "
+        f"One cell again, the models' training, what + means: [studies/](../README.md). A cell is one method at one "
         f"size, budget and seed; a point is 1 % of the questions.",
         table(["method", "what it is"], [[m, grid.notes.get(m, f"`{grid.methods[m]}`")] for m in grid.methods]),
         "## Claims",
@@ -157,17 +160,17 @@ def measured(results: Results) -> list[str]:
     by_round = rounds_part(results) if grid.by_round else []
     if len(results.places) == 1:
         (place,) = results.places
-        heads = ["method", *(short(h) for h in shown)]
-        rows = [
-            [m, *("" if m == first and "Paired" in h else show(m, place) for h, show in shown.items())]
-            for m in grid.methods
-        ]
+        columns = {short(h): show for h, show in shown.items() if not h.startswith("Paired")}
+        right, *others = columns.items()
+        minus = (f"minus {first}'s", lambda m, p: "" if m == first else points(results.paired(m, first, p)))
+        columns = dict([right, minus, *others])
+        rows = [[m, *(show(m, place) for show in columns.values())] for m in grid.methods]
         said = " ".join(f"{task}: {v}" for task, (v, _) in tasks.items())
         return [
             f"## {place[0]:.0%}, {place[1]:,} {grid.unit}\n\n{original}" + (f" Its {said}." if said else ""),
-            table(heads, rows),
-            f"Differences are {first}'s accuracy minus the method's, paired by question. Losses are nats a token on held-out solutions, after "
-            "the last cut → after recovery; the same: recovery was undone. Means over the seeds; ranges are of the seeds.",
+            table(["method", *columns], rows),
+            "Differences in points, paired by question. Losses are nats a token on held-out solutions, after the last cut → after recovery; "
+            "the same: recovery was undone. Means over the seeds; ranges are of the seeds; rounds are one figure a seed.",
             *by_round,
         ]
     parts = []
@@ -183,13 +186,8 @@ def measured(results: Results) -> list[str]:
 
 def short(heading: str) -> str:
     """A section's heading as that of a column."""
-    known = {
-        "Accuracy": "accuracy, %",
-        "Paired": "difference, points",
-        "Rounds": "rounds",
-        "Parameters": "parameters left, %",
-    }
-    known |= {"Loss": "loss", "What": "tokens; seconds"}
+    known = {"Accuracy": "accuracy, %", "Rounds": "rounds", "Parameters": "parameters left, %", "Loss": "loss"}
+    known["What"] = "tokens; seconds"
     return known.get(re.split(r"[ ,]", heading)[0], heading.partition(" (")[0])
 
 
@@ -215,6 +213,8 @@ def rule(grid: Grid) -> str:
         if grid.spread == "own"
         else "the seeds of all sizes at the cell's budget (deviations from each cell's mean, pooled)"
     )
+    if len(grid.sizes) == 1:
+        spread = "the cell's seeds"
     return (
         "Rule: a claim held if the lower end of the 95 % interval reaches its bound, did not hold if the upper end lies below it, else it is "
         "undecided (also while a seed is missing). Interval: with d_s the mean paired difference of seed s on the same questions and S seeds, "
@@ -245,8 +245,13 @@ def task_values(results: Results, task: str) -> tuple[str, Callable[[str, Place]
     """Another task's value, mean over seeds with the seeds' range: the untouched model's, and what gives a method's."""
 
     def values(records: list[Record], of: str) -> str:
-        found = [e["value"] for r in records for e in r[of]["evals"] if e["task"] == task]
-        return f"{fmean(found):.4g} ({min(found):.4g} to {max(found):.4g})" if found else "–"
+        found = [e for r in records for e in r[of]["evals"] if e["task"] == task]
+        if not found:
+            return "–"
+        share = found[0]["metric"] != "perplexity"
+        each = [100 * e["value"] if share else e["value"] for e in found]
+        spread = f" ({min(each):.4g} to {max(each):.4g})" if len(each) > 1 else ""
+        return f"{fmean(each):.4g}{' %' if share else ''}{spread}" + (f", n = {found[0]['n']:,}" if share else "")
 
     original = values(list({r["seed"]: r for r in results.records.values()}.values()), "original")
     return original, lambda m, p: values(results.of(m, p), "final")

@@ -21,11 +21,12 @@ def section(grid: Grid) -> str:
     results = Results.read(grid)
     done, cells = len(results.records), len(grid.cells())
     link = f"../studies/{grid.folder.name}"
+    page = "README.md" if (grid.folder / "README.md").is_file() else "grid.yaml"
     told = f"{done} of {cells} cells measured, seeds {seeds_text(grid)}"
     if not done:
         return f"### {grid.title}\n\n[{grid.folder.name}]({link}/grid.yaml): not run yet ({cells} cells)."
     rows = [[d.text, d.measured, f"**{d.verdict}**"] for d in (decide(results, c) for c in grid.claims)]
-    head = f"### {grid.title}\n\n[{grid.folder.name}]({link}/README.md): {told}."
+    head = f"### {grid.title}\n\n[{grid.folder.name}]({link}/{page}): {told}."
     return f"{head}\n\n{table(['claim', 'measured (points, 95 % interval)', 'verdict'], rows)}" if rows else head
 
 

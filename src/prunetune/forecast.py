@@ -65,10 +65,10 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
     from prunetune.store import config_values
 
     value, text = preview(recipe)
-    if not recipe.foreseen:
-        return value, text
+    if not recipe.foreseen and value["steps"][-1]["step"] != "target":
+        return value, text  # not even the final shape is known
     paper, devices = PAPER.get(name or "", Paper()), devices_of(recipe.launcher)
-    config, rounds = config_values(config_folder(recipe.model)), len(value["steps"]) - 1
+    config, rounds = config_values(config_folder(recipe.model)), len(value["steps"]) - 1  # one, if damage decides
     original = cost_of(config)
     for done, step in enumerate(value["steps"]):
         step["paper_size"] = paper.sizes.get(done, paper.sizes.get(-1) if done == rounds else None)
@@ -87,6 +87,8 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
     value["paper_hours"] = paper.hours
     value["device_bytes"] = max((m["device_bytes"] for s in value["steps"][1:] for m in s["recover"]), default=0)
     value["assumptions"] = assumptions(recipe)
+    if not recipe.foreseen:
+        value["assumptions"].append("one round: more would share the same budget, at larger sizes")
     return value, text + "\n\n" + _text(value)
 
 
@@ -170,8 +172,10 @@ def assumptions(recipe: Recipe) -> list[str]:
     if any(m.samples and m.type != "grpo" for m in recipe.recover):
         said.append(f"{TOKENS_A_SAMPLE} tokens a sample (at most max_length)")
     if any(m.type == "grpo" for m in recipe.recover):
-        said.append(f"grpo: {PROMPT} + {ANSWER} tokens an answer, sampled at {SAMPLING:.0%} of the peak, one pass")
-        said.append("grpo: the sampler's own memory is not counted")
+        longest = max(m.max_new_tokens or ANSWER for m in recipe.recover if m.type == "grpo")
+        more = f" (the recipe allows {longest:,}: up to {longest / ANSWER:.0f} times as long)" if longest > ANSWER else ""
+        said.append(f"grpo: {PROMPT} + {ANSWER} tokens an answer{more}, sampled at {SAMPLING:.0%} of the peak, one pass")
+        said.append("grpo: the sampler's own memory comes on top")
     if any(m.lora for m in recipe.recover):
         said.append("LoRA: adapters are small beside the weights")
     where = f"{recipe.launcher.split()[0]}, " if recipe.launcher else ""
@@ -199,8 +203,9 @@ def _text(value: dict[str, Any]) -> str:
     if value["hours"] is not None:
         said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""
         said = said or (" (the paper states no hours)" if paper else "")
-        lines.append(f"\nrecovery on {where}: about {duration(3600 * value['hours'])}{said}")
-    lines.append(f"memory of a device: about {size(value['device_bytes'])} at the most")
+        about = f"about {duration(3600 * value['hours'])}" if 60 * value["hours"] >= 1 else "less than a minute"
+        lines.append(f"\nrecovery on {where}: {about}{said}")
+    lines.append(f"memory of a device for training: about {size(value['device_bytes'])}")
     lines.append("assumed: " + "; ".join(value["assumptions"]))
     return "\n".join(lines)
 
