@@ -56,6 +56,7 @@ def test_reinforcement_learning_counts_every_answer():
     n = value["steps"][1]["params"]
     assert method["hours"] == pytest.approx(method["tokens"] * n * (8 / 0.35 + 2 / 0.05) / (8 * 989e12) / 3600)
     assert "8 x H200" in text and "sampled at 5%" in text and "one pass" in text
+    assert "allows 3,000: up to 5 times as long" in text and "sampler's own memory comes on top" in text
 
 
 def test_tokens_of_budgets():
@@ -109,6 +110,22 @@ def test_steps_that_are_measured_have_no_forecast():
     changed = Recipe.parse({**recipe.model_dump(mode="json"), "prune": {"sigma_neuron": 0.1, "max_rounds": 3}})
     value, text = forecast(changed)
     assert "unknown" in text and "hours" not in value
+
+
+def test_a_run_by_damage_is_forecast_as_one_round_at_the_final_shape():
+    recipe = Recipe.read("demo")
+    damage = {
+        "budget": "damage",
+        "compensate": "least-squares",
+        "prune": {"target": 0.5, "rounds": "auto", "layers": 0},
+    }
+    changed = Recipe.parse({**recipe.model_dump(mode="json"), **damage, "recover": [{"type": "cpt", "tokens": 10_000}]})
+    value, text = forecast(changed)
+    assert [s["step"] for s in value["steps"]] == ["original", "target"]
+    last = value["steps"][-1]
+    assert last["params_ratio"] <= 0.5 and last["recover"][0]["tokens"] == 10_000
+    assert value["hours"] == pytest.approx(10_000 * 6 * last["params"] / (312e12 * 0.35) / 3600)
+    assert "unknown" in text and "one round" in text
 
 
 def test_the_command_needs_neither_hub_nor_torch():

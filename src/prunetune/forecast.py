@@ -173,8 +173,12 @@ def assumptions(recipe: Recipe) -> list[str]:
         said.append(f"{TOKENS_A_SAMPLE} tokens a sample (at most max_length)")
     if any(m.type == "grpo" for m in recipe.recover):
         longest = max(m.max_new_tokens or ANSWER for m in recipe.recover if m.type == "grpo")
-        more = f" (the recipe allows {longest:,}: up to {longest / ANSWER:.0f} times as long)" if longest > ANSWER else ""
-        said.append(f"grpo: {PROMPT} + {ANSWER} tokens an answer{more}, sampled at {SAMPLING:.0%} of the peak, one pass")
+        more = (
+            f" (the recipe allows {longest:,}: up to {longest / ANSWER:.0f} times as long)" if longest > ANSWER else ""
+        )
+        said.append(
+            f"grpo: {PROMPT} + {ANSWER} tokens an answer{more}, sampled at {SAMPLING:.0%} of the peak, one pass"
+        )
         said.append("grpo: the sampler's own memory comes on top")
     if any(m.lora for m in recipe.recover):
         said.append("LoRA: adapters are small beside the weights")
