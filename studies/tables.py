@@ -287,8 +287,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(found: Interval | None) -> str:
-    """71.2 [70.1, 72.3], of a share."""
-    return "–" if found is None else f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    """71.2 [70.1, 72.3], of a share: no end of an interval lies beyond 0 or 100."""
+    if found is None:
+        return "–"
+    return f"{100 * found.mean:.1f} [{100 * max(found.low, 0.0):.1f}, {100 * min(found.high, 1.0):.1f}]"
 
 
 def points(found: Interval | None) -> str:
