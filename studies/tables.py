@@ -137,7 +137,8 @@ def readme(results: Results) -> str:
 def measured(results: Results) -> list[str]:
     """What was measured: a table of the methods where there is one size and budget, else a table of places for each figure."""
     grid, first = results.grid, first_method(results.grid)
-    original = f"The untouched model: {percent(results.original())}. ![accuracy](figures/accuracy.svg)"
+    whole = results.original()
+    original = f"The untouched model: {percent(whole)} ({whole.seeds if whole else 0} seeds). ![accuracy](figures/accuracy.svg)"
     tasks = {task: task_values(results, task) for task in other_tasks(results)}
     shown: dict[str, Callable[[str, Place], str]] = {
         "Accuracy, %": lambda m, p: percent(results.accuracy(m, p)),
