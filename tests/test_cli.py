@@ -337,6 +337,8 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
         "criterion of score": (["score", at / "model", "--data", at / "rows.jsonl", "--out", tmp_path / "s", "--criterion", "x"], "contribution"),
         "recipe key": (["run", with_(modle=1)], "model"),
         "recipe": (["run", "dmo"], "demo"),
+        "recipe with a folder": (["run", "papr/llama3-8b"], "did you mean 'paper/llama3-8b'"),
+        "a recipe is no model": (["inspect", "paper/llama3-8b"], "prunetune run paper/llama3-8b --dry-run"),
         "data column": (["run", with_(data=[{**data[0], "columns": {"question": "quest", "answer": "answer"}}])], "quest"),
         "target above 1": (["run", with_(prune={**prune, "target": 1.5})], "between 0 and 1"),
         "target below what is possible": (["run", with_(prune={**prune, "target": 0.01})], "at least"),

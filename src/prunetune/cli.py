@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.errors import PrunetuneError, RecipeError
+from prunetune.errors import MissingPath, PrunetuneError, RecipeError
 from prunetune.ui import Watch
 
 if TYPE_CHECKING:
@@ -237,7 +237,11 @@ def inspect(
 ) -> None:
     """Shape and cost of a model, and what a target would take. No weights are loaded."""
     from prunetune.describe import config_folder, description
+    from prunetune.recipe import Recipe, shipped
 
+    if model in shipped() and (meant := Recipe.read(model).model) != model:
+        asked = f"prunetune run {model} --dry-run, or prunetune inspect {meant}"
+        raise MissingPath("this is a recipe, not a model", value=model, fix=asked)
     _emit(as_json, *description(config_folder(model), target=target, step=step, gpu=gpu, tokens=tokens))
 
 

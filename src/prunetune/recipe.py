@@ -10,6 +10,7 @@ Some fields may change between two starts of the same run, because they leave al
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.resources
 import io
 from pathlib import Path
@@ -217,7 +218,8 @@ class Recipe(_Config):
         """Read a YAML file, or a shipped recipe by its name (`demo`)."""
         path = shipped().get(str(ref), Path(ref))
         if not path.is_file():
-            if path.suffix in (".yaml", ".yml") or "/" in str(ref):
+            near = difflib.get_close_matches(str(ref), shipped(), cutoff=0.7)
+            if path.suffix in (".yaml", ".yml") or ("/" in str(ref) and not near):
                 raise MissingPath(
                     "no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped())
                 )
