@@ -131,7 +131,7 @@ def _plan(bench: Bench, timed: Timed, step: Step, scores: Scores) -> PrunePlan:
     if protect and plan.drop_neurons and (held := math.ceil(protect.share * plan.width)) > CROWDED * plan.new_width:
         bench.watch.line(
             f"  protected: {held:,} of the {plan.new_width:,} neurons that stay in every layer. "
-            "More than a quarter costs accuracy: a smaller protect.share leaves the task more of them"
+            "More than a quarter can cost accuracy: a smaller protect.share leaves the task more of them"
         )
     made = timed.once("plan.json", "plan", {"plan": plan.model_dump(mode="json")}, plan.write)
     return PrunePlan.read(made)
