@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prunetune.demo.tokenizer import VOCAB_SIZE
-from prunetune.prompt import PromptFormat, encode_example
+from prunetune.data.demo.tokenizer import VOCAB_SIZE
+from prunetune.models.prompt import PromptFormat, encode_example
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
 QUESTION_WEIGHT = 0.1

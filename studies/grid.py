@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 from cells import LOOP, Cell, Grid, GridError, Record, sha_of
 
 if TYPE_CHECKING:
-    from prunetune.recipe import Recipe
-    from prunetune.ui import Watch
+    from prunetune.common.progress import Watch
+    from prunetune.recipe.schema import Recipe
 
     Runner = Callable[[Recipe, Path, Watch], dict[str, Any]]
 
@@ -169,8 +169,8 @@ def runner(name: str) -> Runner:
 def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
     """Run (or continue) one cell, write its record, delete its run folder."""
     from prunetune import Recipe
-    from prunetune.store import remove
-    from prunetune.ui import Watch
+    from prunetune.common.files import remove
+    from prunetune.common.progress import Watch
 
     recipe = Recipe.parse(cell.recipe, f"{cell.name}, from {grid.folder.name}/grid.yaml")
     run, began = scratch / cell.name, time.monotonic()
@@ -187,10 +187,11 @@ def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
 
 def original_of(recipe: Recipe, home: Path) -> Path:
     """The untouched model's `original/`, measured once for all cells with the same questions and held-out data."""
-    from prunetune.bench import Bench
-    from prunetune.run import RunFolder
-    from prunetune.store import model_sha, remove, resolve_model
-    from prunetune.ui import Watch
+    from prunetune.common.files import remove
+    from prunetune.common.progress import Watch
+    from prunetune.loop.bench import Bench
+    from prunetune.models.folders import model_sha, resolve_model
+    from prunetune.runs.folder import RunFolder
 
     source = resolve_model(recipe.model)
     value = recipe.model_dump(mode="json")

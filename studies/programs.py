@@ -78,7 +78,7 @@ def values(solution: str, points: Sequence[Point]) -> list[int]:
 
 
 def test_row(question: str, solution: str) -> dict[str, str]:
-    """A row of the task: its answer is what `prunetune.mbpp.verify` reads."""
+    """A row of the task: its answer is what `prunetune.tasks.mbpp.verify` reads."""
     needs = {"setup": "", "tests": checks(question, solution)}
     return {"question": question, "answer": json.dumps(needs), "solution": solution}
 

@@ -20,10 +20,10 @@ import yaml
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
-from prunetune.harness import evaluate_with_harness
-from prunetune.rows import expand_path
-from prunetune.samples import read_samples
-from prunetune.store import model_sha, resolve_model
+from prunetune.data.files import expand_path
+from prunetune.evaluation.lm_eval import evaluate_with_harness
+from prunetune.evaluation.samples import read_samples
+from prunetune.models.folders import model_sha, resolve_model
 
 # What must be the same: our field, and lm-eval's of the strict-match filter.
 COMPARED = {

@@ -157,7 +157,7 @@ def readme(folder: Path, devices: list[Device]) -> str:
         "to several widths and depths.",
         f"Made by `{study}/run`; `{study}/tables` makes this page from `records/` alone.",
         "Promised: the whole model's FLOPs, or bytes of weights and cache read in a decode step half-way, over the cut one's "
-        "(`prunetune.cost`). Measured: the whole model's time over the cut one's in the same repetition (`prunetune.latency`). Arrived: "
+        "(`prunetune.models.cost`). Measured: the whole model's time over the cut one's in the same repetition (`prunetune.evaluation.latency`). Arrived: "
         "(1 − 1/measured) / (1 − 1/promised), the share of the promised saving of time. Everywhere: median over repetitions "
         f"[smallest, largest]. Rule: “at least {percent(BOUND)} arrives”, on the mean over a group's shapes, held if the smallest "
         "repetition reaches it, did not hold if the largest does not, else it is undecided.",

@@ -4,7 +4,7 @@
     python studies/speedups.py studies/10-cut-against-cost --device cuda
     python studies/speedups.py DIR --config config.json --repeats 1 --prompt 16 --new 4
 
-Speed depends on shapes, not on what the weights are. One repetition is `prunetune.latency.measure` of all shapes in
+Speed depends on shapes, not on what the weights are. One repetition is `prunetune.evaluation.latency.measure` of all shapes in
 turns, and one file, DIR/records/DEVICE/N.json: run it again and it goes on with the repetitions that are missing. Tables and
 figure come from these files alone (`speedup_tables.py`).
 """
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.cost import Cost, Shape, cost_of
+from prunetune.models.cost import Cost, Shape, cost_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ def measure_all(
     import torch
     import transformers
 
-    from prunetune.latency import measure
+    from prunetune.evaluation.latency import measure
 
     start = time.monotonic()
     prompt, new, batch, timings = (setting[k] for k in ("prompt", "new", "batch", "timings"))

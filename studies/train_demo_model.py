@@ -16,12 +16,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from from_scratch import llama, save, train
-from prunetune.demo.problems import distinct, problems
-from prunetune.demo.tokenizer import byte_tokenizer
-from prunetune.evaluate import evaluate
-from prunetune.prompt import PromptFormat
-from prunetune.store import DEMO_MODEL
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.data.demo.problems import distinct, problems
+from prunetune.data.demo.tokenizer import byte_tokenizer
+from prunetune.evaluation.evaluate import evaluate
+from prunetune.models.folders import DEMO_MODEL
+from prunetune.models.prompt import PromptFormat
+from prunetune.tasks.registry import TaskConfig, build_task
 
 SEED = 0
 BATCH = 64

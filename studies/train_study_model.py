@@ -21,10 +21,10 @@ from transformers import LlamaForCausalLM
 
 import programs
 from from_scratch import llama, save, train
-from prunetune.demo.tokenizer import byte_tokenizer
-from prunetune.evaluate import evaluate
-from prunetune.prompt import PromptFormat
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.data.demo.tokenizer import byte_tokenizer
+from prunetune.evaluation.evaluate import evaluate
+from prunetune.models.prompt import PromptFormat
+from prunetune.tasks.registry import TaskConfig, build_task
 from traces import traces
 
 MODEL_SEED, RECOVERY_SEED = 0, 1  # recovery draws its own problems

@@ -12,8 +12,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The modules whose functions take and return tensors: their annotations are checked on every call.
-SHAPED = ["criteria", "score", "surgery", "cuts", "moments", "walk", "compensate", "tune.loss", "tune.kl"]
-SHAPED += ["baselines.slicegpt"]
+SHAPED = [f"pruning.{m}" for m in ("criteria", "scores", "apply", "cut", "least_squares", "layerwise", "compensate")]
+SHAPED += ["tune.training.loss", "tune.training.kl", "baselines.slicegpt"]
 install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
 
 import torch

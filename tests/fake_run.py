@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from prunetune.cost import cost_of
-from prunetune.plan import PrunePlan
-from prunetune.stats import stderr
+from prunetune.common.stats import stderr
+from prunetune.models.cost import cost_of
+from prunetune.pruning.plan import PrunePlan
 
 DEPTH, WIDTH, HIDDEN, VOCAB = 8, 96, 64, 140
 TASKS = {"demo": 240, "gsm_symbolic": 120}

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from prunetune.demo.problems import STEPS, TEST_PART, distinct, problems, split_of
-from prunetune.demo.tokenizer import VOCAB_SIZE, byte_tokenizer
+from prunetune.data.demo.problems import STEPS, TEST_PART, distinct, problems, split_of
+from prunetune.data.demo.tokenizer import VOCAB_SIZE, byte_tokenizer
 from prunetune.errors import DataError, UnknownName
-from prunetune.evaluate import evaluate
-from prunetune.prompt import PromptFormat, encode_example
-from prunetune.store import DEMO_MODEL
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.evaluation.evaluate import evaluate
+from prunetune.models.folders import DEMO_MODEL
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.tasks.registry import TaskConfig, build_task
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_problems_are_the_same_on_every_machine() -> None:
     assert problems(1, 0, "train") == expected
     assert problems(300, 7, "test")[:100] == problems(100, 7, "test")
     assert problems(50, 7, "test") != problems(50, 8, "test")
-    code = "from prunetune.demo.problems import problems; print(problems(1, 0, 'train'))"
+    code = "from prunetune.data.demo.problems import problems; print(problems(1, 0, 'train'))"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
     )

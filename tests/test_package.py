@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.tiny_run import tiny_recipe
 
 import prunetune
-from tiny_run import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 

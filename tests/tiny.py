@@ -10,7 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from prunetune.family import FAMILIES
+from prunetune.models.families import FAMILIES
 
 # Three or four layers, so that a non-final one can go; a sliding window of 8, so that tests can step past it.
 BASE: dict[str, Any] = {

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prunetune.recipe import Recipe
-from tiny import tiny_folder
+from tests.tiny import tiny_folder
+
+from prunetune.recipe.schema import Recipe
 
 
 def rows(path: Path, n: int = 200) -> Path:

@@ -1,6 +1,7 @@
 """prunetune: make a reasoning language model half its size without losing its reasoning.
 
-from prunetune import Recipe, prune_tune_loop
+from prunetune import Recipe
+from prunetune import prune_tune_loop
 
 summary = prune_tune_loop(Recipe.read("demo"), "runs/demo")
 """
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetune.errors import PrunetuneError
-    from prunetune.loop import prune_tune_loop
-    from prunetune.recipe import Recipe
+    from prunetune.loop.loop import prune_tune_loop
+    from prunetune.recipe.schema import Recipe
 
 __all__ = ["PrunetuneError", "Recipe", "prune_tune_loop"]
 
-_HOME = {"PrunetuneError": "errors", "Recipe": "recipe", "prune_tune_loop": "loop"}
+_HOME = {"PrunetuneError": "errors", "Recipe": "recipe.schema", "prune_tune_loop": "loop.loop"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 from prunetune import Recipe, prune_tune_loop
-from prunetune.evaluate import evaluate, read_samples
-from prunetune.prompt import PromptFormat
-from prunetune.stats import kept_share, pair
-from prunetune.store import load_model, load_tokenizer, resolve_model
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.common.stats import kept_share, pair
+from prunetune.evaluation.evaluate import evaluate, read_samples
+from prunetune.models.folders import load_model, load_tokenizer, resolve_model
+from prunetune.models.prompt import PromptFormat
+from prunetune.tasks.registry import TaskConfig, build_task
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "stop-at"

@@ -7,9 +7,9 @@ A verifier of a user's own has no `allow_code_execution` of its own to ask; nami
 
 from __future__ import annotations
 
-from prunetune import mbpp
-from prunetune.sandbox import Limits
-from prunetune.verify import Verdict
+from prunetune.tasks import mbpp
+from prunetune.tasks.sandbox.program import Limits
+from prunetune.tasks.verifiers import Verdict
 
 LIMITS = Limits(wall_seconds=20.0, cpu_seconds=2)  # a right function takes microseconds
 

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from prunetune.compensate import compensate, rank_neurons
-from prunetune.data import Example, FileData, GeneratedData, load_stream
-from prunetune.heldout import reasoning_loss
-from prunetune.plan import make_plan
-from prunetune.prompt import PromptFormat, encode_example
-from prunetune.score import Batch, make_batches, score
-from prunetune.store import load_model, load_tokenizer, write_json
-from prunetune.surgery import apply_in_memory
+from prunetune.common.files import write_json
+from prunetune.data.stream import Example, FileData, GeneratedData, load_stream
+from prunetune.evaluation.loss import reasoning_loss
+from prunetune.models.folders import load_model, load_tokenizer
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.pruning.apply import apply_in_memory
+from prunetune.pruning.compensate import compensate, rank_neurons
+from prunetune.pruning.plan import make_plan
+from prunetune.pruning.scores import Batch, make_batches, score
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.json"

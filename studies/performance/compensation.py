@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from prunetune.compensate import RIDGES, compensate
-from prunetune.moments import Gram, ResidueSum, fold
-from prunetune.plan import PrunePlan
-from prunetune.score import make_batches, score
-from prunetune.store import load_model, load_tokenizer, resolve_model
+from prunetune.models.folders import load_model, load_tokenizer, resolve_model
+from prunetune.pruning.compensate import RIDGES, compensate
+from prunetune.pruning.least_squares import Gram, ResidueSum, fold
+from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.scores import make_batches, score
 
 
 def timed(f: Any) -> tuple[float, Any]:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from grpo_recovery import accuracy, cut
 
-from prunetune.data import DemoData
-from prunetune.store import resolve_model
-from prunetune.tune import Cpt, Distill, Method
+from prunetune.data.stream import DemoData
+from prunetune.models.folders import resolve_model
 from prunetune.tune.job import TuneJob, run_job
+from prunetune.tune.methods import Cpt, Distill, Method
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 

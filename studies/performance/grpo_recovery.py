@@ -17,16 +17,16 @@ from pathlib import Path
 
 from bars import verdict
 
-from prunetune.data import DemoData, load_stream
-from prunetune.evaluate import evaluate
-from prunetune.plan import make_plan
-from prunetune.prompt import PromptFormat, encode_example
-from prunetune.score import make_batches, score
-from prunetune.store import load_model, load_tokenizer, model_sha, resolve_model
-from prunetune.surgery import apply_on_disk
-from prunetune.tasks import TaskConfig, build_task
-from prunetune.tune import Grpo
+from prunetune.data.stream import DemoData, load_stream
+from prunetune.evaluation.evaluate import evaluate
+from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.pruning.apply import apply_on_disk
+from prunetune.pruning.plan import make_plan
+from prunetune.pruning.scores import make_batches, score
+from prunetune.tasks.registry import TaskConfig, build_task
 from prunetune.tune.job import TuneJob, run_job
+from prunetune.tune.methods import Grpo
 
 
 def cut(out: Path, neurons: int) -> Path:

@@ -25,8 +25,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
-    from prunetune.store import load_model, resolve_model
-    from prunetune.tune import loss, machine
+    from prunetune.models.folders import load_model, resolve_model
+    from prunetune.tune.training import loss, machine
 
     logging.disable_progress_bar()
     loss.CHUNK_BYTES = arguments.chunk_mb << 20

@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from bars import verdict
 
-from prunetune.data import GeneratedData, load_stream
-from prunetune.prompt import PromptFormat, encode_example
-from prunetune.score import make_batches, score
-from prunetune.store import load_model, load_tokenizer, resolve_model
+from prunetune.data.stream import GeneratedData, load_stream
+from prunetune.models.folders import load_model, load_tokenizer, resolve_model
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.pruning.scores import make_batches, score
 
 
 def main() -> None:

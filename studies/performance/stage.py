@@ -20,9 +20,9 @@ from typing import Any
 
 from bars import verdict
 
-from prunetune.data import FileData, load_stream
-from prunetune.prompt import PromptFormat, encode_example
-from prunetune.store import load_model, load_tokenizer, resolve_model
+from prunetune.data.stream import FileData, load_stream
+from prunetune.models.folders import load_model, load_tokenizer, resolve_model
+from prunetune.models.prompt import PromptFormat, encode_example
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         cpu = time.process_time()
         if arguments.variant == "ours":
-            from prunetune.tune import Cpt
             from prunetune.tune.job import TuneJob, run_job
+            from prunetune.tune.methods import Cpt
 
             method = Cpt(batch_size=arguments.batch, max_length=512, micro_batch_size=arguments.micro)
             job = TuneJob(

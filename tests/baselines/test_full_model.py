@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from tests.tiny_run import tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from prunetune.baselines.full_model import full_model_run
-from prunetune.data import load_stream
-from prunetune.loop import prune_tune_loop
+from prunetune.common.progress import Watch
+from prunetune.data.stream import load_stream
+from prunetune.loop.loop import prune_tune_loop
 from prunetune.tune.job import TuneJob, run_job
-from prunetune.ui import Watch
-from tiny_run import tiny_recipe
 
 QUIET = Watch(quiet=True)
 

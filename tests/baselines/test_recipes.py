@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.models.test_cost import GEMMA2_9B, LLAMA3_8B, QWEN25_7B
+from tests.tiny import tiny_model
+from tests.tiny_run import tiny_recipe
 
-from prunetune.describe import config_folder, preview
-from prunetune.loop import prune_tune_loop
-from prunetune.plan import PrunePlan, make_plan
-from prunetune.recipe import Recipe, shipped
-from prunetune.score import make_batches, score
-from prunetune.store import config_values
-from prunetune.ui import Watch
-from test_cost import GEMMA2_9B, LLAMA3_8B, QWEN25_7B
-from tiny import tiny_model
-from tiny_run import tiny_recipe
+from prunetune.cli.preview import config_folder, preview
+from prunetune.common.progress import Watch
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.models.folders import config_values
+from prunetune.pruning.plan import PrunePlan, make_plan
+from prunetune.pruning.scores import make_batches, score
+from prunetune.recipe.schema import Recipe, shipped
 
 NAMES = [n for n in shipped() if n.startswith(("baselines/", "paper/"))]
 SEQUENCES = [

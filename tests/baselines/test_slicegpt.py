@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from tests.tiny import FAMILIES, tiny_folder, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -23,10 +24,9 @@ from prunetune.baselines.slicegpt import (
     slice_model,
     sliced_model,
 )
-from prunetune.cost import params
 from prunetune.errors import BadCheckpoint, MissingPath, NotWritable, OutOfReach, UnsupportedModel
-from prunetune.score import make_batches
-from tiny import FAMILIES, tiny_folder, tiny_model
+from prunetune.models.cost import params
+from prunetune.pruning.scores import make_batches
 
 SEQUENCES = [
     [int(i) for i in torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n))]
@@ -209,9 +209,7 @@ def test_plain_transformers_refuses_it(tmp_path):
     """In a process that has not imported prunetune.baselines."""
     folder = tiny_folder(tmp_path / "m")
     save_sliced(slice_model(tiny_model(), BATCHES, 0.9), folder, tmp_path / "s")
-    code = (
-        f"from prunetune.store import load_model; from pathlib import Path; load_model(Path({str(tmp_path / 's')!r}))"
-    )
+    code = f"from prunetune.models.folders import load_model; from pathlib import Path; load_model(Path({str(tmp_path / 's')!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode
     assert "UnsupportedModel" in done.stderr

@@ -6,19 +6,19 @@ import json
 
 import pytest
 import torch
+from tests.tiny_run import tiny_recipe
 
 from prunetune.baselines.sliced_cost import sliced_cost
 from prunetune.baselines.slicegpt import load_sliced
 from prunetune.baselines.slicegpt_run import slicegpt_run
-from prunetune.compare import compare
+from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError, UnsupportedModel
-from prunetune.loop import prune_tune_loop
-from prunetune.recipe import Recipe
-from prunetune.schedule import plan_ahead
-from prunetune.store import load_config
-from prunetune.target import Sizes
-from prunetune.ui import Watch
-from tiny_run import tiny_recipe
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.models.folders import load_config
+from prunetune.recipe.schema import Recipe
+from prunetune.report.compare import compare
+from prunetune.schedule.steps import plan_ahead
+from prunetune.schedule.target import Sizes
 
 QUIET = Watch(quiet=True)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.tiny import tiny_folder
+from tests.tiny_run import rows
 
 from cells import Grid, sha_of
-from tiny import tiny_folder
-from tiny_run import rows
 
 JUDGE = """
 from zlib import crc32

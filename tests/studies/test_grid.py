@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from study import tiny_study
+from tests.studies.study import tiny_study
 
 import grid as runner
 from cells import Grid, GridError
-from prunetune import Recipe, prune_tune_loop, rounds
-from prunetune.bench import Bench
-from prunetune.ui import Watch
+from prunetune import Recipe, prune_tune_loop
+from prunetune.common.progress import Watch
+from prunetune.loop import round as rounds
+from prunetune.loop.bench import Bench
 from tables import write
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 import yaml
-from study import invented_study, tiny_study
+from tests.studies.study import invented_study, tiny_study
 
 import grid as runner
 from cells import Grid, GridError, sha_of
@@ -18,8 +18,8 @@ from prunetune import Recipe
 from prunetune.baselines.full_model import full_model_run
 from prunetune.baselines.sliced_cost import kept_for, sliced_cost
 from prunetune.baselines.slicegpt_run import slicegpt_run
-from prunetune.target import Sizes, final_shape
-from prunetune.ui import Watch
+from prunetune.common.progress import Watch
+from prunetune.schedule.target import Sizes, final_shape
 from results import Results
 from tables import decide, readme, write
 

@@ -7,7 +7,7 @@ import random
 from statistics import fmean
 
 import pytest
-from study import invented_study
+from tests.studies.study import invented_study
 
 import paired
 from cells import GridError

@@ -10,8 +10,8 @@ import pytest
 
 import programs as study
 from programs import STEPS, checks, neighbours, programs, values
-from prunetune import sandbox
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.tasks.registry import TaskConfig, build_task
+from prunetune.tasks.sandbox import program as sandbox
 
 JUDGE = Path(__file__).parents[2] / "studies" / "09-code" / "judge.py"
 needs_sandbox = pytest.mark.skipif(sandbox.why_not() is not None, reason="no namespaces on this machine")

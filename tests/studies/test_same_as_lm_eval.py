@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tiny import brief_folder
-from tiny_run import rows
+from tests.tiny import brief_folder
+from tests.tiny_run import rows
 
 pytest.importorskip("lm_eval")
 STUDY = Path(__file__).parents[2] / "studies" / "same_as_lm_eval.py"

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.tiny import tiny_model
 
+from prunetune.common.files import write_json
 from prunetune.errors import TuneError
-from prunetune.store import write_json
-from prunetune.tune import Grpo
 from prunetune.tune.job import TuneJob, TuneResult, result_path, run_job
-from prunetune.tune.policy import check_reference, train_policy
+from prunetune.tune.methods import Grpo
 from prunetune.tune.stage import Stage, Trained
-from tiny import tiny_model
+from prunetune.tune.training.policy import check_reference, train_policy
 
 
 def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny_run import tiny_recipe
 
-from prunetune.loop import prune_tune_loop
-from prunetune.recipe import Recipe
-from prunetune.ui import Watch
-from tiny_run import tiny_recipe
+from prunetune.common.progress import Watch
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.recipe.schema import Recipe
 
 STEP = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_minutes": 1e-9}
 GRPO = {
@@ -33,9 +33,9 @@ import os, signal, sys
 sys.path[:0] = {paths!r}
 from contextlib import contextmanager
 from pathlib import Path
-from prunetune.loop import prune_tune_loop
-from prunetune.ui import Watch
-from test_chain import chain
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.common.progress import Watch
+from tests.tune.test_chain import chain
 
 class Dying(Watch):
     @contextmanager
@@ -66,8 +66,8 @@ sys.exit(1)
 def test_killed_inside_each_method(tmp_path: Path, first: str) -> None:
     summary: Any = prune_tune_loop(chain(tmp_path, first), tmp_path / "straight", Watch(quiet=True))
     assert [t["method"] for t in summary["stages"][0]["tune"]] == [first, "grpo"]
-    here = Path(__file__).parent
-    code = CHILD.format(paths=[str(here), str(here.parent)], at=str(tmp_path), first=first)
+    root = str(Path(__file__).parents[2])
+    code = CHILD.format(paths=[root], at=str(tmp_path), first=first)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     killed = {line.split()[2] for line in done.stdout.splitlines() if line.startswith("killed")}

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny import tiny_folder
 from transformers import AutoModelForCausalLM
 
-from prunetune.data import FileData
+from prunetune.data.stream import FileData
 from prunetune.errors import DataError, TuneError
-from prunetune.tune import Cpt, Method, Sft
 from prunetune.tune.job import TuneJob, TuneResult, run_job
-from tiny import tiny_folder
+from prunetune.tune.methods import Cpt, Method, Sft
 
 
 @pytest.fixture(scope="module")

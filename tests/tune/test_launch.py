@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from fixed_rollouts import run_fixed
-from test_distill import method as distill
-from test_grpo import grpo_job, rows
-from test_job import SMALL, make_job, place, same, tensors
+from tests.tiny import tiny_folder
+from tests.tune.fixed_rollouts import run_fixed
+from tests.tune.methods.test_distill import method as distill
+from tests.tune.methods.test_grpo import grpo_job, rows
+from tests.tune.test_job import SMALL, make_job, place, same, tensors
 
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
-from prunetune.tune import Cpt
 from prunetune.tune.job import TuneJob, launch, read_result, result_path, run_job
 from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launcher_arguments
-from tiny import tiny_folder
+from prunetune.tune.methods import Cpt
 
 __all__ = ["place", "rows"]
 TWO = (
@@ -96,7 +96,7 @@ def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, t
         job.write(files[-1])
     script = Path(__file__).with_name("fixed_rollouts.py")
     command = [sys.executable, "-m", "accelerate.commands.launch", *TWO.split(), str(script), *map(str, files)]
-    path = os.pathsep.join([str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     two = [read_result(result_path(job)) for job in jobs("two")]

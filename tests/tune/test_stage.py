@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_job import SMALL, make_job, place, same, tensors
+from tests.tiny import tiny_config, tiny_model
+from tests.tune.test_job import SMALL, make_job, place, same, tensors
 from transformers import AutoModelForCausalLM
 
-from prunetune.data import Example, FileData
+from prunetune.data.stream import Example, FileData
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.tune import Cpt, Lora, Replay
 from prunetune.tune.job import run_job
-from prunetune.tune.machine import compute_type, kept_memory, pick_memory_plan, product_flops
+from prunetune.tune.methods import Cpt, Lora, Replay
 from prunetune.tune.stage import adapted, merged, with_replay
-from tiny import tiny_config, tiny_model
+from prunetune.tune.training.machine import compute_type, kept_memory, pick_memory_plan, product_flops
 
 __all__ = ["place"]
 CPU = torch.device("cpu")

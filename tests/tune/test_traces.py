@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import tiny_folder
 
-from prunetune.data import DemoData, FileData, load_stream
+from prunetune.data.stream import DemoData, FileData, load_stream
 from prunetune.errors import TuneError
-from prunetune.store import resolve_model
-from prunetune.tasks import TaskConfig, build_task
+from prunetune.models.folders import resolve_model
+from prunetune.tasks.registry import TaskConfig, build_task
 from prunetune.tune.traces import TraceJob, make_traces
-from tiny import tiny_folder
 
 
 def trace_job(out: Path, **values: Any) -> TraceJob:

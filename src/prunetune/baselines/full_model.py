@@ -11,13 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunetune.baselines.row import Row, check_recipe, conclude
-from prunetune.bench import Bench
-from prunetune.cost import cost_of
-from prunetune.recipe import Recipe
-from prunetune.run import RunFolder
-from prunetune.store import remove, resolve_model
-from prunetune.summary import Summary
-from prunetune.ui import Watch
+from prunetune.common.files import remove
+from prunetune.common.progress import Watch
+from prunetune.loop.bench import Bench
+from prunetune.loop.summary import Summary
+from prunetune.models.cost import cost_of
+from prunetune.models.folders import resolve_model
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.folder import RunFolder
 
 
 def full_model_run(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:

@@ -16,14 +16,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from prunetune.bench import Bench, free, line_of, samples_of
-from prunetune.cost import Cost
+from prunetune.common.files import read_json, remove, write_json
 from prunetune.errors import RecipeError
-from prunetune.recipe import Recipe
-from prunetune.run import Record, Timed
-from prunetune.shares import active
-from prunetune.store import copy_files, load_model, model_sha, read_json, remove, write_json
-from prunetune.summary import Summary, leaks, per_question, summarise
+from prunetune.loop.bench import Bench, free, line_of, samples_of
+from prunetune.loop.shares import active
+from prunetune.loop.summary import Summary, leaks, per_question, summarise
+from prunetune.models.cost import Cost
+from prunetune.models.folders import copy_files, load_model, model_sha
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.folder import Record, Timed
 from prunetune.tune.job import TuneJob, TuneResult, run_job
 
 Load = Callable[[Path], PreTrainedModel]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunetune.cost import Cost, Shape, params
 from prunetune.errors import OutOfReach, UnsupportedModel
-from prunetune.family import family_of
+from prunetune.models.cost import Cost, Shape, params
+from prunetune.models.families import family_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose layers are norm, attention, norm, FFN, each norm at a block's entrance or inside its heads."""

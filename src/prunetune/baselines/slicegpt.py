@@ -32,11 +32,12 @@ from transformers import PreTrainedModel
 
 from prunetune.baselines.sliced import ARTEFACT, MODEL_TYPE, Norm, SlicedConfig, SlicedForCausalLM
 from prunetune.baselines.sliced_cost import ALIGN, check_family, kept_for
+from prunetune.common.files import read_json, replacing
 from prunetune.errors import BadCheckpoint, NotWritable, OutOfReach
-from prunetune.moments import Gram
-from prunetune.score import Batch
-from prunetune.store import copy_files, load_model, read_json, replacing
-from prunetune.walk import LayerSource, OneLayer, embed, forward, one_layer, open_source
+from prunetune.models.folders import copy_files, load_model
+from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
+from prunetune.pruning.least_squares import Gram
+from prunetune.pruning.scores import Batch
 
 Progress = Callable[[int, int], None]
 

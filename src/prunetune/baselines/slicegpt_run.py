@@ -16,13 +16,13 @@ from prunetune.baselines.row import Row, check_recipe, conclude
 from prunetune.baselines.sliced import ARTEFACT
 from prunetune.baselines.sliced_cost import ALIGN, kept_for, sliced_cost
 from prunetune.baselines.slicegpt import slice_model, write_sliced
-from prunetune.bench import Bench, free
-from prunetune.recipe import Recipe
-from prunetune.run import RunFolder
-from prunetune.store import model_sha, resolve_model
-from prunetune.summary import Summary
-from prunetune.target import final_shape
-from prunetune.ui import Watch
+from prunetune.common.progress import Watch
+from prunetune.loop.bench import Bench, free
+from prunetune.loop.summary import Summary
+from prunetune.models.folders import model_sha, resolve_model
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.folder import RunFolder
+from prunetune.schedule.target import final_shape
 
 
 def slicegpt_run(recipe: Recipe, out: Path | str, watch: Watch | None = None, *, align: int = ALIGN) -> Summary:

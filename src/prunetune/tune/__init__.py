@@ -1,22 +1,5 @@
-"""Recovery methods: continual pre-training and others. One file a method; the pydantic config is the method.
+"""Recovery: methods (configs only), training (what runs them), a job in a process of its own.
 
-To add one, write its file with a `Method` whose `type` is its name, and list it here.
+Others take `methods.TuneConfig` in a recipe, `job.launch` to run one, `traces` for a model's own answers.
+To add a method: one file in `methods/`, listed in `methods/__init__.py`.
 """
-
-from __future__ import annotations
-
-from typing import Annotated
-
-from pydantic import Field
-
-from prunetune.tune.base import Lora, Method, Replay
-from prunetune.tune.cpt import Cpt
-from prunetune.tune.distill import Distill
-from prunetune.tune.grpo import Grpo
-from prunetune.tune.sft import Sft
-
-TuneConfig = Annotated[Cpt | Sft | Distill | Grpo, Field(discriminator="type")]
-
-METHODS: dict[str, type[Method]] = {"cpt": Cpt, "sft": Sft, "distill": Distill, "grpo": Grpo}
-
-__all__ = ["METHODS", "Cpt", "Distill", "Grpo", "Lora", "Method", "Replay", "Sft", "TuneConfig"]

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from prunetune.common.files import write_json
 from prunetune.errors import PrunetuneError
-from prunetune.store import write_json
 from prunetune.tune.job import TuneJob, result_path, run_job
 from prunetune.tune.launch import MARK
 

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunetune.data import DataSource
+from prunetune.common.files import read_json, write_json
+from prunetune.data.stream import DataSource
 from prunetune.errors import TuneError
-from prunetune.prompt import PromptFormat
-from prunetune.store import read_json, write_json
-from prunetune.tasks import TaskConfig
-from prunetune.tune import TuneConfig
+from prunetune.models.prompt import PromptFormat
+from prunetune.tasks.registry import TaskConfig
+from prunetune.tune.methods import TuneConfig
 
 Progress = Callable[[int, int], None]
 

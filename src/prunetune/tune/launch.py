@@ -18,7 +18,7 @@ from pathlib import Path
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.tune.job import Progress, TuneJob, TuneResult, read_result, result_path
 
-CONFIGS = Path(__file__).parents[1] / "launchers"
+CONFIGS = Path(__file__).parent / "launchers"
 SHIPPED = ("ddp", "fsdp2", "zero2", "zero3")
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.data import Example, Stream, load_stream
+from prunetune.common.files import disk_errors
+from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
-from prunetune.store import TOKENIZER_FILES, copy_files, disk_errors, load_config, load_model, load_tokenizer
-from prunetune.tune.base import Lora
-from prunetune.tune.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
+from prunetune.models.folders import TOKENIZER_FILES, copy_files, load_config, load_model, load_tokenizer
+from prunetune.tune.methods.base import Lora
+from prunetune.tune.training.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
 
 if TYPE_CHECKING:
     from prunetune.tune.job import Progress, TuneJob, TuneResult

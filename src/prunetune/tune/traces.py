@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prunetune.data import DataSource, Example, load_stream
+from prunetune.common.files import disk_errors, json_sha, write_json
+from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
-from prunetune.prompt import PromptFormat, end_ids, prompt_ids
-from prunetune.store import disk_errors, json_sha, load_model, load_tokenizer, model_sha, write_json
-from prunetune.tasks import Problem, Task, TaskConfig, build_task
+from prunetune.models.folders import load_model, load_tokenizer, model_sha
+from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids
+from prunetune.tasks.registry import Problem, Task, TaskConfig, build_task
 from prunetune.tune.job import Progress
 
 
@@ -91,8 +92,8 @@ def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
     """
     import torch
 
-    from prunetune.tune.machine import pick_device
     from prunetune.tune.stage import own_randomness
+    from prunetune.tune.training.machine import pick_device
 
     stream = load_stream(job.sources, job.data_seed)
     questions = [e for e in stream.take(job.start, len(stream) if job.end is None else job.end) if e.question]

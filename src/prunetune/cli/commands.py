@@ -1,0 +1,331 @@
+"""What the single-stage commands do: score a model, tune it, measure it. The loop does not use this; people do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from prunetune.common.files import once, read_json, replacing, write_json
+from prunetune.common.progress import Watch
+from prunetune.data.stream import DataSource, load_stream
+from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
+from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.tasks.lm_eval import key_of
+from prunetune.tasks.registry import Task, TaskConfig, build_task, check_task, has_verifier
+from prunetune.tune.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from prunetune.evaluation.evaluate import EvalResult
+    from prunetune.pruning.scores import Scores
+    from prunetune.tune.job import TuneResult
+    from prunetune.tune.traces import Traces
+
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
+    """Data sources from mappings."""
+    try:
+        return TypeAdapter(list[DataSource]).validate_python(values)
+    except ValidationError as e:
+        raise RecipeError(f"--data: {e.errors()[0]['msg']}", value=e.errors()[0]["input"]) from None
+
+
+def device_of(name: str) -> Device:
+    """`auto` -> a GPU if there is one."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ["auto", "cpu", "cuda", "mps"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "this machine has no GPU that torch can use", value=name, valid="auto, cpu", fix="--device cpu"
+        )
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return cast(Device, name)
+
+
+def score_file(
+    model: str,
+    data: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    criterion: str,
+    reduce: str,
+    layer_criterion: str,
+    samples: int,
+    max_length: int,
+    seed: int,
+    device: str,
+    watch: Watch,
+) -> Scores:
+    """Score a model on the first `samples` of the data, and write the scores."""
+    from prunetune.pruning.scores import make_batches, score
+
+    folder = resolve_model(model)
+    stream = load_stream(sources_of(data), seed)
+    tokenizer, fmt = load_tokenizer(folder), PromptFormat()
+    rows = [
+        encode_example(tokenizer, e.question, e.answer, fmt, max_length)
+        for e in stream.take(0, min(samples, len(stream)))
+    ]
+    batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
+    with watch.bar("score") as bar:
+        scores = score(
+            load_model(folder, device=device_of(device)),
+            batches,
+            neuron_criterion=criterion,
+            reduce=reduce,
+            layers_by=layer_criterion,
+            seed=seed,
+            model_sha=model_sha(folder),
+            data_sha=stream.sha,
+            progress=bar,
+        )
+    with replacing(out) as tmp:
+        scores.write(tmp)
+    return scores
+
+
+def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
+    """A recovery method from its name, a YAML file with its settings, and a budget."""
+    if name not in METHODS:
+        raise UnknownName("recovery method", name, METHODS)
+    value: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise MissingPath("no such settings file", value=str(config), fix="check --config")
+        try:
+            value = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as e:
+            raise RecipeError(f"these settings are not valid YAML ({e})", value=str(config)) from None
+        if not isinstance(value, dict):
+            raise RecipeError("these settings are no mapping", value=str(config), valid="lines of `name: value`")
+    value |= {k: v for k, v in budget.items() if v is not None}
+    for key in {"data", "when"} & set(value):
+        raise RecipeError(
+            f"{key} of a method is for recipes", value=value[key], fix="give --data" if key == "data" else None
+        )
+    try:
+        return METHODS[name].model_validate(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise RecipeError(
+            f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            value=first["input"],
+            valid=sorted(METHODS[name].model_fields),
+        ) from None
+
+
+def tune_model(
+    method: Any,
+    model: str,
+    out: Path,
+    data: Sequence[dict[str, Any]],
+    *,
+    task: str | None,
+    teacher: str | None,
+    launcher: str | None,
+    seed: int,
+    device: str,
+    watch: Watch,
+) -> TuneResult:
+    """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
+    from prunetune.tune.job import TuneJob, launch
+
+    if out.exists():
+        raise NotWritable("the output folder is there already", value=str(out), fix="choose another one, or remove it")
+    work = out.with_name(f".{out.name}.work")
+    results: list[TuneResult] = []
+
+    def make(tmp: Path) -> None:
+        job = TuneJob(
+            model=resolve_model(model),
+            out=tmp,
+            work=work,
+            method=method,
+            sources=tuple(sources_of(data)),
+            data_seed=seed,
+            end=method.samples,
+            tokens=method.tokens,
+            seed=seed,
+            teacher=resolve_model(teacher or model),
+            task=TaskConfig(name=task) if task else None,
+            device=device_of(device),
+        )
+        with watch.bar(f"tune {method.type}") as bar:
+            results.append(launch(job, launcher, bar))
+
+    once(out, {"model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed}, make)
+    shutil.rmtree(work, ignore_errors=True)
+    return results[0]
+
+
+JUDGES = {
+    "demo": "demo", "generator:gsm_symbolic": "gsm_symbolic", "preset:gsm8k": "gsm8k", "preset:math-12k": "math"
+}  # fmt: skip
+"""`--data` -> the task whose verifier reads its answers."""
+
+
+def judge_of(
+    task: str | None, verifier: str | None, names: Sequence[str], data: Sequence[dict[str, Any]]
+) -> TaskConfig:
+    """Who judges sampled answers: the task, a verifier on the data's own rows, or the task that the data belong to.
+
+    Args:
+        task: `--task`.
+        verifier: `--verifier`.
+        names: `--data` as given.
+        data: The same as sources of a recipe.
+    """
+    guessed = {JUDGES.get(name) for name in names}
+    if task is None and verifier is None and len(guessed) == 1:
+        task = guessed.pop()
+    if task is not None:
+        config = TaskConfig(name=task)
+        check_task(config)
+        if not has_verifier(config) or config.name.startswith("reasoning-gym:"):
+            raise RecipeError(
+                "this task cannot judge answers to other questions than its own",
+                value=task,
+                valid="demo, gsm8k, gsm_symbolic, math",
+            )
+        return config
+    files = [d["path"] for d in data if d["type"] == "file"]
+    if verifier is None or not files:
+        raise RecipeError(
+            "nobody judges the sampled answers of these data"
+            if verifier is None
+            else "--verifier needs a file as data",
+            value=list(names),
+            valid="--task gsm8k (or another with a verifier), or --data FILE --verifier number|boxed|exact",
+        )
+    return TaskConfig(name="rows", path=files[0], verifier=verifier)
+
+
+def sample_traces(
+    model: str,
+    out: Path,
+    data: Sequence[dict[str, Any]],
+    task: TaskConfig,
+    *,
+    seed: int,
+    n: int | None,
+    device: str,
+    watch: Watch,
+    **settings: Any,
+) -> Traces:
+    """Sample answers of training questions and write the verified ones as rows; a killed call goes on.
+
+    Args:
+        model: Whose answers.
+        out: JSONL file.
+        data: Questions with right answers, as sources of a recipe.
+        task: Whose verifier judges.
+        seed: Of the questions' shuffle and the sampling.
+        n: Questions. None: all.
+        device: Where.
+        watch: Shows the progress.
+        settings: Further fields of `TraceJob`.
+    """
+    from prunetune.tune.traces import TraceJob, make_traces
+
+    if out.exists():
+        raise NotWritable("the output file is there already", value=str(out), fix="choose another one, or remove it")
+    job = TraceJob(
+        model=resolve_model(model),
+        out=out,
+        sources=tuple(sources_of(data)),
+        task=task,
+        data_seed=seed,
+        end=n,
+        seed=seed,
+        device=device_of(device),
+        **settings,
+    )
+    with watch.bar("generate") as bar:
+        return make_traces(job, bar)
+
+
+def _claim(out: Path, sha: str) -> None:
+    """One folder of answers belongs to one model."""
+    note = out / "model.json"
+    if note.is_file() and read_json(note)["model_sha"] != sha:
+        raise NotWritable("this folder holds another model's answers", value=str(out), fix="choose another --out")
+    write_json(note, {"model_sha": sha})
+
+
+def eval_tasks(
+    names: Sequence[str], data: Mapping[str, str], *, path: str | None = None, verifier: str | None = None, **more: Any
+) -> list[Task]:
+    """Tasks by name, each with its own data: `gsm8k` of `data` serves `gsm8k`, `lm-eval:gsm8k` and `lm-eval:gsm8k_cot`.
+
+    Args:
+        names: Tasks as a recipe names them.
+        data: Task -> file or folder.
+        path: Data of every task that `data` does not name.
+        verifier: For rows of your own.
+        more: Further fields of each task's config.
+
+    Raises:
+        UnknownName: no such task, or data for a task that is not measured.
+    """
+    found = {n: key_of(n.removeprefix("lm-eval:"), data) if n.startswith("lm-eval:") else n for n in names}
+    for unused in data.keys() - set(found.values()):
+        raise UnknownName("task with --data of its own", unused, [n.removeprefix("lm-eval:") for n in names])
+    configs = [
+        TaskConfig(
+            name=n, path=data.get(key or "", path), verifier=None if n.startswith("lm-eval:") else verifier, **more
+        )
+        for n, key in found.items()
+    ]
+    for config in configs:  # a misspelt name is told before any data are read
+        check_task(config)
+    return [build_task(config) for config in configs]
+
+
+def _on_vllm(folder: Path, task: Task, out: Path | None, batch_size: int | None, chat: bool) -> EvalResult:
+    from prunetune.evaluation.lm_eval import evaluate_task
+
+    return evaluate_task(folder, task, chat=chat, out=out, batch_size=batch_size, backend="vllm")
+
+
+def eval_model(
+    model: str,
+    tasks: Sequence[Task],
+    out: Path | None,
+    *,
+    batch_size: int | None,
+    chat: bool,
+    backend: str,
+    device: str,
+    watch: Watch,
+) -> list[EvalResult]:
+    """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
+    if backend not in ("transformers", "vllm"):
+        raise UnknownName("backend", backend, ["transformers", "vllm"])
+    folder = resolve_model(model)
+    sha = model_sha(folder)
+    if out:
+        _claim(out, sha)
+    if backend == "vllm":
+        return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
+    from prunetune.evaluation.evaluate import evaluate
+
+    loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
+    fmt, results = PromptFormat(template="chat" if chat else "plain"), []
+    for task in tasks:
+        with watch.bar(f"evaluate {task.name}") as bar:
+            file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None
+            results.append(
+                evaluate(loaded, tokenizer, task, fmt=fmt, out=file, batch_size=batch_size, progress=bar, key=sha)
+            )
+    return results

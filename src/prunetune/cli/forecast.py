@@ -1,0 +1,218 @@
+"""What a run would take, before anything runs: sizes beside the paper's, memory of a device, hours of recovery.
+
+    tokens   a method's budget in tokens; one in samples counts TOKENS_A_SAMPLE each, at most `max_length` (`grpo`:
+             PROMPT and ANSWER tokens for each of the group's answers)
+    memory   bytes a parameter x parameters: 16 in one process or with ddp (fp32 weights, gradients, AdamW's two
+             moments); over n devices zero2 2 + 14/n (bf16 weights whole on each), zero3 and fsdp2 16/n; LoRA 4, the
+             weights alone; grpo 4 more for the reference, `average` for the mean; weights that are spread are divided
+             by n. To this the activations of one sequence of `max_length` with checkpointing (`Cost.activation_bytes`)
+    hours    tokens x FLOPs / (devices x peak x utilisation): 6 FLOPs a parameter and token (forward 2, backward 4;
+             recomputing activations is not counted as work), LoRA 4, distill 2 more a parameter of the teacher; grpo 2
+             more for the reference, and 2 for sampling at SAMPLING of the peak (decoding is bound by memory)
+
+Scoring, pruning and evaluation come on top. These are estimates to choose a machine with, not measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunetune.models.cost import Cost
+    from prunetune.recipe.schema import Recipe
+
+UTILISATION, SAMPLING = 0.35, 0.05
+TOKENS_A_SAMPLE, PROMPT, ANSWER = 400, 120, 600
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper says of a recipe of its own.
+
+    Attributes:
+        sizes: Rounds done -> the size as the paper prints it; -1: of the final model.
+        gpu: What it ran on, a name in `cost.GPUS`; how many is in the recipe's launcher.
+        hours: Recovery time that it reports.
+    """
+
+    sizes: Mapping[int, str] = field(default_factory=dict)
+    gpu: str = "A100-80G"
+    hours: float | None = None
+
+
+_TABLE_6 = ("9.2B", "8.8B", "8.4B", "7.9B", "7.5B", "7.0B", "6.6B", "6.2B", "5.8B")
+PAPER: dict[str, Paper] = {
+    "paper/llama3-8b": Paper({0: "8B", -1: "5B"}, hours=12),
+    "paper/llama3-8b-code": Paper({0: "8B", -1: "5B"}, hours=12),
+    "paper/gemma2-9b": Paper(dict(enumerate(_TABLE_6)), hours=20),
+    "paper/qwen2.5-7b-ct-rl": Paper({0: "7B", -1: "5B"}),
+    "paper/qwen2.5-7b-rl": Paper({0: "7B", -1: "5B"}, "H200", hours=64),
+    "baselines/shortgpt-llama3-8b": Paper({0: "8B", -1: "5B"}, hours=16),
+}
+
+
+def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], str]:
+    """The steps of `describe.preview`, and what recovery in each would take: values for machines, text for people.
+
+    Args:
+        recipe: What to run.
+        name: Its name, if it is a shipped one: the paper's recipes have the paper's figures and hardware beside them.
+    """
+    from prunetune.cli.preview import config_folder, preview
+    from prunetune.models.cost import cost_of
+    from prunetune.models.folders import config_values
+
+    value, text = preview(recipe)
+    if not recipe.foreseen and value["steps"][-1]["step"] != "target":
+        return value, text  # not even the final shape is known
+    paper, devices = PAPER.get(name or "", Paper()), devices_of(recipe.launcher)
+    config, rounds = config_values(config_folder(recipe.model)), len(value["steps"]) - 1  # one, if damage decides
+    original = cost_of(config)
+    for done, step in enumerate(value["steps"]):
+        step["paper_size"] = paper.sizes.get(done, paper.sizes.get(-1) if done == rounds else None)
+        if not done:
+            continue
+        cost = cost_of(config, depth=step["depth"], width=step["width"])
+        where = (recipe.launcher, devices, paper.gpu)
+        step["recover"] = [
+            recovery(m, cost, original, where, 1 if m.when == "last" else rounds)
+            for m in recipe.recover
+            if m.when == "every" or done == rounds
+        ]
+    value["hardware"] = {"gpu": paper.gpu, "gpus": devices}
+    hours = [m["hours"] for s in value["steps"][1:] for m in s["recover"]]
+    value["hours"] = None if None in hours else sum(hours)
+    value["paper_hours"] = paper.hours
+    value["device_bytes"] = max((m["device_bytes"] for s in value["steps"][1:] for m in s["recover"]), default=0)
+    value["assumptions"] = assumptions(recipe)
+    if not recipe.foreseen:
+        value["assumptions"].append("one round: more would share the same budget, at larger sizes")
+    return value, text + "\n\n" + _text(value)
+
+
+def recovery(
+    method: Any, cost: Cost, original: Cost, where: tuple[str | None, int, str], rounds: int
+) -> dict[str, Any]:
+    """Tokens, bytes on a device and hours of one method in one round; None where the budget is all that the data hold.
+
+    Args:
+        method: The recipe's method.
+        cost: Of the model in this round.
+        original: Of the untouched model (the teacher).
+        where: Launcher as in the recipe, number of devices, name of the GPU.
+        rounds: Over which a budget of the run is shared out.
+    """
+    from prunetune.models.cost import gpu_of
+
+    launcher, devices, gpu = where
+    tokens = tokens_of(method, rounds)
+    n, lora, grpo = cost.params, method.lora is not None, method.type == "grpo"
+    work = (4 if lora else 6) * n + (2 * original.params if method.type == "distill" else 2 * n if grpo else 0)
+    seconds = work / UTILISATION + (2 * n / SAMPLING if grpo else 0)
+    peak = gpu_of(gpu)[1] * 1e12 * devices
+    length = method.max_length + (method.max_new_tokens or ANSWER if grpo else 0)
+    held = bytes_a_parameter(launcher, devices, lora=lora, reference=grpo and method.beta > 0)
+    held += 4 if method.average and not lora else 0
+    return {
+        "method": method.type,
+        "tokens": tokens,
+        "device_bytes": round(held * n) + cost.activation_bytes((method.micro_batch_size or 1) * length),
+        "hours": None if tokens is None else tokens * seconds / peak / 3600,
+    }
+
+
+def tokens_of(method: Any, rounds: int) -> int | None:
+    """Tokens that a method trains in one round, all epochs; None if it takes all that the data hold."""
+    shared = 1 if method.per == "round" else rounds
+    if method.type == "grpo":
+        answer = min(ANSWER, method.max_new_tokens or ANSWER)
+        each = method.group * (min(PROMPT, method.max_length) + answer)
+    else:
+        each = min(TOKENS_A_SAMPLE, method.max_length)
+    found = [b for b in (method.tokens, method.samples and method.samples * each) if b is not None]
+    return min(found) // max(shared, 1) * method.epochs if found else None
+
+
+def bytes_a_parameter(launcher: str | None, devices: int, *, lora: bool = False, reference: bool = False) -> float:
+    """Bytes that training holds on one device for each parameter; see the formulas above."""
+    kind = (launcher or "").split(" ")[0]
+    spread = devices if kind in ("zero3", "fsdp2") else 1
+    more = 4 / spread if reference else 0.0
+    if lora:
+        return 4 / spread + more
+    return (2 + 14 / devices if kind == "zero2" else 16 / spread) + more
+
+
+def devices_of(launcher: str | None) -> int:
+    """Processes that a launcher starts: its --num_processes, else its shipped config's, else one."""
+    from prunetune.tune.launch import launcher_arguments
+
+    if launcher is None:
+        return 1
+    import yaml
+
+    words = launcher_arguments(launcher)
+    for i, word in enumerate(words):
+        if word.startswith("--num_processes"):
+            number = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
+            return int(number) if number.isdigit() and int(number) else 1
+    if "--config_file" in words:
+        from pathlib import Path
+
+        read = yaml.safe_load(Path(words[words.index("--config_file") + 1]).read_text(encoding="utf-8"))
+        return int(read.get("num_processes") or 1)
+    return 1
+
+
+def assumptions(recipe: Recipe) -> list[str]:
+    """What the estimate takes for granted, in words."""
+    said = [f"{UTILISATION:.0%} of the GPUs' dense bf16 peak", "training alone: scoring and evaluation come on top"]
+    if any(m.samples and m.type != "grpo" for m in recipe.recover):
+        said.append(f"{TOKENS_A_SAMPLE} tokens a sample (at most max_length)")
+    if any(m.type == "grpo" for m in recipe.recover):
+        longest = max(m.max_new_tokens or ANSWER for m in recipe.recover if m.type == "grpo")
+        more = (
+            f" (the recipe allows {longest:,}: up to {longest / ANSWER:.0f} times as long)" if longest > ANSWER else ""
+        )
+        said.append(
+            f"grpo: {PROMPT} + {ANSWER} tokens an answer{more}, sampled at {SAMPLING:.0%} of the peak, one pass"
+        )
+        said.append("grpo: the sampler's own memory comes on top")
+    if any(m.lora for m in recipe.recover):
+        said.append("LoRA: adapters are small beside the weights")
+    where = f"{recipe.launcher.split()[0]}, " if recipe.launcher else ""
+    said.append(f"memory: {where}one sequence at a time, activations recomputed")
+    return said
+
+
+def _text(value: dict[str, Any]) -> str:
+    from prunetune.common.units import count, duration, size
+
+    steps, hardware = value["steps"], value["hardware"]
+    paper = any(s["paper_size"] for s in steps)
+    head = f"{'step':<22}{'parameters':>12}" + (f"{'paper':>8}" if paper else "")
+    lines = [head + f"{'recovery':>10}{'tokens':>10}{'a device':>12}{'hours':>10}"]
+    for s in steps:
+        line = f"{s['step']:<22}{count(s['params']):>12}" + (f"{s['paper_size'] or '':>8}" if paper else "")
+        for i, m in enumerate(s.get("recover", [])):
+            hours = "" if m["hours"] is None else _hours(m["hours"])
+            tokens = "all data" if m["tokens"] is None else count(m["tokens"])
+            start = line if i == 0 else " " * len(line)
+            lines.append(f"{start}{m['method']:>10}{tokens:>10}{size(m['device_bytes']):>12}{hours:>10}")
+        if not s.get("recover"):
+            lines.append(line)
+    where = f"{hardware['gpus']} x {hardware['gpu']}"
+    if value["hours"] is not None:
+        said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""
+        said = said or (" (the paper states no hours)" if paper else "")
+        about = f"about {duration(3600 * value['hours'])}" if 60 * value["hours"] >= 1 else "less than a minute"
+        lines.append(f"\nrecovery on {where}: {about}{said}")
+    lines.append(f"memory of a device for training: about {size(value['device_bytes'])}")
+    lines.append("assumed: " + "; ".join(value["assumptions"]))
+    return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.01 else "< 0.01"

@@ -1,0 +1,209 @@
+"""What the command line says of a model or a run: size, cost and steps before, original against compacted after.
+
+Every function gives the same facts twice: as plain values for machines, and as text for people.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunetune.evaluation.evaluate import EvalResult
+    from prunetune.recipe.schema import Recipe
+
+
+def number(target: float) -> float | int:
+    """A target from the command line: above 1 and whole, it is a count of parameters."""
+    return int(target) if target > 1 and target == int(target) else target
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
+    from prunetune.data.stream import PRESETS, read_source
+    from prunetune.errors import OutOfReach, UnknownName
+    from prunetune.tasks.registry import check_task
+
+    for task in recipe.evaluate.tasks:
+        check_task(task)
+    own = [s for m in recipe.recover for s in m.data or ()]
+    sources = [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
+    for source in sources:
+        if source.type == "preset" and source.name not in PRESETS:
+            raise UnknownName("preset", source.name, PRESETS)
+        if source.type == "file":
+            read_source(source)
+    if all(s.type in ("file", "demo") for s in recipe.data):
+        rows = {(e.question, e.answer) for s in recipe.data for e in read_source(s)}
+        reserved = recipe.score.samples + recipe.score.held_out
+        if len(rows) <= reserved:
+            raise OutOfReach(
+                "scoring and held-out loss would use up all the data",
+                value=f"{len(rows)} different sequences",
+                valid=f"more than {reserved} (score.samples + score.held_out)",
+                fix="more data, or a smaller score.samples",
+            )
+
+
+def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The steps with predicted size and FLOPs, before anything runs."""
+    from prunetune.models.cost import cost_of
+    from prunetune.models.folders import config_values
+    from prunetune.schedule.steps import check_protection, plan_ahead
+    from prunetune.schedule.target import Sizes, final_shape
+
+    config = config_values(config_folder(recipe.model))
+    sizes = Sizes.of(config)
+    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
+    if recipe.protect:
+        check_protection(ahead, sizes.width, recipe.protect.share)
+    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
+    if recipe.probed and recipe.prune.order != "auto":
+        shapes.append(("target", *final_shape(recipe.prune, sizes)))
+    rows: list[dict[str, Any]] = []
+    for name, depth, width in shapes:
+        cost = cost_of(config, depth=depth, width=width)
+        rows.append(
+            {
+                "step": name,
+                "depth": depth,
+                "width": width,
+                "params": cost.params,
+                "params_ratio": cost.params / sizes.original,
+                "weight_bytes": cost.weight_bytes,
+                "flops_prefill_512": cost.flops(512, 1).prefill,
+                "flops_512_256": cost.flops(512, 256).total,
+            }
+        )
+    lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
+    lines += [
+        f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
+        f"{r['flops_512_256'] / 1e9:>20,.1f}"
+        for r in rows
+    ]
+    lines.append("(a question: 512 prompt tokens, 256 generated)")
+    if not recipe.model_fields_set & {"compensate", "budget", "do_no_harm"}:
+        lines.append("what this recipe leaves out is as the paper has it; the keys that did better: README.md, Use")
+    if recipe.stop_at:
+        lines.append(
+            "stop_at: may end before the target; a rejected round is tried again at half, with a share of its own"
+        )
+    if recipe.foreseen:
+        return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
+    most = recipe.prune.max_rounds
+    who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
+    text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
+    return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
+
+
+def description(
+    folder: Path, *, target: float | None, step: float, gpu: str, tokens: int
+) -> tuple[dict[str, Any], str]:
+    """Shape and cost of a model from its config alone, and what a target would take."""
+    from prunetune.common.units import count, flops, size
+    from prunetune.models.cost import cost_of, gpu_of
+    from prunetune.models.families import family_of
+    from prunetune.models.folders import config_values
+    from prunetune.schedule.steps import plan_ahead
+    from prunetune.schedule.target import PruneConfig, Sizes
+
+    config = config_values(folder)
+    family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
+    memory_gib, _ = gpu_of(gpu)
+    value: dict[str, Any] = {
+        "family": family.model_type,
+        "depth": sizes.depth,
+        "width": sizes.width,
+        "hidden": sizes.hidden,
+        **cost.to_json(),
+        "flops": vars(cost.flops(512, 256)),
+        "gpu": gpu,
+        "gpu_bytes": memory_gib * 2**30,
+        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)),
+        "train_hours": cost.train_hours(tokens, gpu),
+        "train_tokens": tokens,
+    }
+    lines = [
+        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
+        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
+        f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
+        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
+        f"neurons hold      {sizes.depth * sizes.width * sizes.neuron / sizes.original:.0%} of the parameters",
+        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
+        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
+    ]
+    if target is not None:
+        ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
+        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
+        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
+        lines += [
+            f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}"
+            f"{a.params / sizes.original:>8.1%}"
+            for a in ahead
+        ]
+    return value, "\n".join(lines)
+
+
+def config_folder(model: str) -> Path:
+    """A folder with config.json; weights need not be there (a hub model's config alone is fetched).
+
+    The shapes of the paper's models are shipped (`shapes/`), so that planning them needs no hub.
+    """
+    from prunetune.models.folders import resolve_model
+
+    path = Path(model).expanduser()
+    if path.is_file() and path.name.endswith(".json"):
+        return path.parent
+    if (path / "config.json").is_file():
+        return path
+    if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
+        shipped = Path(__file__).parent / "shapes" / model.replace("/", "--")
+        if shipped.is_dir():
+            return shipped
+        from prunetune.models.folders import hub_config
+
+        return hub_config(model)
+    return resolve_model(model)
+
+
+def scores(result: EvalResult) -> str:
+    """One line on one task's result: the figure in its own unit, further scores, on what."""
+    from prunetune.common.units import is_share, measured, metric
+
+    more = [
+        f"{metric(name)} {measured(value, result.scores.get(f'{name}_stderr'), name)}"
+        for name, value in result.scores.items()
+        if name != result.metric and not name.endswith("_stderr")
+    ]
+    answers = f", {result.new_tokens:.0f} tokens an answer" if is_share(result.metric) else ""
+    shots = f", {result.shots} shots" if result.shots else ""
+    return (
+        f"{result.task:<24}{metric(result.metric)} {measured(result.value, result.stderr, result.metric)}   "
+        f"n = {result.n:,}{'' if is_share(result.metric) else ' tokens'}, seed {result.seed}{shots}{answers}"
+        + "".join(f"; {text}" for text in more)
+    )
+
+
+def closing(summary: dict[str, Any], out: Path) -> str:
+    """Original, compacted and control side by side, and where things are."""
+    from prunetune.common.units import count, measured
+
+    original, final, control = summary["original"], summary["final"], summary["control"]
+    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
+    full = original["cost"]["params"]
+
+    metrics = {e["task"]: e["metric"] for e in original["evals"]}
+
+    def line(name: str, params: float, found: dict[str, Any], model: str) -> str:
+        texts = [measured(a[model], a[f"{model}_stderr"], metrics[t]) for t, a in found.items()]
+        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
+
+    lines.append(line("original", full, summary["accuracy"], "original"))
+    lines.append(line("compacted", final["cost"]["params"], summary["accuracy"], "final"))
+    if control:
+        lines.append(line("pruned once", control["params_ratio"] * full, control["accuracy"], "final"))
+        lines.append(
+            f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once"
+        )
+    lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
+    return "\n".join(lines)

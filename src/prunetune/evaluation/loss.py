@@ -1,0 +1,127 @@
+"""Loss of a model on held-out text: worked solutions (the quick measure of reasoning) and plain-text perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunetune.data.stream import Example
+from prunetune.errors import DataError
+from prunetune.models.prompt import PromptFormat, encode_example
+
+LOGIT_ELEMENTS = 1 << 26  # logits held at once: 256 MB in fp32
+
+
+def reasoning_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    fmt: PromptFormat,
+    max_length: int,
+) -> tuple[float, float]:
+    """Mean cross-entropy (nats) over the answers' tokens, end token included, and its standard error over examples."""
+    rows = [encode_example(tokenizer, e.question, e.answer, fmt, max_length) for e in examples]
+    scored = [(r.input_ids, max(r.prompt_length, 1)) for r in rows if len(r.input_ids) > max(r.prompt_length, 1)]
+    if not scored:
+        raise DataError("no example has an answer within the length limit", value=max_length, fix="raise max_length")
+    return _ratio(list(_losses(model, scored)))
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Attributes:
+        perplexity: exp of the mean loss per token; compares only models with one tokenizer.
+        stderr: Of `perplexity`, over windows.
+        bits_per_byte: Of the text in UTF-8; compares any models.
+        tokens: Tokens predicted.
+        window: Tokens that a prediction can look back at, at most.
+    """
+
+    perplexity: float
+    stderr: float
+    bits_per_byte: float
+    tokens: int
+    window: int
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    window: int = 1024,
+    limit: int | None = None,
+) -> Perplexity:
+    """Perplexity of running text, in windows side by side, each opened by BOS if the tokenizer has one.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        text: The whole text.
+        window: Tokens in a window.
+        limit: Use at most so many windows.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    start = tokenizer.bos_token_id
+    head = [start] if start is not None else []
+    step = window - len(head)
+    windows = [head + ids[i : i + step] for i in range(0, len(ids), step)][:limit]
+    windows = [w for w in windows if len(w) > 1]
+    if not windows:
+        raise DataError("this text is too short for a perplexity", value=text[:80], fix="use a longer text")
+    losses = list(_losses(model, [(w, 1) for w in windows]))
+    mean, stderr = _ratio(losses)
+    covered = tokenizer.decode([i for w in windows for i in w[len(head) :]], clean_up_tokenization_spaces=False)
+    nats = sum(total for total, _ in losses)
+    value = math.exp(mean)
+    size = len(str(covered).encode())
+    return Perplexity(value, value * stderr, nats / math.log(2) / size, sum(n for _, n in losses), window)
+
+
+def _ratio(losses: list[tuple[float, int]]) -> tuple[float, float]:
+    """Sum over count, and the standard error of that ratio with rows as the unit of sampling."""
+    count = sum(n for _, n in losses)
+    mean = sum(total for total, _ in losses) / count
+    spread = sum((total - mean * n) ** 2 for total, n in losses)
+    rows = len(losses)
+    return mean, math.sqrt(spread * rows / max(rows - 1, 1)) / count
+
+
+@torch.inference_mode()
+def _losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> Iterator[tuple[float, int]]:
+    """For each (ids, first scored position): summed loss and count. Batches of similar length, padded on the right."""
+    training = model.training
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+    found: dict[int, tuple[float, int]] = {}
+    per_row = len(rows[order[0]][0]) * int(model.config.get_text_config().vocab_size)
+    size = max(1, LOGIT_ELEMENTS // per_row)
+    for begin in range(0, len(order), size):
+        batch = order[begin : begin + size]
+        losses = _batch_losses(model, [rows[i] for i in batch])
+        found.update(zip(batch, losses, strict=True))
+    model.train(training)
+    yield from (found[i] for i in range(len(rows)))
+
+
+def _batch_losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> list[tuple[float, int]]:
+    width = max(len(ids) for ids, _ in rows)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100)
+    for i, (row, first) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+        labels[i, first : len(row)] = torch.tensor(row[first:])
+    device = model.device
+    logits: Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), ignore_index=-100, reduction="none"
+    ).view(len(rows), -1)
+    return [(float(total), len(row) - first) for total, (row, first) in zip(losses.sum(1), rows, strict=True)]

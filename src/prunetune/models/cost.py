@@ -1,0 +1,276 @@
+"""What a model costs, from its config alone: parameters, bytes, FLOPs per question, memory and hours to train.
+
+    cost = cost_of(config, width=8944)                  # as if it were cut to this width
+    cost.params, cost.weight_bytes, cost.kv_bytes(2048), cost.flops(prompt_tokens=180, new_tokens=140).total
+
+Conventions. One multiply-add is two FLOPs; matrix products alone are counted (norms, activations, rotary embeddings and
+the embedding look-up are not). Attention is counted as PyTorch's dense kernels do it: each new token against every key
+there is, without halving for causality, and a sliding window saves nothing in prefill; in decode a sliding layer's
+cache holds the window at most. In prefill the head runs on the last position only, as generation does it
+(`logits_to_keep=1`). The prefill yields the first new token, so n new tokens take n - 1 decode steps.
+tests/test_cost.py holds all of this against torch.utils.flop_counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from prunetune.errors import UnknownName, UnsupportedModel
+from prunetune.models.families import Family, family_of
+
+# Name -> (memory in GiB, dense bf16 TFLOP/s), from the vendors' data sheets.
+GPUS: dict[str, tuple[int, float]] = {
+    "L4": (24, 121),
+    "RTX 3090": (24, 71),
+    "RTX 4090": (24, 165),
+    "A10": (24, 125),
+    "A100-40G": (40, 312),
+    "L40S": (48, 362),
+    "A100-80G": (80, 312),
+    "H100": (80, 989),
+    "H200": (140, 989),
+    "B200": (180, 2250),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a config that decide its cost. All families are one formula over these.
+
+    `layer_extra` is what a layer holds besides its matrices: norms and biases, apart from the FFN's own biases.
+    `sliding` is how many layers attend to the last `window` tokens only.
+    """
+
+    depth: int
+    width: int
+    hidden: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    mlp_bias: bool
+    layer_extra: int
+    window: int | None
+    sliding: int
+
+    @staticmethod
+    def of(config: Any) -> Shape:
+        """From a `PretrainedConfig` or a config.json dict. UnsupportedModel where `family_of` raises it."""
+        family = family_of(config)
+        if isinstance(config, dict):
+            config = _spelled_out(config, family) or _by_its_class(config, family)
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        kv_heads = config.num_key_value_heads
+        qkv = (heads + 2 * kv_heads) * head_dim
+        bias = getattr(config, "attention_bias", False)
+        extra = family.norms * hidden + (2 * head_dim if family.qk_norm else 0)
+        extra += qkv + hidden if bias else qkv if family.qkv_bias else 0
+        window = getattr(config, "sliding_window", None)
+        types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        sliding = types.count("sliding_attention") if window else 0
+        return Shape(
+            depth=config.num_hidden_layers,
+            width=config.intermediate_size,
+            hidden=hidden,
+            vocab=config.vocab_size,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            tied=bool(config.tie_word_embeddings),
+            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            layer_extra=extra,
+            window=window if sliding else None,
+            sliding=sliding,
+        )
+
+    def resized(self, depth: int | None = None, width: int | None = None) -> Shape:
+        """The same model cut to `depth` layers and `width` neurons; the share of sliding layers is kept, rounded."""
+        depth = self.depth if depth is None else depth
+        sliding = round(self.sliding * depth / self.depth)
+        return replace(self, depth=depth, width=self.width if width is None else width, sliding=sliding)
+
+    @property
+    def attention_weights(self) -> int:
+        """Elements of a layer's query, key, value and output matrices."""
+        return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+
+
+_COUNTS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"
+)  # fmt: skip
+
+
+def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
+    """What `Shape.of` reads, without the config's class, whose import takes seconds; None: only the class can tell.
+
+    tests/test_cost.py holds this against the classes.
+    """
+    given = {"tie_word_embeddings": False, **family.silent, **config}
+    if not all(type(given.get(key)) is int and given[key] > 0 for key in _COUNTS):
+        return None
+    if given["hidden_size"] % given["num_attention_heads"]:
+        return None
+    if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
+        return None
+    if "use_sliding_window" in family.silent and not given["use_sliding_window"]:
+        if "sliding_attention" in (given.get("layer_types") or ()):
+            return None
+        given["sliding_window"] = None
+    if given.get("sliding_window") and given.get("layer_types") is None:
+        if (n := family.full_every) is None:
+            return None
+        full = [n > 0 and (i + 1) % n == 0 for i in range(given["num_hidden_layers"])]
+        given["layer_types"] = ["full_attention" if f else "sliding_attention" for f in full]
+    return SimpleNamespace(**given)
+
+
+def _by_its_class(config: dict[str, Any], family: Family) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[family.model_type](**config)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as e:
+        raise UnsupportedModel(
+            f"transformers cannot read this config ({str(e).splitlines()[0]})", value=family.model_type
+        ) from e
+
+
+def neuron_params(config: Any) -> int:
+    """Parameters that one neuron of one layer holds: two rows, a column, and two biases where the family has them."""
+    shape = _shape(config)
+    return 3 * shape.hidden + (2 if shape.mlp_bias else 0)
+
+
+def layer_params(config: Any, width: int | None = None) -> int:
+    """Parameters of one layer at an FFN width (the config's if None)."""
+    shape = _shape(config)
+    ffn = neuron_params(shape) * (shape.width if width is None else width) + (shape.hidden if shape.mlp_bias else 0)
+    return shape.attention_weights + shape.layer_extra + ffn
+
+
+def params(config: Any, depth: int | None = None, width: int | None = None) -> int:
+    """Parameters of the whole model, tied embeddings counted once: affine in depth, and in width at a fixed depth."""
+    shape = _shape(config)
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    return embeddings + shape.hidden + (shape.depth if depth is None else depth) * layer_params(shape, width)
+
+
+def _shape(config: Any) -> Shape:
+    return config if isinstance(config, Shape) else Shape.of(config)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one question."""
+
+    prefill: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        """Prefill and decode together."""
+        return self.prefill + self.decode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model of a shape costs. All byte figures use `dtype_bytes` for an element (2: bf16)."""
+
+    shape: Shape
+    dtype_bytes: int = 2
+
+    @property
+    def params(self) -> int:
+        """Parameters, tied ones once."""
+        return params(self.shape)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.params * self.dtype_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token adds to the cache, in a context shorter than the sliding window."""
+        return self.shape.depth * self._kv_bytes_per_layer
+
+    @property
+    def _kv_bytes_per_layer(self) -> int:
+        return 2 * self.shape.kv_heads * self.shape.head_dim * self.dtype_bytes
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the cache of a context; sliding layers hold their window at most."""
+        full = self.shape.depth - self.shape.sliding
+        held = min(tokens, self.shape.window or tokens)
+        return self._kv_bytes_per_layer * (full * tokens + self.shape.sliding * held)
+
+    @property
+    def train_bytes(self) -> int:
+        """Bytes of full fine-tuning with AdamW, activations apart: weights, gradients and two moments in fp32."""
+        return 16 * self.params
+
+    def activation_bytes(self, tokens: int) -> int:
+        """Rough bytes of activations for `tokens` in one micro-batch, with gradient checkpointing.
+
+        Every layer's input in bf16, one layer recomputed, and logits with their gradient in fp32.
+        """
+        s = self.shape
+        one_layer = 2 * (8 * s.hidden + 4 * s.width + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
+        return tokens * (2 * s.hidden * s.depth + one_layer + 8 * s.vocab)
+
+    def forward_flops(self, tokens: int, past: int = 0, head_tokens: int | None = None) -> int:
+        """FLOPs of a forward pass of `tokens` after `past` cached ones; the head runs on `head_tokens` (all)."""
+        s = self.shape
+        weights = s.depth * (s.attention_weights + 3 * s.hidden * s.width)
+        head = s.hidden * s.vocab * (tokens if head_tokens is None else head_tokens)
+        sliding_keys = tokens + (min(past, s.window - 1) if s.window else past)
+        keys = (s.depth - s.sliding) * (past + tokens) + s.sliding * sliding_keys
+        return 2 * (tokens * weights + head) + 4 * s.heads * s.head_dim * tokens * keys
+
+    def flops(self, prompt_tokens: int, new_tokens: int) -> Flops:
+        """FLOPs of answering one question of `prompt_tokens` with `new_tokens` (see the conventions above)."""
+        prefill = self.forward_flops(prompt_tokens, head_tokens=1)
+        decode = sum(self.forward_flops(1, past=prompt_tokens + i) for i in range(max(0, new_tokens - 1)))
+        return Flops(prefill, decode)
+
+    def train_flops(self, tokens: int, length: int = 1024, checkpointing: bool = True) -> int:
+        """FLOPs of training in sequences of `length`: forward, twice that backward, forward again if recomputed."""
+        passes = 4 if checkpointing else 3
+        return round(passes * self.forward_flops(length) * tokens / length)
+
+    def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:
+        """A rough estimate of the hours to train on `tokens` at this share of the GPUs' peak. UnknownName for a GPU."""
+        return self.train_flops(tokens) / (gpu_of(gpu)[1] * 1e12 * utilisation * gpus) / 3600
+
+    def to_json(self) -> dict[str, int]:
+        """The figures that a stage's record keeps."""
+        return {
+            "params": self.params,
+            "weight_bytes": self.weight_bytes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "train_bytes": self.train_bytes,
+        }
+
+
+def gpu_of(name: str) -> tuple[int, float]:
+    """(memory in GiB, dense bf16 TFLOP/s) of a GPU of the table; UnknownName if it is not there."""
+    if name not in GPUS:
+        raise UnknownName("GPU", name, GPUS)
+    return GPUS[name]
+
+
+def cost_of(config: Any, *, width: int | None = None, depth: int | None = None, dtype_bytes: int = 2) -> Cost:
+    """The cost of a model.
+
+    Args:
+        config: A `PretrainedConfig`, a config.json dict, or a `Shape`.
+        width: FFN width to assume instead of the config's.
+        depth: Number of layers to assume instead of the config's.
+        dtype_bytes: Bytes of one element of weights and cache.
+    """
+    return Cost(_shape(config).resized(depth, width), dtype_bytes)

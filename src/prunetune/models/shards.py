@@ -1,0 +1,194 @@
+"""Safetensors shards, read and written tensor by tensor: one tensor in memory, whatever the size of the checkpoint.
+
+    shards = open_shards(source)                       # {file: {tensor: TensorInfo}}, headers alone
+    with ShardReader(source / file) as r, ShardWriter(out / file, infos) as w:
+        for name in r.infos: w.write(name, r.read(name))
+
+Format: eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors'
+bytes one after another (https://github.com/huggingface/safetensors#format). Reading goes through the safetensors
+library; the writer is ours, since the library's writes a whole file of tensors at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from prunetune.common.files import disk_errors, read_json, write_json
+from prunetune.errors import BadCheckpoint, MissingPath
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# The names that the format gives to the dtypes, for unquantised checkpoints.
+DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a shard's header says about a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> TensorInfo:
+        """The dtype and shape of a tensor."""
+        return TensorInfo(tensor.dtype, tuple(tensor.shape))
+
+
+def _bad(path: Path, why: object) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"this shard cannot be read ({why})",
+        value=str(path),
+        fix="it is truncated or damaged: copy or download it again",
+    )
+
+
+class ShardReader:
+    """One safetensors file, mapped and read tensor by tensor. Raises BadCheckpoint, naming the file, if damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise MissingPath("a shard of this model is missing", value=str(path), fix="copy or download it again")
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+            self.infos = {name: self._info(name) for name in self._file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as e:
+            raise _bad(path, e) from e
+
+    def _info(self, name: str) -> TensorInfo:
+        part = self._file.get_slice(name)
+        if part.get_dtype() not in _TORCH_DTYPES:
+            raise _bad(self.path, f"{name} is stored as {part.get_dtype()}")
+        return TensorInfo(_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        try:
+            return self._file.get_tensor(name)
+        except (SafetensorError, OSError) as e:
+            raise _bad(self.path, e) from e
+
+    def __enter__(self) -> ShardReader:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.__exit__(kind, e, tb)
+
+
+class ShardWriter:
+    """A safetensors file whose tensors are written one by one, in the order of `infos`, which is known beforehand."""
+
+    def __init__(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
+        self.path, self.infos, self._left = path, dict(infos), list(infos)
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name, info in self.infos.items():
+            header[name] = {
+                "dtype": DTYPES[info.dtype],
+                "shape": list(info.shape),
+                "data_offsets": [at, at + info.nbytes],
+            }
+            at += info.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with disk_errors(path):
+            self._file = path.open("wb")
+            self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor; ValueError if it is not the one that the header announced."""
+        if not self._left or self._left[0] != name or TensorInfo.of(tensor) != self.infos[name]:
+            raise ValueError(f"{self.path}: {name} {TensorInfo.of(tensor)} is not the next tensor of the header")
+        self._left.pop(0)
+        if tensor.numel():
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            with disk_errors(self.path):
+                self._file.write(raw.numpy().data)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        with disk_errors(self.path):
+            self._file.close()
+        if kind is None and self._left:
+            raise ValueError(f"{self.path}: {len(self._left)} tensors of the header were not written")
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The weight files that transformers would load from a model folder: the single file, or those of the index."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise MissingPath(
+            f"this model folder has neither {SINGLE} nor {INDEX}", value=str(folder), fix="check the path"
+        )
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadCheckpoint("this index has no weight_map", value=str(folder / INDEX), fix="make the index anew")
+    names = sorted(set(weight_map.values()))
+    if any(Path(name).name != name for name in names):
+        raise BadCheckpoint("this index names files outside its folder", value=str(folder / INDEX), fix="do not use it")
+    return [folder / name for name in names]
+
+
+def open_shards(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
+    """The tensors of every weight file of a model folder, from the headers alone.
+
+    Raises:
+        BadCheckpoint: a file is truncated, two files hold the same tensor, or a tensor of the index is in no file.
+    """
+    found: dict[Path, dict[str, TensorInfo]] = {}
+    seen: set[str] = set()
+    for path in shard_files(folder):
+        with ShardReader(path) as reader:
+            found[path] = reader.infos
+        if twice := seen & set(reader.infos):
+            raise BadCheckpoint("two shards hold the same tensor", value=f"{path}: {min(twice)}", fix="remove one")
+        seen |= set(reader.infos)
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        lost = set(read_json(folder / INDEX)["weight_map"]) - seen
+        if lost:
+            raise BadCheckpoint("a tensor of the index is in no shard", value=min(lost), fix="download the model again")
+    return found
+
+
+def shard_name(index: int, count: int) -> str:
+    """The usual name of shard `index` (from 0) of `count`."""
+    return SINGLE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_index(folder: Path, shards: Iterable[tuple[str, Mapping[str, TensorInfo]]]) -> None:
+    """Write the index of several shards: which file holds which tensor, and the bytes and parameters of all."""
+    listed = [(file, name, info) for file, infos in shards for name, info in infos.items()]
+    write_json(
+        folder / INDEX,
+        {
+            "metadata": {
+                "total_parameters": sum(math.prod(info.shape) for _, _, info in listed),
+                "total_size": sum(info.nbytes for _, _, info in listed),
+            },
+            "weight_map": {name: file for file, name, _ in sorted(listed, key=lambda x: x[1])},
+        },
+    )

@@ -1,0 +1,175 @@
+"""Remove neurons and layers for good (the step "prune" of Algorithm 1): one pure function, two drivers.
+
+`cut_tensor` and `cut_config` (cuts.py) say what becomes of one tensor and of the config. The drivers feed them all
+tensors of a model, from memory or shard by shard from disk, and so agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from prunetune.common.files import disk_errors, read_json
+from prunetune.errors import BadCheckpoint, PlanError
+from prunetune.models.families import Family, family_of, layer_of
+from prunetune.models.folders import check_model_folder, copy_files, load_config, model_sha
+from prunetune.models.shards import ShardReader, ShardWriter, TensorInfo, open_shards, shard_name, write_index
+from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
+from prunetune.pruning.plan import PrunePlan
+
+__all__ = ["PatchTensors", "apply_in_memory", "apply_on_disk", "check_shape", "cut_config", "cut_name", "cut_tensor"]
+
+EXTRA_FILES = ("chat_template.json", "tekken.json", "LICENSE", "LICENSE.txt", "NOTICE")
+EXTRA_FOLDERS = ("additional_chat_templates",)
+
+
+def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> None:
+    """BadCheckpoint unless every kept layer holds its cut weights: a foreign layout would be left uncut in silence."""
+    found = {at for name in names if (at := layer_of(family, name))}
+    for layer in plan.kept_layers:
+        for cut in family.cuts:
+            if cut.suffix.endswith(".weight") and (layer, cut.suffix) not in found:
+                raise BadCheckpoint(
+                    f"this checkpoint has no `{cut.suffix}` in layer {layer}",
+                    value=family.model_type,
+                    fix="save it anew with transformers, unquantised",
+                )
+
+
+def _check_patch(patch: PatchTensors, names: Iterable[str]) -> None:
+    if unknown := set(patch) - set(names):
+        raise PlanError("the patch names tensors that this model does not have", value=sorted(unknown)[:3])
+
+
+def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors | None = None) -> PreTrainedModel:
+    """A new, smaller model; the given one is left as it is and shares no memory with the result.
+
+    Args:
+        model: The source, on any device.
+        plan: What goes. Depth and width are checked; the hash is not, since a model in memory has none.
+        patch: Replacement tensors, see `cut_tensor`.
+
+    Returns:
+        A stock model of the same class, dtype, device and generation config, in eval mode.
+    """
+    patch = patch or {}
+    family = family_of(model.config)
+    resolved = model.config.to_dict()
+    config = copy.deepcopy(model.config)
+    for key, value in cut_config(plan, family, resolved, resolved).items():
+        if value != resolved.get(key):
+            setattr(config, key, value)
+    state = {}
+    source = model.state_dict()
+    _check_complete(plan, family, source)
+    _check_patch(patch, source)
+    for name, tensor in source.items():
+        new, new_name = cut_tensor(plan, patch, family, name, tensor), cut_name(plan, family, name)
+        if new is not None and new_name is not None:
+            state[new_name] = new.clone() if new is tensor else new
+    pruned = type(model).from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
+    # Else it would name the unpruned parent, which TRL's GRPO loads as its KL reference (method, section 8).
+    pruned.config._name_or_path = pruned.name_or_path = ""
+    pruned.generation_config = copy.deepcopy(model.generation_config)
+    module: torch.nn.Module = pruned  # whose `to` has a type
+    module.to(model.device)
+    return pruned.eval()
+
+
+def apply_on_disk(
+    source: Path,
+    plan: PrunePlan,
+    out: Path,
+    patch: PatchTensors | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the smaller model into the folder `out`, tensor by tensor: one tensor in memory at a time.
+
+    The shards are the source's, cut; tokenizer, chat template and generation config are copied byte for byte, and
+    config.json differs from the source's in the cut fields alone.
+
+    Args:
+        source: A model folder.
+        plan: What goes.
+        out: A folder that does not exist yet, or is empty.
+        patch: Replacement tensors, see `cut_tensor`.
+        progress: Called with (tensors done, tensors in all).
+
+    Raises:
+        PlanError: the plan was made for another model. BadCheckpoint: a shard is damaged. UnsupportedModel: see
+            `family_of`.
+    """
+    patch = patch or {}
+    check_model_folder(source)
+    raw, resolved = read_json(source / "config.json"), load_config(source).to_dict()
+    family = family_of(raw)
+    config = cut_config(plan, family, raw, resolved)
+    shards = open_shards(source)
+    names = [name for infos in shards.values() for name in infos]
+    _check_complete(plan, family, names)
+    _check_patch(patch, names)
+    if (sha := model_sha(source)) != plan.model_sha:
+        raise PlanError(
+            "this plan is for another model (their hashes differ)",
+            value=f"plan: {plan.model_sha}, {source}: {sha}",
+            fix="make the plan for this model with `prunetune plan`",
+        )
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise PlanError("the output folder is not empty", value=str(out), fix="choose another one")
+        _write_shards(plan, patch, family, shards, out, progress=progress)
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (out / "config.json").write_text(text, encoding="utf-8")
+        copy_files(source, out)
+        copy_files(source, out, EXTRA_FILES)
+        for name in EXTRA_FOLDERS:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, out / name)
+
+
+def _write_shards(
+    plan: PrunePlan,
+    patch: PatchTensors,
+    family: Family,
+    shards: Mapping[Path, Mapping[str, TensorInfo]],
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Each source shard becomes one shard; a shard whose layers all go becomes none."""
+    cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
+    cut = {path: names for path, names in cut.items() if names}
+    total, done = sum(map(len, cut.values())), 0
+    written = []
+    for i, (path, names) in enumerate(cut.items()):
+        file = shard_name(i, len(cut))
+        infos = {new_name: info for new_name, info in names.values()}
+        with ShardReader(path) as reader, ShardWriter(out / file, infos) as writer:
+            for name, (new_name, _) in names.items():
+                tensor = cut_tensor(plan, patch, family, name, reader.read(name))
+                if tensor is not None:
+                    writer.write(new_name, tensor)
+                done += 1
+                if progress:
+                    progress(done, total)
+        written.append((file, infos))
+    if len(written) > 1:
+        write_index(out, written)
+
+
+def _cut_infos(plan: PrunePlan, family: Family, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
+    """{source name: (new name, dtype and shape)} of what one shard keeps, found on the meta device."""
+    kept = {}
+    for name, info in infos.items():
+        tensor = cut_tensor(plan, {}, family, name, torch.empty(info.shape, dtype=info.dtype, device="meta"))
+        new_name = cut_name(plan, family, name)
+        if tensor is not None and new_name is not None:
+            kept[name] = (new_name, TensorInfo.of(tensor))
+    return kept

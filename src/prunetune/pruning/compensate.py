@@ -1,0 +1,286 @@
+"""Fold removed neurons into the kept ones by least squares, before any training: the columns that stay of `down_proj`
+change so that the FFN's output changes least (moments.py has the algebra; issue 5 the measurements).
+
+    calibration, held-out tokens --> for each kept layer, in order:
+        run it whole on the input that the compensated layers before it give; gather C_kk and E[u a_k^T]
+        solve for every ridge; keep the one with the least held-out error, or none if none helps
+        run it again, cut and compensated: the next layer's input
+
+One layer is in hand at a time (walk.py), so that 8B models fit; the result is a patch for surgery.
+
+`target="layer"` makes up for the layer's own removed neurons: u = W_r a_r. `target="stream"` makes up for whatever the
+residual stream has lost by then, removed layers and errors of the layers before included: u = (the whole model's output
+of this layer) - (the cut model's), which costs one more forward pass. `target="auto"` is the stream where layers go.
+The stream wins straight after layers went, and costs where more neurons go later (studies/05-order).
+
+Families with a norm after the FFN (Gemma2, Gemma3) divide each token's output by its root mean square. There, tokens
+are weighted by the inverse of it, so that to first order the error *after* that norm is what is least. For them the
+stream is not a linear function of `down_proj`, and `target="stream"` is refused. Where `down_proj` has a bias, it is
+fitted along, as the weight of one more neuron that is always 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunetune.errors import DataError, UnknownName, UnsupportedModel
+from prunetune.pruning.cut import check_shape, cut_tensor
+from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
+from prunetune.pruning.least_squares import Fold, Gram, ResidueSum, fold, greedy, leverage
+from prunetune.pruning.patch import LayerFit, Patch
+from prunetune.pruning.plan import PrunePlan
+
+__all__ = ["RIDGES", "LayerFit", "Patch", "compensate", "rank_neurons"]
+
+Batch = dict[str, Tensor]
+TARGETS = ("auto", "layer", "stream")
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def compensate(
+    model: PreTrainedModel | Path,
+    plan: PrunePlan,
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch],
+    target: str = "auto",
+    ridges: Sequence[float] = RIDGES,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Patch:
+    """The patch that makes up for a plan's removals as far as the kept neurons can.
+
+    Args:
+        model: The model that the plan is for, or its folder, whose layers are then read one by one.
+        plan: What goes.
+        batches: Calibration: {input_ids, attention_mask}, padded on either side; padded places never count.
+        held_out: Batches that choose the ridge; not among the calibration.
+        target: `auto`, `layer` or `stream`, see above.
+        ridges: To choose from, relative to the mean of C_kk's diagonal.
+        device: Where to run (default: the model's device; for a folder a GPU if there is one).
+        dtype: In what to run the layers (default: fp32 on the CPU, else the model's). Sums are fp32 or fp64 anyway.
+        progress: Called with (layers done, layers in all).
+
+    Raises:
+        PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
+    """
+    source = open_source(model, device=device, dtype=dtype)
+    check_shape(plan, source.config.to_dict())
+    _check(source, target, batches, held_out)
+    auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
+    stream = auto if target == "auto" else target == "stream"
+    if not plan.drop_neurons and not (stream and plan.drop_layers):
+        return Patch({}, (), 0, 0)
+    with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+        return _compensate(source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress)
+
+
+def _compensate(
+    source: LayerSource,
+    plan: PrunePlan,
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    *,
+    stream: bool,
+    ridges: Sequence[float],
+    progress: Callable[[int, int], None] | None,
+) -> Patch:
+    every = [*batches, *held_out]
+    masks = [b["attention_mask"].bool().to(source.device) for b in every]
+    hidden = embed(source, [b["input_ids"] for b in every])
+    truth = list(hidden) if stream else None
+    tensors: dict[str, Tensor] = {}
+    fits: list[LayerFit] = []
+    for layer in range(source.depth) if truth is not None else plan.kept_layers:
+        one = one_layer(source, layer)
+        if truth is not None:
+            truth = [forward(one, h, m) for h, m in zip(truth, masks, strict=True)]
+        intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
+        if layer in plan.kept_layers and not intact:
+            streams = _Streams(hidden, masks, truth, len(batches))
+            start = next((f.ridge for f in reversed(fits) if f.ridge), None)
+            found = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
+            patch = _patch(one, source, plan, layer, found)
+            tensors |= patch
+            fits.append(LayerFit(layer, found.ridge, found.before, found.after))
+            _cut(one, source, plan, layer, patch)
+        if layer in plan.kept_layers and layer != plan.kept_layers[-1]:
+            hidden = [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
+        if progress:
+            progress(layer + 1, source.depth)
+    counts = [int(m.sum()) for m in masks]
+    return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]))
+
+
+def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:
+    if target not in TARGETS:
+        raise UnknownName("compensation target", target, TARGETS)
+    if target == "stream" and source.family.post_ffn_norm:
+        raise UnsupportedModel(
+            "compensating the residual stream needs an FFN whose output is added as it is, without a norm after it",
+            value=source.family.model_type,
+            fix='use target="layer"',
+        )
+    for name, some in (("calibration", batches), ("held-out", held_out)):
+        if not sum(int(b["attention_mask"].sum()) for b in some):
+            raise DataError(f"there are no {name} tokens to compensate with", fix="raise the number of samples")
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The residual streams at a layer: its input in the cut model, and the whole model's output where it is the target.
+
+    The first `calibration` batches fit, the others choose the ridge.
+    """
+
+    hidden: list[Tensor]
+    masks: list[Tensor]
+    truth: list[Tensor] | None
+    calibration: int
+
+
+class _Tap:
+    """Input and output of a layer's `down_proj`, for the batch in hand."""
+
+    def __init__(self, one: OneLayer, source: LayerSource) -> None:
+        self.one, self.source = one, source
+        self.down: Any = one.block.get_submodule(source.family.down)
+        self.seen: tuple[Tensor, Tensor] | None = None
+        self.handle = self.down.register_forward_hook(self._hook)
+
+    def __enter__(self) -> _Tap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.seen = (args[0], output)
+
+    def run(
+        self, hidden: Float[Tensor, "batch places hidden"], real: Tensor
+    ) -> tuple[
+        Float[Tensor, "tokens width"],
+        Float[Tensor, "tokens hidden"],
+        Float[Tensor, "tokens 1"],
+        Float[Tensor, "batch places hidden"],
+    ]:
+        """(activations, FFN output, the tokens' weights) of the real tokens in fp32, and the layer's whole output.
+
+        Where a norm follows the FFN, activations and output are weighted already.
+        """
+        out = forward(self.one, hidden, real)
+        if self.seen is None:
+            raise RuntimeError("down_proj did not run")
+        a, y = (x[real].float() for x in self.seen)
+        self.seen = None
+        weight = torch.ones_like(y[:, :1])
+        if self.source.family.post_ffn_norm:
+            weight = torch.rsqrt(y.square().mean(-1, keepdim=True) + self.source.config.rms_norm_eps)
+        return a * weight, y * weight, weight, out
+
+
+def _fit(
+    one: OneLayer,
+    source: LayerSource,
+    plan: PrunePlan,
+    layer: int,
+    streams: _Streams,
+    *,
+    ridges: Sequence[float],
+    start: float | None,
+) -> Fold:
+    """Gather the residues of both sets of tokens and solve."""
+    kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
+    gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
+    with _Tap(one, source) as tap:
+        lost = tap.down.weight.float()[:, gone]
+        size = len(kept) + (tap.down.bias is not None)
+        sums = [ResidueSum(size, lost.shape[0], source.device) for _ in range(2)]
+        for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
+            a, y, weight, out = tap.run(hidden, real)
+            missing = a[:, gone] @ lost.T
+            if streams.truth is not None:
+                missing += streams.truth[i][real].float() - out[real].float()
+            features = a[:, kept] if tap.down.bias is None else torch.cat([a[:, kept], weight], dim=1)
+            sums[i >= streams.calibration].update(features, missing, y)
+    return fold(sums[0].finish(), sums[1].finish(), ridges, start)
+
+
+def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:
+    """The changed tensors of a layer by their names in the source, of the cut shape and the source's dtype."""
+    if found.change is None:
+        return {}
+    down: Any = one.block.get_submodule(source.family.down)
+    kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
+    change = found.change
+    changed = {"weight": down.weight[:, kept].to(change) + change[:, : len(kept)]}
+    if down.bias is not None:
+        changed["bias"] = down.bias.to(change) + change[:, -1]
+    named = {source.names[layer][f"{source.family.down}.{k}"]: v for k, v in changed.items()}
+    return {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
+
+
+def _cut(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:
+    """Cut and patch the layer in hand, with the function that surgery cuts with."""
+    for suffix, tensor in list(one.block.named_parameters()):
+        new = cut_tensor(plan, patch, source.family, source.names[layer][suffix], tensor)
+        if new is not None and new is not tensor:
+            module, _, name = suffix.rpartition(".")
+            setattr(one.block.get_submodule(module), name, nn.Parameter(new, requires_grad=False))
+
+
+# ------------------------------------------------------------------------------------------------ selection aware of it
+
+
+RANKINGS: dict[str, Callable[..., Tensor]] = {"leverage": leverage, "greedy": greedy}
+
+
+def rank_neurons(
+    model: PreTrainedModel | Path,
+    batches: Sequence[Batch],
+    *,
+    by: str = "greedy",
+    ridge: float = 1e-3,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "layers width"]:
+    """Score neurons by the error that is left after compensation, not before; low = redundant. One forward pass.
+
+    Args:
+        model: The model or its folder.
+        batches: {input_ids, attention_mask}.
+        by: `leverage` (each neuron alone) or `greedy` (one after another; better where neurons resemble each other).
+        ridge: Relative to the mean of C's diagonal.
+        device: As for `compensate`.
+        dtype: As for `compensate`.
+        progress: Called with (layers done, layers in all).
+    """
+    if by not in RANKINGS:
+        raise UnknownName("ranking after compensation", by, RANKINGS)
+    source = open_source(model, device=device, dtype=dtype)
+    _check(source, "layer", batches, batches)
+    masks = [b["attention_mask"].bool().to(source.device) for b in batches]
+    hidden = embed(source, [b["input_ids"] for b in batches])
+    scores = []
+    for layer in range(source.depth):
+        one = one_layer(source, layer)
+        gram = Gram(source.config.intermediate_size, source.device)
+        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), _Tap(one, source) as tap:
+            for i, real in enumerate(masks):
+                a, _, _, hidden[i] = tap.run(hidden[i], real)
+                gram.update(a)
+            scores.append(RANKINGS[by](gram.finish(), tap.down.weight, ridge=ridge).cpu())
+        if progress:
+            progress(layer + 1, source.depth)
+    return torch.stack(scores)

@@ -1,0 +1,140 @@
+"""What becomes of a tensor, of its name, and of the config when a plan is applied: pure, for any driver.
+
+A layer is never deleted from the ModuleList, whose modules remember their index: the config is cut, the model is built
+from it, the cut tensors are loaded (method, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+
+from prunetune.errors import PlanError, UnsupportedModel
+from prunetune.models.families import Cut, Family, layer_of
+from prunetune.pruning.plan import PrunePlan
+
+Tensor = Shaped[torch.Tensor, "..."]
+PatchTensors = Mapping[str, Tensor]
+
+
+def cut_name(plan: PrunePlan, family: Family, name: str) -> str | None:
+    """The name that a source tensor has in the result, its layer renumbered; None if its layer is dropped."""
+    at = layer_of(family, name)
+    if at is None:
+        return name
+    layer, suffix = at
+    _check_layer(plan, layer, name)
+    if layer in plan.drop_layers:
+        return None
+    new = layer - sum(dropped < layer for dropped in plan.drop_layers)
+    return f"{name[: -len(f'{layer}.{suffix}')]}{new}.{suffix}"
+
+
+def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, tensor: Tensor) -> Tensor | None:
+    """What becomes of one tensor of the source.
+
+    Args:
+        plan: What goes.
+        patch: Tensors, by their name in the source, that replace the cut ones (compensated weights); of the cut shape.
+        family: Where the neurons are.
+        name: The tensor's name in the source.
+        tensor: The tensor.
+
+    Returns:
+        None if its layer is dropped; the tensor itself, not a copy, if nothing of it goes; else a new tensor.
+
+    Raises:
+        PlanError: the tensor or its patch does not have the shape that the plan says.
+    """
+    at = layer_of(family, name)
+    if at is None:
+        return _patched(patch, name, tensor)
+    layer, suffix = at
+    _check_layer(plan, layer, name)
+    if layer in plan.drop_layers:
+        return None
+    cut = next((c for c in family.cuts if c.suffix == suffix), None)
+    if cut is None:
+        return _patched(patch, name, tensor)
+    if tensor.shape[cut.dim] != plan.width * cut.copies:
+        raise PlanError(
+            f"{name} has another FFN width than the plan",
+            value=tensor.shape[cut.dim] // cut.copies,
+            valid=f"{plan.width}",
+            fix="make the plan for this model",
+        )
+    if not plan.drop_neurons:
+        return _patched(patch, name, tensor)
+    return _patched(patch, name, tensor.index_select(cut.dim, _kept_rows(plan, cut, layer).to(tensor.device)))
+
+
+def _kept_rows(plan: PrunePlan, cut: Cut, layer: int) -> torch.Tensor:
+    kept = torch.tensor(plan.kept_neurons(layer))
+    return torch.cat([kept + half * plan.width for half in range(cut.copies)])
+
+
+def _check_layer(plan: PrunePlan, layer: int, name: str) -> None:
+    if layer >= plan.depth:
+        raise PlanError(
+            f"this model has a layer that the plan does not know ({name})", value=layer, valid=f"0..{plan.depth - 1}"
+        )
+
+
+def _patched(patch: PatchTensors, name: str, tensor: Tensor) -> Tensor:
+    if name not in patch:
+        return tensor
+    new = patch[name]
+    if new.shape != tensor.shape:
+        raise PlanError(
+            f"the patch of {name} does not fit the plan", value=tuple(new.shape), valid=f"{tuple(tensor.shape)}"
+        )
+    return new.to(tensor)
+
+
+def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """The raw config.json with only the cut fields changed.
+
+    Args:
+        plan: What goes.
+        family: Which fields have one entry a layer, or count layers.
+        raw: The source's config.json as it is written.
+        resolved: The same after transformers filled in its defaults (`config.to_dict()`).
+
+    Old files lack lists such as `layer_types`, which transformers then derives from a layer's index. Where layers go
+    and that list is not constant, it is written, sliced, so that each kept layer stays what it was.
+    """
+    check_shape(plan, resolved)
+    out = dict(raw)
+    if plan.new_width != plan.width:
+        out["intermediate_size"] = plan.new_width
+    if not plan.drop_layers:
+        return out
+    out["num_hidden_layers"] = plan.new_depth
+    for key in family.per_layer_keys:
+        full = resolved.get(key) if raw.get(key) is None else raw[key]
+        if not full or (raw.get(key) is None and len(set(full)) == 1):
+            continue
+        if len(full) < plan.depth:
+            raise UnsupportedModel(
+                f"`{key}` of this config is shorter than the model", value=len(full), valid=f"{plan.depth}"
+            )
+        out[key] = [full[layer] for layer in plan.kept_layers]
+    for key in family.layer_count_keys:
+        count = resolved.get(key)
+        if count is not None and (raw.get(key) is not None or count < plan.depth):
+            out[key] = sum(layer < count for layer in plan.kept_layers)
+    return out
+
+
+def check_shape(plan: PrunePlan, config: Mapping[str, Any]) -> None:
+    """PlanError unless the plan was made for a model of this depth and width."""
+    for field, key, planned in (("depth", "num_hidden_layers", plan.depth), ("width", "intermediate_size", plan.width)):
+        if config.get(key) != planned:
+            raise PlanError(
+                f"this plan is for a model of another {field}",
+                value=f"plan: {planned}, model: {config.get(key)}",
+                fix="make the plan for this model with `prunetune plan`",
+            )

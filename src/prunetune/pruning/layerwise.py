@@ -1,0 +1,180 @@
+"""One decoder layer after another over the same batches: only one layer is in hand, whatever the size of the model.
+
+    source = open_source(model_or_folder)
+    hidden = [embed(source, b["input_ids"]) for b in batches]
+    for i in range(source.depth):
+        one = one_layer(source, i)
+        hidden = [forward(one, h, b["attention_mask"]) for h, b in zip(hidden, batches)]
+
+The config is cut to that one layer by the same function that prunes, so masks, sliding windows and rotary embeddings
+are transformers' own: the walk equals the whole model's forward pass bit for bit (tests/test_walk.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+
+from prunetune.errors import BadCheckpoint
+from prunetune.models.families import Family, family_of, layer_of
+from prunetune.models.folders import check_model_folder, load_config
+from prunetune.models.shards import ShardReader, open_shards
+from prunetune.pruning.cut import cut_config
+from prunetune.pruning.plan import PrunePlan
+
+_BASE_MODELS: Any = MODEL_MAPPING  # config class -> base model class
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """A stock base model whose only layer is `block`, without embedding and final norm: hidden state in and out."""
+
+    model: nn.Module
+    block: nn.Module
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """Where a model's tensors come from, be it memory or disk.
+
+    Attributes:
+        config: The model's config.
+        family: Its family.
+        names: Layer -> {suffix inside the layer: name of the tensor in the source}.
+        embedding: Name of the embedding matrix.
+        read: Name -> tensor. The tensor belongs to the source: do not change it.
+        stored: Name -> the dtype that the tensor has in the source.
+        device: Where the layers run.
+        dtype: In what they run.
+    """
+
+    config: PretrainedConfig
+    family: Family
+    names: Mapping[int, Mapping[str, str]]
+    embedding: str
+    read: Callable[[str], Tensor]
+    stored: Callable[[str], torch.dtype]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.names)
+
+    def layer_tensors(self, layer: int) -> dict[str, Tensor]:
+        """{suffix: tensor} of one layer, on the device and in the dtype of the walk."""
+        return {s: self.read(n).to(self.device, self.dtype) for s, n in self.names[layer].items()}
+
+
+def open_source(
+    model: PreTrainedModel | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> LayerSource:
+    """A model in memory, or a folder whose layers are read one by one.
+
+    Args:
+        model: The model or its folder.
+        device: Where to run (default: the model's device; for a folder a GPU if there is one).
+        dtype: In what to run (default: fp32 on the CPU, else the model's).
+    """
+    if isinstance(model, PreTrainedModel):
+        state = model.state_dict()
+        family, names, embedding = _names(model.config, state)
+        place = torch.device(device or model.device)
+        run = dtype or _dtype(place, model.dtype)
+        return LayerSource(
+            model.config, family, names, embedding, state.__getitem__, lambda n: state[n].dtype, place, run
+        )
+    check_model_folder(model)
+    config = load_config(model)
+    shards = open_shards(model)
+    where = {name: path for path, infos in shards.items() for name in infos}
+    family, names, embedding = _names(config, where)
+
+    def read(name: str) -> Tensor:
+        with ShardReader(where[name]) as reader:
+            return reader.read(name)
+
+    def stored(name: str) -> torch.dtype:
+        return shards[where[name]][name].dtype
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run = dtype or _dtype(place, stored(embedding))
+    return LayerSource(config, family, names, embedding, read, stored, place, run)
+
+
+def _dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """CPUs without bf16 units are several times slower in bf16, and fp32 is at least as exact."""
+    return torch.float32 if device.type == "cpu" else stored
+
+
+def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict[int, dict[str, str]], str]:
+    """(family, {layer: {suffix: name}}, name of the embedding) of a checkpoint's tensors."""
+    family, names = family_of(config), {i: dict[str, str]() for i in range(config.num_hidden_layers)}
+    for name in found:
+        if (at := layer_of(family, name)) and at[0] in names:
+            names[at[0]][at[1]] = name
+    embedding = [name for name in found if name.endswith("embed_tokens.weight")]
+    if len(embedding) != 1 or not all(names.values()):
+        raise BadCheckpoint(
+            "this checkpoint lacks layers or the embedding", value=sorted(found)[:3], fix="save it anew"
+        )
+    return family, names, embedding[0]
+
+
+def one_layer(source: LayerSource, layer: int) -> OneLayer:
+    """Layer `layer` as a model of its own.
+
+    Its parameters may be the source's own memory: replace them, do not change them in place.
+    """
+    config = _one_layer_config(source, layer)
+    with torch.device("meta"):
+        model = _BASE_MODELS[type(config)](config)
+    model.embed_tokens = model.norm = nn.Identity()
+    model.rotary_emb = type(model.rotary_emb)(config).to(source.device)  # its buffers are computed, not loaded
+    block: nn.Module = model.layers[0]
+    found, wanted = source.layer_tensors(layer), set(block.state_dict())
+    if lost := wanted - set(found):
+        raise BadCheckpoint(
+            f"layer {layer} of this checkpoint lacks tensors", value=sorted(lost)[:3], fix="save it anew"
+        )
+    block.load_state_dict({k: found[k] for k in wanted}, assign=True)
+    return OneLayer(model.eval().requires_grad_(False), block)
+
+
+def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
+    values = source.config.to_dict()
+    others = tuple(i for i in range(source.depth) if i != layer)
+    plan = PrunePlan(model_sha="", depth=source.depth, width=values["intermediate_size"], drop_layers=others)
+    config = copy.deepcopy(source.config)
+    for key, value in cut_config(plan, source.family, values, values).items():
+        if value != values.get(key):
+            setattr(config, key, value)
+    return config
+
+
+@torch.no_grad()
+def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
+    """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden]."""
+    config = _one_layer_config(source, 0)
+    config.vocab_size, config.pad_token_id, config.intermediate_size = 1, None, 1
+    table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
+    table.weight = nn.Parameter(source.read(source.embedding).to(source.device, source.dtype), requires_grad=False)
+    return [table(ids.to(source.device)) for ids in batches]
+
+
+@torch.no_grad()
+def forward(
+    one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Shaped[Tensor, "batch places"]
+) -> Float[Tensor, "batch places hidden"]:
+    """Run one layer, autocast off, on the output of the layer before."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return one.model(inputs_embeds=hidden, attention_mask=mask.to(hidden.device), use_cache=False).last_hidden_state

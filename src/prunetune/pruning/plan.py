@@ -1,0 +1,193 @@
+"""A prune plan: what goes, before anything goes. Frozen, validated, reviewable JSON.
+
+Indices always mean the model that the plan was made for. Every kept layer loses the same number of neurons, so that
+the result keeps one scalar `intermediate_size` and stays a stock architecture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunetune.common.files import write_json
+from prunetune.errors import MissingPath, OutOfReach, PlanError
+
+
+class PrunePlan(BaseModel):
+    """Which layers and which neurons are removed from one model.
+
+    Attributes:
+        model_sha: `store.model_sha` of the model that the plan is for.
+        depth: Layers of that model.
+        width: FFN width (`intermediate_size`) of that model.
+        drop_layers: Layers to remove, ascending.
+        drop_neurons: Layer -> neurons to remove, ascending; the same number in every kept layer, or empty.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_sha: str
+    depth: int = Field(gt=0)
+    width: int = Field(gt=0)
+    drop_layers: tuple[int, ...] = ()
+    drop_neurons: dict[int, tuple[int, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> PrunePlan:
+        _ascending("drop_layers", self.drop_layers, self.depth)
+        if len(self.drop_layers) >= self.depth:
+            raise ValueError("drop_layers leaves no layer")
+        for layer, neurons in self.drop_neurons.items():
+            if layer not in self.kept_layers:
+                raise ValueError(f"drop_neurons names layer {layer}, which is not kept")
+            _ascending(f"drop_neurons[{layer}]", neurons, self.width)
+        counts = {len(self.drop_neurons.get(layer, ())) for layer in self.kept_layers}
+        if len(counts) > 1:
+            raise ValueError(f"every kept layer must lose the same number of neurons, not {sorted(counts)}")
+        if counts == {self.width}:
+            raise ValueError("drop_neurons leaves no neuron")
+        return self
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The layers that stay, ascending, as numbered in the source."""
+        gone = set(self.drop_layers)
+        return tuple(i for i in range(self.depth) if i not in gone)
+
+    def kept_neurons(self, layer: int) -> tuple[int, ...]:
+        """The neurons of a kept source layer that stay, ascending."""
+        gone = set(self.drop_neurons.get(layer, ()))
+        return tuple(j for j in range(self.width) if j not in gone)
+
+    @property
+    def new_depth(self) -> int:
+        """Layers of the result."""
+        return self.depth - len(self.drop_layers)
+
+    @property
+    def new_width(self) -> int:
+        """FFN width of the result."""
+        return self.width - len(next(iter(self.drop_neurons.values()), ()))
+
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether the result is the source itself."""
+        return not self.drop_layers and self.new_width == self.width
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @staticmethod
+    def read(path: Path) -> PrunePlan:
+        """Read and validate; PlanError names what is wrong."""
+        try:
+            return PrunePlan.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MissingPath("no such plan", value=str(path), fix="make one with `prunetune plan`") from None
+        except UnicodeDecodeError:
+            raise PlanError("a plan is a JSON file, and this is none", value=str(path)) from None
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(str(p) for p in first["loc"]) or "plan"
+            raise PlanError(f"this plan is not valid: {where}: {first['msg']}", value=str(path)) from None
+
+
+def _ascending(name: str, indices: tuple[int, ...], size: int) -> None:
+    if any(not 0 <= i < size for i in indices):
+        raise ValueError(f"{name} has an index outside 0..{size - 1}")
+    if any(a >= b for a, b in itertools.pairwise(indices)):
+        raise ValueError(f"{name} must be ascending, without repeats")
+
+
+# --------------------------------------------------------------------------------------------------- scores -> plan
+
+Row = Sequence[float]
+
+
+def make_plan(
+    neurons: Sequence[Row],
+    layers: Row,
+    model_sha: str,
+    *,
+    n_neurons: int = 0,
+    n_layers: int = 0,
+    which_layers: Collection[int] | None = None,
+    protected: Sequence[Row] | None = None,
+    protect_share: float = 0.0,
+) -> PrunePlan:
+    """The plan that removes the lowest scores: counts of neurons in every layer, and of layers. Pure.
+
+    Args:
+        neurons: Neuron scores, [layers][width]; low = redundant.
+        layers: Layer scores, [layers].
+        model_sha: The model that was scored.
+        n_neurons: Neurons that every kept layer loses.
+        n_layers: Layers that go.
+        which_layers: Only these may go (an explicit choice of layers).
+        protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
+        protect_share: That share of the current width.
+    """
+    depth, width = len(neurons), len(neurons[0])
+    candidates = sorted(range(depth) if which_layers is None else which_layers, key=lambda i: (layers[i], i))
+    drop_layers = tuple(sorted(candidates[:n_layers]))
+    if len(drop_layers) < n_layers or n_layers >= depth:
+        raise OutOfReach("this many layers cannot go", value=n_layers, valid=f"0 to {min(len(candidates), depth - 1)}")
+    drop: dict[int, tuple[int, ...]] = {}
+    if n_neurons:
+        for i in (i for i in range(depth) if i not in drop_layers):
+            free = _eligible(width, protected[i] if protected is not None else None, protect_share)
+            if n_neurons > len(free) or n_neurons >= width:
+                raise OutOfReach(
+                    "this many neurons cannot go",
+                    value=n_neurons,
+                    valid=f"at most {min(len(free), width - 1)} of {width} a layer",
+                    fix="a smaller step, or a smaller protect.share",
+                )
+            row = neurons[i]
+            drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
+    return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop)
+
+
+def threshold_counts(
+    neurons: Sequence[Row],
+    layers_max: Row,
+    *,
+    sigma_neuron: float | None,
+    sigma_layer: float | None,
+    align: int,
+    protected: Sequence[Row] | None = None,
+    protect_share: float = 0.0,
+) -> tuple[int, tuple[int, ...]]:
+    """How many neurons a layer, and which layers, the thresholds call redundant (Eq. 4, 6).
+
+    One width for all layers: the smallest common count is removed, and the width left is rounded up to `align`. At
+    least one layer and one neuron stay.
+
+    Returns:
+        (neurons every kept layer loses, layers that go).
+    """
+    depth, width = len(neurons), len(neurons[0])
+    gone: list[int] = []
+    if sigma_layer is not None:
+        gone = sorted((i for i in range(depth) if layers_max[i] <= sigma_layer), key=lambda i: (layers_max[i], i))
+        gone = gone[: depth - 1]
+    if sigma_neuron is None:
+        return 0, tuple(sorted(gone))
+    counts = []
+    for i in (i for i in range(depth) if i not in gone):
+        free = set(_eligible(width, protected[i] if protected is not None else None, protect_share))
+        counts.append(sum(neurons[i][j] <= sigma_neuron for j in free))
+    left = max(1, math.ceil((width - min(counts)) / align) * align)
+    return max(0, width - left), tuple(sorted(gone))
+
+
+def _eligible(width: int, protected: Row | None, share: float) -> list[int]:
+    if protected is None or not share:
+        return list(range(width))
+    safe = set(sorted(range(width), key=lambda j: (-protected[j], j))[: math.ceil(share * width)])
+    return [j for j in range(width) if j not in safe]

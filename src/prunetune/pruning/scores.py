@@ -1,0 +1,287 @@
+"""One forward pass over reasoning sequences -> how redundant every neuron and every layer is (Eq. 2-6).
+
+    walk the base model (no head) over batches sorted by length
+        hook on down_proj's input   -> a statistic over real tokens, a layer
+        hook on the decoder layer   -> how much it changes the residual stream
+    combine with the weights         -> Scores, a safetensors file that several plans can use
+
+The hooks look at the layers' own inputs and outputs: `hidden_states[-1]` of transformers is taken after the final
+norm and is wrong for the last layer. Inside the hooks autocast is off, so that products stay in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunetune.errors import BadCheckpoint, DataError, MissingPath
+from prunetune.models.families import Family, family_of
+from prunetune.pruning.criteria import (
+    Criterion,
+    LayerChange,
+    Neurons,
+    Statistic,
+    Vote,
+    block_rows,
+    criterion,
+    layer_criterion,
+    statistic,
+    vote_scores,
+)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How redundant every neuron and layer of one model is; low = redundant.
+
+    Attributes:
+        neurons: One row a layer, fp32.
+        layers: The layer criterion, mean over tokens (ranks the layers).
+        layers_max: Its maximum over tokens (for the threshold of Eq. 6, "for all x").
+        criterion: Neuron criterion, with its reduction over tokens.
+        layer_criterion: Layer criterion.
+        model_sha: `store.model_sha` of the model.
+        data_sha: Hash of the sequences.
+        tokens: Real tokens seen.
+    """
+
+    neurons: Float[Tensor, "layers width"]
+    layers: Float[Tensor, " layers"]
+    layers_max: Float[Tensor, " layers"]
+    criterion: str
+    layer_criterion: str
+    model_sha: str
+    data_sha: str
+    tokens: int
+
+    def write(self, path: Path) -> None:
+        """Write as safetensors with the hashes as metadata."""
+        tensors = {"neurons": self.neurons, "layers": self.layers, "layers_max": self.layers_max}
+        note = {k: getattr(self, k) for k in ("criterion", "layer_criterion", "model_sha", "data_sha", "tokens")}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"prunetune": json.dumps(note)})
+
+    @staticmethod
+    def read(path: Path) -> Scores:
+        """Read back; BadCheckpoint if it is not a scores file."""
+        if not path.is_file():
+            raise MissingPath("no such scores file", value=str(path), fix="make one with `prunetune score`")
+        try:
+            with safe_open(path, framework="pt") as f:
+                note = json.loads((f.metadata() or {})["prunetune"])
+                return Scores(**{k: f.get_tensor(k) for k in ("neurons", "layers", "layers_max")}, **note)
+        except (SafetensorError, KeyError, TypeError) as e:
+            raise BadCheckpoint(f"this is not a scores file ({e})", value=str(path), fix="make it anew") from e
+
+
+def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:
+    """Sequences sorted by length, longest first, into right-padded batches of at most `max_tokens` places each.
+
+    Returns:
+        [{input_ids: int64 [batch, tokens], attention_mask: int64 [batch, tokens]}, ...]
+    """
+    order = sorted((s for s in sequences if len(s)), key=lambda s: (-len(s), tuple(s)))
+    if not order:
+        raise DataError("there is no sequence to score", fix="check `data` and `score.samples` of the recipe")
+    batches, i = [], 0
+    while i < len(order):
+        rows = order[i : i + max(1, max_tokens // len(order[i]))]
+        ids = torch.full((len(rows), len(rows[0])), pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for r, row in enumerate(rows):
+            ids[r, : len(row)] = torch.tensor(row)
+            mask[r, : len(row)] = 1
+        batches.append({"input_ids": ids, "attention_mask": mask})
+        i += len(rows)
+    return batches
+
+
+def score(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    *,
+    neuron_criterion: str = "contribution",
+    reduce: str = "mean",
+    layers_by: str = "l2",
+    vote_share: float = 0.5,
+    seed: int = 0,
+    model_sha: str = "",
+    data_sha: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score every neuron and every layer of a model on the given sequences, in one pass.
+
+    Args:
+        model: A causal language model of a supported family, in eval mode, in any floating dtype.
+        batches: {input_ids, attention_mask} with padding on either side; padded places never count.
+        neuron_criterion: A name of `criteria.CRITERIA`.
+        reduce: Reduction over tokens where the criterion leaves it open: `mean`, `rms`, `max`, `q99`.
+        layers_by: A name of `criteria.LAYER_CRITERIA`.
+        vote_share: k of `ptl_vote`, as a share of the width.
+        seed: For `random`.
+        model_sha: Recorded in the result.
+        data_sha: Recorded in the result.
+        progress: Called with (batches done, batches in all).
+    """
+    chosen = criterion(neuron_criterion)
+    family = family_of(model.config)
+    walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
+    walk.run(batches, progress)
+    neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
+    return Scores(
+        neurons=neurons.float(),
+        layers=torch.tensor([c.mean for c in walk.changes], dtype=torch.float32),
+        layers_max=torch.tensor([c.top for c in walk.changes], dtype=torch.float32),
+        criterion=neuron_criterion + ("" if chosen.reduce or chosen.needs in ("votes", "weights") else f":{reduce}"),
+        layer_criterion=layers_by,
+        model_sha=model_sha,
+        data_sha=data_sha,
+        tokens=walk.tokens,
+    )
+
+
+class _Walk:
+    """The hooks of one pass and what they gather."""
+
+    def __init__(self, model: PreTrainedModel, family: Family, chosen: Criterion, reduce: str, layers_by: str) -> None:
+        self.model, self.family, self.chosen = model, family, chosen
+        self.layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]  # by contract
+        n = range(len(self.layers))
+        self.stats: list[Statistic] = [Vote() if chosen.needs == "votes" else statistic(reduce) for _ in n]
+        self.up_votes = [Vote() for _ in n]
+        self.changes = [LayerChange(layer_criterion(layers_by)) for _ in n]
+        self.real: Tensor | None = None  # flat places of real tokens in the batch in hand; None: all are real
+        self.last = torch.zeros(0, dtype=torch.int64)  # flat place of each sample's last real token
+        self.tokens = 0
+
+    def run(self, batches: Sequence[Batch], progress: Callable[[int, int], None] | None) -> None:
+        with ExitStack() as hooks:
+            for i, layer in enumerate(self.layers):
+                for handle in self._hooks(i, layer):
+                    hooks.callback(handle.remove)
+            for done, batch in enumerate(batches, start=1):
+                self._batch({k: v.to(self.model.device) for k, v in batch.items()})
+                if progress:
+                    progress(done, len(batches))
+
+    def _hooks(self, i: int, layer: nn.Module) -> list[Any]:
+        handles = [layer.register_forward_hook(self._layer_hook(i), with_kwargs=True)]
+        if self.chosen.needs in ("activations", "gradients"):
+            down = layer.get_submodule(self.family.down)
+            handles.append(down.register_forward_pre_hook(self._activation_hook(i)))
+        if self.chosen.needs == "votes":
+            if any(cut.copies == 2 for cut in self.family.cuts):
+                handles.append(layer.get_submodule("mlp.gate_up_proj").register_forward_hook(self._fused_vote_hook(i)))
+            else:
+                for name, votes in (("gate", self.stats[i]), ("up", self.up_votes[i])):
+                    module = layer.get_submodule(f"mlp.{name}_proj")
+                    handles.append(module.register_forward_hook(self._vote_hook(votes)))
+        return handles
+
+    def _layer_hook(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            with _plain(before):
+                self.changes[i].update(before.detach().flatten(0, 1), after.detach().flatten(0, 1), self.real)
+
+        return hook
+
+    def _activation_hook(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            a = args[0]
+            if self.chosen.needs == "gradients":
+                a.register_hook(lambda grad: self._add(i, a.detach().float() * grad.float()))
+            else:
+                self._add(i, a.detach())
+
+        return hook
+
+    def _vote_hook(self, votes: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            votes.update(output.detach().flatten(0, 1)[self.last])
+
+        return hook
+
+    def _fused_vote_hook(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            gate, up = output.detach().flatten(0, 1)[self.last].chunk(2, dim=-1)
+            self.stats[i].update(gate)
+            self.up_votes[i].update(up)
+
+        return hook
+
+    def _add(self, i: int, x: Tensor) -> None:
+        with _plain(x):
+            flat = x.flatten(0, 1)
+            n = block_rows(flat)
+            if self.real is None:
+                parts: Iterable[Tensor] = flat.split(n)
+            else:
+                parts = (flat.index_select(0, places) for places in self.real.split(n))
+            for part in parts:
+                self.stats[i].update(part)
+
+    def _batch(self, batch: Batch) -> None:
+        mask = batch["attention_mask"].bool()
+        self.tokens += int(mask.sum())
+        self.real = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        rows = torch.arange(mask.shape[0], device=mask.device) * mask.shape[1]
+        self.last = (mask * places).amax(1) + rows
+        if self.chosen.needs == "gradients":
+            self._with_gradients(batch, mask)
+        else:
+            with torch.no_grad():
+                self.model.get_submodule("model")(**batch, use_cache=False)
+
+    def _with_gradients(self, batch: Batch, mask: Tensor) -> None:
+        """Forward with the head and backward of the summed next-token loss; no weight gets a gradient."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                embed = self.model.get_input_embeddings()
+                embeds = embed(batch["input_ids"]).requires_grad_()
+                out = self.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
+                labels = batch["input_ids"][:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
+                logits = out.logits[:, :-1].float()
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+
+    def neuron_scores(self, i: int, vote_share: float, seed: int) -> Float[Tensor, " width"]:
+        """Combine what the pass gathered for layer i with the layer's weights."""
+        stat = None if self.chosen.needs == "weights" else self.stats[i].finish()
+        if self.chosen.needs == "votes":
+            return vote_scores(torch.as_tensor(stat), self.up_votes[i].finish(), vote_share)
+        return self.chosen.finish(stat, neurons_of(self.layers[i], self.family), i, seed).detach()
+
+
+def neurons_of(layer: nn.Module, family: Family) -> Neurons:
+    """The weight vectors of a decoder layer's neurons (the halves apart where gate and up are fused)."""
+    down = layer.get_parameter(f"{family.down}.weight")
+    if any(cut.copies == 2 for cut in family.cuts):
+        gate, up = layer.get_parameter("mlp.gate_up_proj.weight").chunk(2, dim=0)
+    else:
+        gate, up = layer.get_parameter("mlp.gate_proj.weight"), layer.get_parameter("mlp.up_proj.weight")
+    return Neurons(gate, up, down)
+
+
+def _plain(x: Tensor) -> torch.autocast:
+    """Autocast off: a hook that runs inside it would compute its products in bf16."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,288 @@
+"""The recipe: one YAML file (or a few options) that decides a whole run. Unknown keys are errors.
+
+    recipe = Recipe.read("recipe.yaml")             # or Recipe(model="demo", data=[...], prune={"target": 0.6})
+    recipe.write(path)                              # fully resolved: every default spelled out
+
+Some fields may change between two starts of the same run, because they leave all bytes already made as they are:
+`FREE`. Any other difference is RecipeChanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.resources
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prunetune.common.files import replacing
+from prunetune.data.stream import DataSource
+from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
+from prunetune.models.prompt import PromptFormat
+from prunetune.recipe.explain import explain
+from prunetune.schedule.target import PruneConfig
+from prunetune.tasks.registry import TaskConfig, has_verifier
+from prunetune.tune.methods import TuneConfig
+from prunetune.tune.methods.cpt import Cpt
+
+# Fields that may change when a run is continued, with what that means.
+FREE = {
+    "launcher": "where recovery runs",
+    "evaluate": "tasks may be added or measured on more problems",
+    "keep": "which models stay on disk",
+    "control": "the control is a run of its own",
+    "device": "where scoring and evaluation run",
+    "prune.target": "a deeper target goes on from the end",
+    "prune.max_rounds": "more rounds go on from the end",
+}
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreConfig(_Config):
+    """How redundancy is measured (Eq. 2-6)."""
+
+    criterion: Literal[
+        "contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random", "greedy", "leverage"
+    ] = "contribution"
+    """How redundant a neuron is; see `criteria.CRITERIA`. `greedy` and `leverage`: by the error left after least
+    squares (`compensate.rank_neurons`)."""
+    reduce: str = "mean"
+    """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
+    layer_criterion: Literal["l2", "relative", "cosine"] = "l2"
+    """How redundant a layer is; see `criteria.LAYER_CRITERIA`."""
+    samples: int = Field(256, gt=0)
+    """Sequences scored in each round: the first of the data stream, which are not trained on."""
+    held_out: int = Field(64, gt=0)
+    """Further sequences that are never trained on: the loss on them after pruning and after recovery is recorded."""
+    max_length: int = Field(1024, gt=1)
+    """Longer sequences are cut."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Places of a scoring batch, padding included."""
+    vote_share: float = Field(0.5, gt=0, le=1)
+    """`ptl_vote`: how many neurons a sample votes for, as a share of the width."""
+
+
+class ProtectConfig(_Config):
+    """Neurons that matter on a second corpus are not removed (method, section 2)."""
+
+    data: list[DataSource] = Field(min_length=1)
+    """The corpus: general text, or another task."""
+    share: float = Field(0.05, gt=0, lt=1)
+    """Top share of each layer's current width that is not eligible. Small against the neurons that stay, or it costs
+    accuracy (studies/06-criteria)."""
+    samples: int = Field(256, gt=0)
+    """Sequences scored, once a round."""
+
+
+class EvaluateConfig(_Config):
+    """What is measured: the original, every round and the final model, the same way."""
+
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    """Tasks with verifiers, and controls that say what recovery cost elsewhere (perplexity, squad, lm-eval:NAME)."""
+    round_n: int | None = Field(None, gt=0)
+    """Problems a task after each round; the original and the final model answer all `n`. None: all."""
+    batch_size: int | None = Field(None, gt=0)
+    """Questions answered at once; None: chosen by memory."""
+    latency_repeats: int = Field(5, ge=0)
+    """Repetitions of the prefill and decode measurement of original and final model; 0: not measured."""
+
+    @property
+    def judged(self) -> TaskConfig | None:
+        """The first task whose verifier can judge any answer, as a reward or a stop condition needs it."""
+        return next((t for t in self.tasks if has_verifier(t)), None)
+
+
+class StopConfig(_Config):
+    """As small as possible without losing more than a share of the accuracy."""
+
+    accuracy: float = Field(gt=0, le=1)
+    """Share of the original's accuracy that the model must keep."""
+    n: int = Field(1000, gt=0)
+    """Validation problems that decide; they are not among those that `evaluate` reports."""
+    fresh: int = Field(2000, gt=0)
+    """The promise is to hold, by the lower end of its 95 % interval, on so many problems never seen before."""
+    task: TaskConfig | None = None
+    """Where the validation problems come from; None: the first task of `evaluate`, drawn with another seed."""
+
+
+def _paper() -> list[TuneConfig]:
+    return [Cpt()]
+
+
+class Recipe(_Config):
+    """Everything that decides a run."""
+
+    model: str
+    """`demo`, a folder, a .gguf file, `package:NAME`, or a hub name."""
+    data: list[DataSource] = Field(min_length=1)
+    """Reasoning sequences (question and chain-of-thought answer) for scoring and recovery: one shuffled stream."""
+    prune: PruneConfig
+    """How far, and in which steps."""
+    score: ScoreConfig = ScoreConfig()
+    """How redundancy is measured."""
+    compensate: Literal["none", "least-squares", "least-squares-neurons"] = "none"
+    """`least-squares`: before any training, fold what is removed into the neurons that stay (docs/method.md).
+    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds."""
+    protect: ProtectConfig | None = None
+    """A second corpus whose neurons stay."""
+    budget: Literal["equal", "damage"] = "equal"
+    """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it."""
+    damage_per_round: float = Field(0.3, gt=0)
+    """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
+    tolerance: float | None = Field(None, ge=0)
+    """A round after which the held-out loss is more than so much (nats) higher than before it is undone and halved."""
+    do_no_harm: bool = False
+    """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
+    stop_at: StopConfig | None = None
+    """Go on only while the wanted accuracy is kept; the target is then how far to try."""
+    anneal: Literal["every", "last"] = "every"
+    """Whether the learning rate falls to zero in every round or in the last alone."""
+    recover: list[TuneConfig] = Field(default_factory=_paper)
+    """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured."""
+    prompt: PromptFormat = PromptFormat()
+    """How questions become prompts, everywhere."""
+    control: Literal["none", "once"] = "none"
+    """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control."""
+    keep: Literal["best", "all"] = "best"
+    """Models kept on disk: the newest and the best, or all."""
+    launcher: str | None = None
+    """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where scoring, evaluation and (without a launcher) recovery run."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    @property
+    def probed(self) -> bool:
+        """Whether measurements decide on the steps, so that they are not known beforehand."""
+        return self.budget == "damage" or self.prune.order == "auto"
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether all steps are known before anything runs."""
+        return not (self.probed or self.prune.by_threshold)
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        if self.probed and self.prune.by_threshold:
+            raise ValueError("thresholds decide the steps: leave out budget: damage and order: auto")
+        if self.budget == "damage" and self.prune.order == "alternating":
+            raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
+        if self.prune.rounds == "auto" and not self.probed:
+            raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+        late = [m.type for m in self.recover if m.when == "last"]
+        if late and len(late) == len(self.recover):
+            raise ValueError("when: last leaves the other rounds without recovery: one method must run in every round")
+        if late and (self.prune.by_threshold or self.stop_at):
+            raise ValueError("when: last needs a round that is known to be the last: a target, and no stop_at")
+        if self.do_no_harm and self.anneal == "last":
+            raise ValueError(
+                "do_no_harm would judge rounds that end at the full rate (anneal: last): leave one of them out"
+            )
+        if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
+            raise ValueError(
+                "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
+            )
+        if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
+            raise ValueError(
+                "stop_at needs problems to decide with: stop_at.task, or a task with a verifier under evaluate"
+            )
+        return self
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the model has no name")
+        return value
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "recipe") -> Recipe:
+        """Validate a mapping; RecipeError names the first bad key, its value, and what is valid."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as e:
+            raise explain(e, where, cls) from None
+
+    @classmethod
+    def read(cls, ref: str | Path) -> Recipe:
+        """Read a YAML file, or a shipped recipe by its name (`demo`)."""
+        path = shipped().get(str(ref), Path(ref))
+        if not path.is_file():
+            near = difflib.get_close_matches(str(ref), shipped(), cutoff=0.7)
+            if path.suffix in (".yaml", ".yml") or ("/" in str(ref) and not near):
+                raise MissingPath(
+                    "no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped())
+                )
+            raise UnknownName("recipe", str(ref), shipped())
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise RecipeError(f"this recipe is not valid YAML ({e})", value=str(path)) from None
+        if not isinstance(value, dict):
+            raise RecipeError("a recipe is a mapping of keys to values", value=str(path))
+        return cls.parse(value, str(path))
+
+    def write(self, path: Path) -> None:
+        """Write fully resolved YAML, atomically."""
+        text = io.StringIO()
+        yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, allow_unicode=True, width=120)
+        with replacing(path) as tmp:
+            tmp.write_text(text.getvalue(), encoding="utf-8")
+
+    def changed(self, **values: Any) -> Recipe:
+        """A copy with other values of top-level fields."""
+        return self.model_copy(update=values)
+
+
+def recommended() -> dict[str, Any]:
+    """What a run without a recipe file starts from; studies/01 has the measurements behind what is not the paper's."""
+    return {
+        "compensate": "least-squares",
+        "score": {"criterion": "greedy"},
+        "budget": "damage",
+        "do_no_harm": True,
+        "prune": {"rounds": "auto"},
+    }
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes inside the package: name (`demo`, `paper/gemma2-9b`) -> file."""
+    root = Path(str(importlib.resources.files("prunetune"))) / "recipe" / "shipped"
+    return {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe."""
+    with contextlib.suppress(ValidationError):  # else settings that are gone, or damage: shown as they are
+        before = Recipe.model_validate(before).model_dump(mode="json")  # settings that came later, at their defaults
+    old, new = _flat(before), _flat(now)
+    differs = [
+        k
+        for k in sorted({*old, *new})
+        if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in FREE)
+    ]
+    if differs:
+        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differs[:5])
+        raise RecipeChanged(
+            "this run folder holds results of another recipe",
+            value=shown + ("; ..." if len(differs) > 5 else ""),
+            valid="changes of " + ", ".join(FREE),
+            fix="choose a new --out, or undo the change",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

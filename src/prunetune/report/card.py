@@ -1,0 +1,97 @@
+"""The model card of a compacted model: hub metadata and the run's own figures, for `final/README.md`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunetune.common import units as human
+from prunetune.models.folders import DEMO_MODEL
+from prunetune.report.render import render
+from prunetune.report.view import model_name, view
+from prunetune.runs.records import EvalRecord, RunRecord
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML metadata block at the head of a README, {} if there is none."""
+    found = re.match(r"---\r?\n(.*?)\r?\n---\s*(?:\n|$)", text, flags=re.S)
+    value = yaml.safe_load(found[1]) if found else None
+    return value if isinstance(value, dict) else {}
+
+
+def card_metadata(run: RunRecord) -> dict[str, Any]:
+    """Hub metadata: what is known, nothing else.
+
+    `base_model` is named only if it has a hub name, `license` only if the source model's own card states one.
+    """
+    base = hub_name(model_name(run))
+    known = _source_card(model_name(run))
+    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    data["tags"] = ["prunetune", "pruning", "reasoning"]
+    if base:
+        data["base_model"] = base
+    for key in ("license", "license_name", "license_link", "language"):
+        if key in known:
+            data[key] = known[key]
+    results = [_result(e) for e in (run.final.evals if run.final else ())]
+    if results:
+        data["model-index"] = [{"name": title(run), "results": results}]
+    return data
+
+
+def hub_name(model: str) -> str | None:
+    """The hub repository that a model reference names, None for a folder, a file or a package."""
+    local = Path(model).expanduser().exists() or model.endswith(".gguf")
+    return model if HUB_NAME.fullmatch(model) and not local else None
+
+
+def _source_card(model: str) -> dict[str, Any]:
+    path = (DEMO_MODEL if model == "demo" else Path(model).expanduser()) / "README.md"
+    return front_matter(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _result(e: EvalRecord) -> dict[str, Any]:
+    named = f"{e.task} ({e.n:,} {'questions' if e.is_share else 'tokens'})" if e.n else e.task
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": named, "type": e.task},
+        "metrics": [{"type": human.metric(e.metric).replace(" ", "_"), "value": round(e.value, 4)}],
+    }
+
+
+def title(run: RunRecord) -> str:
+    """The model's own name: the source's last name and the size left."""
+    base = re.sub(r"[^\w.-]+", "-", model_name(run).rstrip("/").split("/")[-1]).strip("-")
+    params = run.final.cost.params if run.final else None
+    return f"{base}-prunetune-{human.count(params).replace(' ', '')}" if params else f"{base}-prunetune"
+
+
+def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
+    """The README of the final model.
+
+    Args:
+        run: The run's records.
+        where: What a reader passes to `from_pretrained`: the repository name once there is one.
+    """
+    base = hub_name(model_name(run))
+    stages = []
+    for s in run.accepted:
+        scores = ", ".join(f"{e.task} {e.text()}" for e in s.evals)
+        tokens = f"; {human.count(s.tokens)} recovery tokens" if s.tokens is not None else ""
+        stages.append(f"{s.name}: {human.count(s.cost.params)} parameters{tokens}{'; ' + scores if scores else ''}")
+    measured = {e.task for e in (run.final.evals if run.final else ())}
+    return render(
+        "card.md.j2",
+        front=f"---\n{yaml.safe_dump(card_metadata(run), sort_keys=False, allow_unicode=True)}---\n",
+        title=title(run),
+        base=f"[{base}](https://huggingface.co/{base})" if base else f"`{model_name(run)}`",
+        where=where,
+        v=view(run),
+        stages=stages,
+        tasks=", ".join(sorted(measured)) or "nothing",
+    )

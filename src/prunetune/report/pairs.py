@@ -1,0 +1,93 @@
+"""Answered questions read back, and two models' answers to the same questions side by side (Fig. 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunetune.common.stats import Paired, pair
+from prunetune.errors import BadCheckpoint
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered question of an evaluation's JSONL."""
+
+    id: str
+    question: str
+    output: str
+    extracted: str | None
+    correct: bool
+    reason: str = ""
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
+    """The per-sample records of one task by question id, {} if there are none. BadCheckpoint for a broken line."""
+    path = stage_folder / "eval" / f"{task.replace('/', '_')}.jsonl"
+    if not path.is_file():
+        path = stage_folder / "eval" / f"{task}.jsonl"
+    return {s.id: s for s in _samples(path)} if path.is_file() else {}
+
+
+def _samples(path: Path) -> Iterator[Sample]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                yield Sample(
+                    id=str(row["id"]),
+                    question=str(row.get("question", "")),
+                    output=str(row["output"]),
+                    extracted=None if row.get("extracted") is None else str(row["extracted"]),
+                    correct=bool(row["correct"]),
+                    reason=str(row.get("reason") or ""),
+                    prompt_tokens=row.get("prompt_tokens"),
+                    new_tokens=row.get("new_tokens"),
+                )
+            except (json.JSONDecodeError, KeyError, TypeError) as e:
+                raise BadCheckpoint(
+                    f"line {number} of these samples cannot be read ({type(e).__name__}: {e})",
+                    value=str(path),
+                    fix="delete the file and evaluate again",
+                ) from None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The same questions answered by two models; `examples` holds the first of each class by id (Fig. 2)."""
+
+    task: str
+    counts: Paired
+    examples: dict[str, tuple[Sample, Sample]]
+
+
+CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True)}
+
+
+def _by_id(name: str) -> tuple[str, int]:
+    """Order ids as text, but for a number at the end: q-9 comes before q-10."""
+    prefix = name.rstrip("0123456789")
+    return prefix, int(name[len(prefix) :] or 0)
+
+
+def side_by_side(task: str, first: dict[str, Sample], second: dict[str, Sample]) -> SideBySide | None:
+    """Pair two models' samples on the questions that both answered; None if there is no such question.
+
+    An id counts as shared only if its question is the same text: other seeds give other questions the same ids.
+    """
+    both = first.keys() & second.keys()
+    shared = sorted((i for i in both if first[i].question == second[i].question), key=_by_id)
+    if not shared:
+        return None
+    examples: dict[str, tuple[Sample, Sample]] = {}
+    for name, verdicts in CLASSES.items():
+        hit = next((i for i in shared if (first[i].correct, second[i].correct) == verdicts), None)
+        if hit is not None:
+            examples[name] = (first[hit], second[hit])
+    return SideBySide(task, pair((first[i].correct, second[i].correct) for i in shared), examples)

@@ -1,0 +1,66 @@
+"""Run folder -> report.md, report.html, figures/ and the model card. Reads records, computes no result of its own.
+
+    write_report(Path("runs/demo"))
+
+May be called at any time: a report of half a run says that it is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from prunetune.common.files import replacing
+from prunetune.report.card import model_card
+from prunetune.report.figures.draw import Plot, themed
+from prunetune.report.figures.plots import plots
+from prunetune.report.render import render, source
+from prunetune.report.view import view
+from prunetune.runs.records import RunRecord, read_run
+
+__all__ = ["html", "markdown", "model_card", "write_report"]
+
+
+def _version() -> str:
+    try:
+        return version("prunetune")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def markdown(run: RunRecord, figures: list[Plot]) -> str:
+    """The report as Markdown; figures are linked from `figures/`."""
+    return render("report.md.j2", v=view(run), plots=figures)
+
+
+def html(run: RunRecord, figures: list[Plot]) -> str:
+    """The report as one HTML document that needs nothing else: styles and drawings are inside."""
+    inline = [dataclasses.replace(p, svg=themed(p)) for p in figures]
+    return render("report.html.j2", v=view(run), plots=inline, css=source("report.css"), version=_version())
+
+
+def write_report(run: Path) -> None:
+    """Write RUN/report.md, RUN/report.html, RUN/figures/*.svg and, where the model is there, RUN/final/README.md.
+
+    Args:
+        run: A run folder, finished or not.
+
+    Raises:
+        MissingPath: The folder holds no run.
+        BadCheckpoint: A record in it cannot be read.
+        NotWritable: The folder cannot be written.
+    """
+    record = read_run(run)
+    figures = plots(record)
+    for plot in figures:
+        _write(run / "figures" / f"{plot.name}.svg", plot.svg)
+    _write(run / "report.md", markdown(record, figures))
+    _write(run / "report.html", html(record, figures))
+    if (run / "final").is_dir():
+        _write(run / "final" / "README.md", model_card(record))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")

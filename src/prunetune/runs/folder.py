@@ -1,0 +1,209 @@
+"""A run folder: which stages are history, which model is current, what may be deleted. The contract is in the README.
+
+    RUN/recipe.yaml  original/stage.json
+    RUN/NN-axis-amount[-aK]/{scores.safetensors, plan.json, pruned/, tuned/, stage.json}
+    RUN/final/  summary.json  report.md  report.html  figures/
+
+A stage is history once its stage.json is there, and is never made again. Everything before that is made by
+`store.once`, so that a run killed at any instant goes on where it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunetune.common.files import disk_errors, is_made, once, read_json, remove, write_json
+from prunetune.common.units import is_share
+from prunetune.errors import BadCheckpoint, NotWritable
+from prunetune.pruning.plan import PrunePlan
+from prunetune.recipe.schema import Recipe, check_unchanged
+from prunetune.schedule.steps import Done, Step
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """One run on disk. Use `RunFolder.open` as a context manager: it holds the folder's lock."""
+
+    def __init__(self, path: Path, source: Path) -> None:
+        self.path, self.source = path, source
+
+    @staticmethod
+    @contextmanager
+    def open(path: Path, recipe: Recipe, source: Path) -> Iterator[RunFolder]:
+        """Create or continue a run.
+
+        Args:
+            path: The run folder.
+            recipe: What to run; compared with the one the folder holds.
+            source: The untouched model's folder.
+
+        Raises:
+            RecipeChanged: bytes already made would differ. NotWritable: no permission, or another process is on it.
+        """
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise NotWritable(
+                    "another prunetune process is working in this run folder",
+                    value=str(path),
+                    fix="wait for it, or choose another --out",
+                ) from None
+            run = RunFolder(path, source)
+            run.adopt(recipe)
+            yield run
+        finally:
+            os.close(lock)
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts."""
+        file = self.path / "recipe.yaml"
+        if file.is_file():
+            try:
+                before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.YAMLError as e:
+                raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(file), fix="restore it") from e
+            if self.stages:  # before the first finished round, `once` sees to it that nothing stale is used
+                check_unchanged(before or {}, recipe.model_dump(mode="json"))
+        recipe.write(file)
+
+    # ------------------------------------------------------------------------------------------------------ history
+
+    @property
+    def stages(self) -> list[Record]:
+        """All finished rounds, rejected attempts too, in order."""
+        found = [read_json(p) for p in self.path.glob("[0-9]*-*/stage.json")]
+        return sorted(found, key=lambda s: (s["index"], s["attempt"]))
+
+    @property
+    def accepted(self) -> list[Record]:
+        """The finished rounds that the loop went on from."""
+        return [s for s in self.stages if s["verdict"]["accepted"]]
+
+    @property
+    def history(self) -> list[Done]:
+        """The same for the schedule."""
+        return [Done(Step(**s["step"]), s["depth"], s["width"], s["verdict"]["accepted"]) for s in self.stages]
+
+    @property
+    def original(self) -> Record:
+        """RUN/original/stage.json."""
+        record: Record = read_json(self.path / "original" / "stage.json")
+        return record
+
+    @property
+    def current(self) -> Record:
+        """The newest accepted stage, or the original."""
+        return self.accepted[-1] if self.accepted else self.original
+
+    @property
+    def cursor(self) -> int | None:
+        """Where the next round goes on in the data stream; None before the first."""
+        return max((s["samples"][1] for s in self.stages), default=None)
+
+    @property
+    def decisions(self) -> Path:
+        """Where steering leaves what it measured and decided."""
+        return self.path / "decisions"
+
+    def folder(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.path / name
+
+    def model_of(self, stage: Record) -> Path:
+        """Folder of the model that a stage left: its own, or, if it removed nothing, that of the stage before."""
+        if stage["index"] == 0:
+            return self.source
+        tuned = self.folder(stage["name"]) / "tuned"
+        if stage["removed"]["neurons"] == 0 and not stage["removed"]["layers"]:
+            before = [s for s in self.accepted if s["index"] < stage["index"]]
+            return self.model_of(before[-1]) if before else self.source
+        if tuned.is_dir():
+            return tuned
+        final = self.path / "final"
+        if is_made(final, {"model": stage["model_sha"]}):
+            return final
+        raise BadCheckpoint("this stage's model is gone", value=str(tuned), fix="start again in a new --out")
+
+    def layer_origins(self) -> list[int]:
+        """For every layer of the current model, its index in the original model."""
+        origins = list(range(self.original["depth"]))
+        for stage in self.accepted:
+            plan = PrunePlan.read(self.folder(stage["name"]) / "plan.json")
+            origins = [origins[i] for i in plan.kept_layers]
+        return origins
+
+    # ---------------------------------------------------------------------------------------------------- deletion
+
+    def clear_unfinished(self, step: Step) -> None:
+        """Remove unfinished folders that another schedule left for this round."""
+        for at in self.path.glob(f"{step.index:02d}-*"):
+            if at.name != step.name and not (at / "stage.json").is_file():
+                remove(at)
+
+    def tidy(self, keep: str) -> None:
+        """After a stage is recorded: its intermediate models go; older models too, unless newest or best."""
+        stages = self.accepted
+        for s in self.stages:
+            at = self.folder(s["name"])
+            for leftover in [at / "pruned", *at.glob(".tuned*"), *at.glob(".step*")]:
+                if keep != "all" and leftover.suffix != ".key":
+                    remove(leftover)
+        if keep == "all":
+            return
+        best = max(stages, key=lambda s: (mean_accuracy(s), s["index"]), default=None)
+        stay = {s["name"] for s in (*stages[-1:], best) if s}
+        for s in self.stages:
+            if s["name"] not in stay:
+                remove(self.folder(s["name"]) / "tuned")
+
+
+def mean_accuracy(stage: Record) -> float:
+    """Mean over the tasks of a stage that are judged right or wrong; -1 if there is none."""
+    values = [e["value"] for e in stage["evals"] if is_share(e.get("metric", "accuracy"))]
+    return sum(values) / len(values) if values else -1.0
+
+
+class Timed:
+    """`store.once` with the seconds that making took, kept beside the thing, so that a resumed run can still tell."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+        self.seconds: dict[str, float] = {}
+
+    def once(self, name: str, action: str, key: object, make: Callable[[Path], object]) -> Path:
+        """Make `at/name` once; its time counts as `action`."""
+        note = self.at / f".{name}.seconds"
+
+        def timed(tmp: Path) -> None:
+            start = time.monotonic()
+            make(tmp)
+            write_json(note, round(time.monotonic() - start, 3))
+
+        path = once(self.at / name, key, timed)
+        self.seconds[action] = round(self.seconds.get(action, 0.0) + float(read_json(note)), 3)
+        return path
+
+
+def link_or_copy(source: str, out: str) -> None:
+    """Hard-link weights (they are never written in place), copy everything else."""
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, out)
+        except OSError:
+            shutil.copyfile(source, out)
+    else:
+        shutil.copyfile(source, out)

@@ -1,0 +1,232 @@
+"""Steps and tokens by damage: pure arithmetic on the held-out losses that probing found (docs/method.md).
+
+    way = path(prune, sizes, now)                          # every shape on the way to the target, in the recipe's order
+    probes = [measure(way[i]) for i in places(way, sizes)]  # elsewhere (survey.py): prune, compensate, loss
+    curve = damages(way, sizes, loss, probes)               # the loss that each shape would cost, interpolated
+    i = equal_damage(curve, rounds)                         # the next round goes to way[i]
+
+Damage grows faster than the cut: the first neurons cost nothing, the last ones a lot. Steps of equal size therefore
+spend tokens where nothing is to be healed; steps of equal damage do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from prunetune.schedule.steps import Axis, Done, Step
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, final_shape
+
+Place = tuple[int, int]
+"""(depth, width)."""
+
+PROBED = (0.6, 0.85, 1.0)
+"""Where the damage is measured: shares of the parameters that are still to go."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a cut to a shape does, straight after pruning (and compensation), before any training.
+
+    Attributes:
+        depth: Layers left.
+        width: Neurons left in each.
+        params: Parameters left.
+        loss: Held-out loss (nats a token).
+        saved: What the cut saves, in the unit asked for (`PruneConfig.save`); 0 where nothing was asked.
+    """
+
+    depth: int
+    width: int
+    params: int
+    loss: float
+    saved: float = 0.0
+
+
+def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
+    """All shapes from the one after `now` to the target, one aligned width or one layer after another."""
+    depth, width = now
+    final_depth, final_width = final_shape(prune, sizes)
+    align = align_of(prune, sizes)
+    first = (width - 1) // align * align
+    widths = [w for w in range(first, final_width, -align) if w > final_width] + [final_width] * (width > final_width)
+    depths = list(range(depth - 1, final_depth - 1, -1))
+    if prune.order == "together":
+        shapes = [(depth - round(len(depths) * (i + 1) / len(widths)), w) for i, w in enumerate(widths)]
+        return shapes or [(d, width) for d in depths]
+    if prune.order == "layers-then-neurons":
+        return [(d, width) for d in depths] + [(final_depth, w) for w in widths]
+    return [(depth, w) for w in widths] + [(d, final_width) for d in depths]
+
+
+def places(way: Sequence[Place], sizes: Sizes, now: Place) -> list[int]:
+    """Where to probe a path: the places nearest to `PROBED`, without repeats; the last always."""
+    start, end = sizes.params(*now), sizes.params(*way[-1])
+    gone = [(start - sizes.params(*at)) / max(start - end, 1) for at in way]
+    return sorted({min(range(len(way)), key=lambda i: abs(gone[i] - share)) for share in PROBED})
+
+
+def damages(way: Sequence[Place], sizes: Sizes, now: Place, loss: float, probes: Sequence[Probe]) -> list[float]:
+    """The loss that each shape of the path would add, linear in the parameters between probes, never falling.
+
+    Args:
+        way: The path.
+        sizes: Parameters by shape.
+        now: The shape before the path.
+        loss: Held-out loss before the cut.
+        probes: Measured places of the path, in its order.
+    """
+    xs, ys = [float(sizes.params(*now))], [0.0]
+    for p in probes:
+        xs.append(float(p.params))
+        ys.append(max(ys[-1], p.loss - loss))
+    found = []
+    for at in way:
+        x = sizes.params(*at)
+        j = next((j for j in range(1, len(xs)) if xs[j] <= x), len(xs) - 1)
+        share = (xs[j - 1] - x) / max(xs[j - 1] - xs[j], 1.0)
+        found.append(ys[j - 1] + min(1.0, share) * (ys[j] - ys[j - 1]))
+    return found
+
+
+def equal_damage(curve: Sequence[float], rounds: int, *, exact: bool = False) -> int:
+    """The place of a damage curve where the first of `rounds` rounds of equal damage ends.
+
+    Args:
+        curve: The loss that each place would add.
+        rounds: Rounds to go.
+        exact: Their number is a wish: where nothing hurts they are of equal size, and each later one has a place left.
+            Else what does not hurt goes at once.
+    """
+    if rounds <= 1 or (curve[-1] <= 0 and not exact):
+        return len(curve) - 1
+    wanted = curve[-1] / rounds
+    even = math.ceil(len(curve) / rounds) - 1
+    chosen = even if curve[-1] <= 0 else min(range(len(curve)), key=lambda i: (abs(curve[i] - wanted), -i))
+    return max(0, min(chosen, len(curve) - rounds)) if exact else chosen
+
+
+def rounds_for(damage: float, bearable: float, affordable: int, most: int) -> int:
+    """As many rounds as keep the predicted damage of each at what one round heals, if the tokens last for so many.
+
+    Args:
+        damage: Predicted for the whole cut at once (nats).
+        bearable: What one round may do (nats).
+        affordable: Rounds that the recovery budget can serve with enough optimiser steps each.
+        most: Upper limit.
+    """
+    return max(1, min(math.ceil(damage / bearable), affordable, most))
+
+
+def step_to(index: int, now: Place, to: Place, attempt: int = 1) -> Step:
+    """The round that goes from one shape to another."""
+    return Step(index, now[1] - to[1], now[0] - to[0], attempt)
+
+
+def halved(step: Step, width: int, align: int) -> Step | None:
+    """The next attempt at a round that hurt too much: half of it; None if there is no half.
+
+    Args:
+        step: The rejected round.
+        width: FFN width before it.
+        align: The width stays a multiple of this.
+    """
+    neurons, layers = step.neurons or 0, (step.layers or 0) // 2
+    left = math.ceil((width - neurons / 2) / align) * align
+    fewer = max(width - left, 0) if neurons else 0
+    if step.layers == 1 and neurons:
+        layers = 0
+    if (fewer, layers) in ((0, 0), (neurons, step.layers or 0)):
+        return None
+    return Step(step.index, fewer, layers, step.attempt + 1)
+
+
+def closed(history: Sequence[Done], align: int) -> dict[Axis, str]:
+    """The axes on which nothing goes any more, each with the round that showed it: rejected, and there was no half.
+
+    Such a round on both axes closes the layers: neurons alone are the smaller step.
+    """
+    found: dict[Axis, str] = {}
+    for done in history:
+        if not done.accepted and halved(done.step, done.width + (done.step.neurons or 0), align) is None:
+            found["neurons" if done.step.axis == "neurons" else "layers"] = done.step.name
+    return found
+
+
+def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axis], least: int) -> PruneConfig:
+    """The schedule with the closed axes held where they are; the other one makes for the target alone.
+
+    A width or depth that the recipe names is not passed on the way there; a share or a count may ask for a narrower or
+    shallower model than it would with both axes.
+
+    Args:
+        prune: The recipe's schedule, without thresholds.
+        sizes: Parameters by shape.
+        now: The shape before the next round.
+        shut: The closed axes.
+        least: No width below this.
+    """
+    if not shut:
+        return prune
+    (depth, width), (final_depth, final_width) = now, final_shape(prune, sizes)
+    if not isinstance(prune.target, FinalShape):
+        outside = target_params(prune, sizes) - sizes.base
+        align = align_of(prune, sizes)
+        final_width = (outside - depth * sizes.layer) // (depth * sizes.neuron) // align * align
+        if prune.layers == "auto":
+            final_depth = max(1, outside // (sizes.layer + width * sizes.neuron))
+    final = FinalShape(
+        width=width if "neurons" in shut else min(width, max(final_width, least)),
+        depth=depth if "layers" in shut else min(depth, final_depth),
+    )
+    return prune.model_copy(update={"target": final, "layers": "auto", "order": "neurons-then-layers"})
+
+
+# ------------------------------------------------------------------------------------------------------ order: auto
+
+
+def axis_candidates(prune: PruneConfig, sizes: Sizes, now: Place, rounds_left: int) -> list[Place]:
+    """Shapes that would take the round's share of what is still to go: by neurons alone, and by layers alone.
+
+    The neurons go at least to the share, the layers never beyond the target; either may be impossible. The last round
+    may take both: the fewest layers that leave a quarter of the original width, one less, and one more.
+    """
+    depth, width = now
+    target = target_params(prune, sizes)
+    gap = (sizes.params(*now) - target) / max(rounds_left, 1)
+    align = align_of(prune, sizes)
+    found = []
+    wanted = width - gap / (depth * sizes.neuron)
+    left = math.floor(wanted / align + 1e-9) * align
+    if align <= left < width:
+        found.append((depth, left))
+    layer = sizes.layer + width * sizes.neuron
+    layers = min(max(1, round(gap / layer)), (sizes.params(*now) - target) // layer, depth - 1)
+    if layers >= 1:
+        found.append((depth - int(layers), width))
+    return found + (_mixed(sizes, now, target, align) if rounds_left <= 1 else [])
+
+
+def _mixed(sizes: Sizes, now: Place, target: int, align: int) -> list[Place]:
+    """Shapes on the target with fewer layers and fewer neurons, around the one that keeps a quarter of the width."""
+    depth, width = now
+    fits = {
+        d: (target - sizes.base - d * sizes.layer) // (d * sizes.neuron) // align * align for d in range(1, depth + 1)
+    }
+    most = max((d for d, w in fits.items() if w >= sizes.width / 4), default=1)
+    return [(d, fits[d]) for d in (most + 1, most, most - 1) if 0 < d < depth and align <= fits[d] < width]
+
+
+def cheapest(probes: Sequence[Probe], loss: float) -> Probe:
+    """The cut with the least predicted loss for what it saves; harmless ones by what they save."""
+    return min(probes, key=lambda p: (max(p.loss - loss, 0.0) / p.saved if p.saved > 0 else math.inf, -p.saved))
+
+
+def target_params(prune: PruneConfig, sizes: Sizes) -> int:
+    """The largest number of parameters that meets the target."""
+    if isinstance(prune.target, float) and prune.target <= 1:
+        return math.floor(prune.target * sizes.original)
+    if isinstance(prune.target, float | int):
+        return int(prune.target)
+    return sizes.params(*final_shape(prune, sizes))

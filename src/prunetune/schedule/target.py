@@ -1,0 +1,215 @@
+"""How far to prune: the settings, a model's parameters by depth and width, and the shape that a target means.
+
+    sizes = Sizes.of(config)                      # parameters are affine in depth and width
+    depth, width = final_shape(prune, sizes)      # OutOfReach, with what is possible, if there is none
+
+The final width never exceeds the target (it is rounded down to `align`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prunetune.errors import OutOfReach
+from prunetune.models.cost import Shape, layer_params, neuron_params, params
+
+Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together", "auto"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FinalShape(_Config):
+    """A final width and depth."""
+
+    width: int | None = Field(None, gt=0)
+    """FFN width (`intermediate_size`); None: as it is."""
+    depth: int | None = Field(None, gt=0)
+    """Number of layers; None: as it is."""
+
+
+class NeuronStep(_Config):
+    """A step counted in neurons, as in the authors' scripts (1000)."""
+
+    neurons: int = Field(gt=0)
+    """Neurons removed from every layer in a round on neurons."""
+    layers: int = Field(1, gt=0)
+    """Layers removed in a round on layers."""
+
+
+class PruneConfig(_Config):
+    """How far to prune, and in which steps."""
+
+    target: float | int | FinalShape | None = None
+    """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}."""
+    step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
+    """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
+    rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    """Number of rounds, in place of `step`; auto (with `budget: damage`): as many as the predicted damage asks for."""
+    order: Order = "neurons-then-layers"
+    """Which axis goes first (Table 3: neurons-then-layers is best); auto: in each round what costs least (`save`)."""
+    save: Literal["flops", "bytes", "ms"] = "flops"
+    """`order: auto` takes the axis with the least predicted loss per saved FLOP, weight byte, or measured ms."""
+    layers: int | Literal["auto"] | list[int] = "auto"
+    """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target."""
+    align: int | None = Field(None, gt=0)
+    """The width becomes a multiple of this; None: 64 on models wider than 1024, else 8."""
+    sigma_neuron: float | None = Field(None, ge=0)
+    """Instead of counts: neurons with a score at most this are redundant (Eq. 4)."""
+    sigma_layer: float | None = Field(None, ge=0)
+    """Instead of counts: layers whose maximal change is at most this are redundant (Eq. 6)."""
+    max_rounds: int | None = Field(None, gt=0)
+    """At most this many rounds (T of Algorithm 1); needed with thresholds."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PruneConfig:
+        if self.by_threshold and self.target is not None:
+            raise ValueError("give either a target or thresholds (sigma_neuron, sigma_layer), not both")
+        if not self.by_threshold and self.target is None:
+            raise ValueError("give a target (a share such as 0.6, a parameter count, or {width, depth}) or thresholds")
+        if self.by_threshold and self.max_rounds is None:
+            raise ValueError("thresholds need max_rounds (T of Algorithm 1)")
+        if isinstance(self.target, float | int) and not isinstance(self.target, bool) and self.target <= 0:
+            raise ValueError("target must be above 0")
+        if isinstance(self.target, FinalShape) and self.target.depth and self.layers != "auto":
+            raise ValueError("give the depth either in target.depth or by layers, not both")
+        if isinstance(self.layers, list) and sorted(set(self.layers)) != self.layers:
+            raise ValueError("layers must be ascending, without repeats")
+        if isinstance(self.layers, int) and self.layers < 0:
+            raise ValueError("layers must not be negative")
+        if self.rounds is not None and self.by_threshold:
+            raise ValueError("thresholds decide the number of rounds: leave out rounds")
+        if self.order == "auto" and (self.layers != "auto" or not isinstance(self.target, float | int)):
+            raise ValueError("order: auto chooses the depth itself: give a share or a count as target, and no layers")
+        return self
+
+    @property
+    def by_threshold(self) -> bool:
+        """Whether thresholds decide, so that the number of steps is not known beforehand."""
+        return self.sigma_neuron is not None or self.sigma_layer is not None
+
+
+# ------------------------------------------------------------------------------------------------------------ sizes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model family member as a function of depth and width (they are affine in each).
+
+    Attributes:
+        depth: Layers of the original.
+        width: FFN width of the original.
+        base: Parameters outside the layers (embeddings, head, final norm).
+        layer: Parameters of a layer without its neurons.
+        neuron: Parameters of one neuron.
+        hidden: Hidden size, for the default alignment.
+    """
+
+    depth: int
+    width: int
+    base: int
+    layer: int
+    neuron: int
+    hidden: int
+
+    @staticmethod
+    def of(config: Any) -> Sizes:
+        """From a `PretrainedConfig` or a config.json dict."""
+        shape = Shape.of(config)
+        layer, neuron = layer_params(shape, 0), neuron_params(shape)
+        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden)
+
+    def params(self, depth: int, width: int) -> int:
+        """Parameters at this depth and width."""
+        return self.base + depth * (self.layer + width * self.neuron)
+
+    @property
+    def original(self) -> int:
+        """Parameters of the untouched model."""
+        return self.params(self.depth, self.width)
+
+
+def align_of(prune: PruneConfig, sizes: Sizes) -> int:
+    """The width's multiple: as the recipe says, else 64 on models wider than 1024, else 8."""
+    return prune.align or (64 if sizes.hidden > 1024 else 8)
+
+
+def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
+    """The (depth, width) that the target means. OutOfReach, with what is possible, if there is none.
+
+    For a share or a count the width is the largest multiple of `align` whose size does not exceed the target.
+    """
+    if prune.target is None:
+        return sizes.depth, sizes.width
+    align, lost = align_of(prune, sizes), _layers_to_lose(prune)
+    if lost is not None and lost >= sizes.depth:
+        raise OutOfReach("this leaves no layer", value=f"layers: {lost}", valid=f"0 to {sizes.depth - 1}")
+    if isinstance(prune.layers, list) and prune.layers and prune.layers[-1] >= sizes.depth:
+        raise OutOfReach("no such layer", value=prune.layers[-1], valid=f"0 to {sizes.depth - 1}")
+    if isinstance(prune.target, FinalShape):
+        depth, width = prune.target.depth or sizes.depth - (lost or 0), prune.target.width or sizes.width
+        if depth > sizes.depth or width > sizes.width:
+            raise OutOfReach(
+                "the target is larger than the model",
+                value=f"width {width}, depth {depth}",
+                valid=f"width up to {sizes.width}, depth up to {sizes.depth}",
+            )
+        if width % align and width != sizes.width:
+            raise OutOfReach(
+                "the target's width is not a multiple of align",
+                value=width,
+                valid=f"multiples of {align}",
+                fix="change prune.target.width or prune.align",
+            )
+        return depth, width
+    wanted = _wanted_params(prune.target, sizes)
+    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
+    for drop in range(sizes.depth) if lost is None else (lost,):
+        depth = sizes.depth - drop
+        width = min(sizes.width, (wanted - sizes.base - depth * sizes.layer) // (depth * sizes.neuron))
+        width = width if width == sizes.width else width // align * align
+        if width >= least:
+            return depth, width
+    smallest = sizes.params(1 if lost is None else sizes.depth - lost, least)
+    raise OutOfReach(
+        "the target is smaller than neurons and layers alone can reach",
+        value=f"{prune.target} ({wanted:,} parameters)",
+        valid=f"at least {smallest / sizes.original:.3f} of the parameters ({smallest:,})",
+        fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
+    )
+
+
+def _layers_to_lose(prune: PruneConfig) -> int | None:
+    if isinstance(prune.layers, list):
+        return len(prune.layers)
+    return None if prune.layers == "auto" else prune.layers
+
+
+def _wanted_params(target: float | int, sizes: Sizes) -> int:
+    if isinstance(target, float) and target <= 1:
+        return math.floor(target * sizes.original)
+    if target >= sizes.original:
+        raise OutOfReach(
+            "the target is no smaller than the model",
+            value=target,
+            valid=f"a share below 1, or a parameter count below {sizes.original:,}",
+        )
+    if 1 < target <= 100:
+        raise OutOfReach(
+            "this target means a model of so few parameters",
+            value=target,
+            valid="a share between 0 and 1, or a parameter count",
+            fix=f"for {target:g} %, write {target / 100:g}",
+        )
+    if target <= 1 or target != int(target):
+        raise OutOfReach(
+            "this target means nothing",
+            value=target,
+            valid=f"a share between 0 and 1, or a parameter count below {sizes.original:,}",
+        )
+    return int(target)

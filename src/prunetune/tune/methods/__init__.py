@@ -1,0 +1,22 @@
+"""Recovery methods: continual pre-training and others. One file a method; the pydantic config is the method.
+
+To add one, write its file with a `Method` whose `type` is its name, and list it here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from prunetune.tune.methods.base import Lora, Method, Replay
+from prunetune.tune.methods.cpt import Cpt
+from prunetune.tune.methods.distill import Distill
+from prunetune.tune.methods.grpo import Grpo
+from prunetune.tune.methods.sft import Sft
+
+TuneConfig = Annotated[Cpt | Sft | Distill | Grpo, Field(discriminator="type")]
+
+METHODS: dict[str, type[Method]] = {"cpt": Cpt, "sft": Sft, "distill": Distill, "grpo": Grpo}
+
+__all__ = ["METHODS", "Cpt", "Distill", "Grpo", "Lora", "Method", "Replay", "Sft", "TuneConfig"]

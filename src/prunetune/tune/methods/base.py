@@ -1,0 +1,126 @@
+"""What every recovery method shares: its settings; defaults are the paper's for continual pre-training (method, 5).
+
+A method is one file of this folder: a pydantic model whose `type` names it and whose `train` does it. The config *is*
+the method. Nothing here imports torch, so that recipes are read quickly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prunetune.data.stream import DataSource
+
+if TYPE_CHECKING:
+    from prunetune.tune.stage import Stage, Trained
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
+
+
+class Lora(BaseModel):
+    """Train low-rank adapters (peft) and merge them into the weights before the stage ends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, gt=0)
+    """Rank of every adapter."""
+    alpha: int = Field(default=32, gt=0)
+    """Scale: the adapter's product is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers to adapt; empty: all of them except the head."""
+
+
+class Replay(BaseModel):
+    """General text mixed into the recovery data, against forgetting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of all examples of the stage that are replayed ones."""
+    sources: tuple[DataSource, ...] = Field(min_length=1)
+    """Where they come from."""
+
+
+class Method(BaseModel):
+    """Settings common to all recovery methods."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str
+    """Name of the method."""
+    samples: int | None = Field(default=None, gt=0)
+    """Budget in examples (prompts for `grpo`); None: all that the data hold."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Budget in trained tokens; whichever of the two budgets is met first ends the stage."""
+    per: Literal["run", "round"] = "run"
+    """What the budget covers: the whole run, shared out over its rounds, or each round."""
+    when: Literal["every", "last"] = "every"
+    """`last`: only in the last round, with the whole budget, such as reinforcement learning at the final size."""
+    data: tuple[DataSource, ...] | None = Field(default=None, min_length=1)
+    """A stream of its own, in place of the recipe's: other problems than those that are scored."""
+    epochs: int = Field(default=1, gt=0)
+    """Passes over the stage's own examples; the paper makes one."""
+
+    learning_rate: float = Field(default=8e-6, gt=0)
+    """Peak learning rate."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    until: Literal["budget", "flat"] = "budget"
+    """`flat`: hold the rate and end the stage, with a short decay, once the loss has flattened; the budget is a cap."""
+    slope: float = Field(default=0.01, ge=0)
+    """`until: flat`: a window of steps (a tenth of the budget) must lower the loss by this share to go on."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, at the end, whose weights are averaged into the result; 0: the last step's weights."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps during which the learning rate rises."""
+    optimizer: Optimizer = "adamw"
+    """`adamw` is fused where the device has it; the 8-bit and paged ones need bitsandbytes and a GPU."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """Decay of the second moment."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0: never."""
+    batch_size: int = Field(default=32, gt=0)
+    """Sequences of one optimiser step, over all devices."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences of one forward pass on one device; None: what fits; always a divisor of the share of a device."""
+    max_length: int = Field(default=1024, gt=1)
+    """Tokens of an example; longer ones are cut, counted and reported."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; the trained weights are fp32 in any case. auto: bf16 where the device is faster with it."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass; None: only where they would not fit into memory."""
+    loss_head: Literal["auto", "bounded", "plain"] = "auto"
+    """`bounded` never holds [tokens, vocabulary] logits; `plain` is the model's own loss; auto: docs/performance.md."""
+    lora: Lora | None = None
+    """Train adapters in place of all weights."""
+    replay: Replay | None = None
+    """General text mixed in."""
+    seed: int | None = None
+    """Seed of the order of batches and of sampling; None: the job's."""
+
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A killed stage goes on from a checkpoint at most this old."""
+    diverged_at: float = Field(default=3.0, gt=0)
+    """Stop when the loss (mean of eight steps, nats) rises this far above its lowest."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Method:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.average and self.until == "flat":
+            raise ValueError("average needs the number of steps beforehand: leave out `until: flat`")
+        return self
+
+    def train(self, stage: Stage) -> Trained:
+        """Train `stage.model` in place. Each method has its own."""
+        raise NotImplementedError(self.type)
+
+    def changed(self, **values: Any) -> Method:
+        """A validated copy with other values."""
+        return type(self).model_validate({**self.model_dump(), **values})

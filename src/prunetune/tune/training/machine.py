@@ -1,0 +1,187 @@
+"""What the machine is and holds: device, compute type, memory, and the rate of a plain matrix product."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunetune.errors import TuneError
+from prunetune.tune.methods.base import Method
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a job; TuneError if it is asked for and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name):
+        raise TuneError("this device is not there", value=name, valid=[n for n, ok in there.items() if ok])
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(name)
+
+
+def is_sharded() -> bool:
+    """Whether weights are spread over devices (FSDP, ZeRO-3), so that the head cannot be read from outside."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies faster in it (GPUs; CPUs with AVX512-BF16 or AMX), else fp32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            fast = device.type == "cpu" and _cpu_has("avx512_bf16", "amx_bf16")
+        return torch.bfloat16 if fast else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def _cpu_has(*flags: str) -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool(set(flags) & set(info.read_text(encoding="utf-8", errors="replace").split()))
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device (a container's limit counts). Not what is free now: a resumed stage must decide alike."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(name)
+        if limit.exists() and limit.read_text(encoding="ascii").strip().isdigit():
+            found.append(int(limit.read_text(encoding="ascii")))
+    return min(found)
+
+
+def activation_bytes(config: Any, tokens: int, compute: torch.dtype, *, checkpointing: bool) -> int:
+    """Activations that the backward pass of `tokens` tokens keeps: an estimate from the shape, on the safe side.
+
+    A layer keeps the inputs of its norms (fp32), of its linear layers and of the gated product; with checkpointing only
+    its own input, and one layer is recomputed at a time.
+    """
+    item = torch.finfo(compute).bits // 8
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    layer = tokens * (
+        config.hidden_size * (4 * 4 + 4 * item)
+        + config.intermediate_size * 5 * item
+        + head_dim * (3 * heads + 3 * kv) * item
+    )
+    kept = tokens * config.hidden_size * 4 if checkpointing else layer
+    return int(config.num_hidden_layers * kept + (layer if checkpointing else 0))
+
+
+def pick_memory_plan(
+    method: Method, *, config: Any, params: int, longest: int, compute: torch.dtype, device: torch.device, share: int
+) -> tuple[int, bool]:
+    """Micro-batch size and whether to checkpoint activations.
+
+    Args:
+        method: The settings; whatever they name is taken.
+        config: The model's.
+        params: Trained parameters.
+        longest: Tokens of the longest row.
+        compute: Type of the products.
+        device: Where.
+        share: Sequences of one optimiser step on this device.
+
+    Returns:
+        The largest divisor of `share` (on CPU of at most 4096 tokens, beyond which nothing is gained) whose activations
+        fit beside weights, gradients and optimiser; without checkpointing if even a quarter of a step fits so.
+    """
+    room = (0.6 if device.type == "cpu" else 0.85) * total_bytes(device) - (22 if method.average else 18) * params
+    cap = 4096 if device.type == "cpu" else 65536
+    fits: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        sizes = [
+            m
+            for m in range(1, share + 1)
+            if share % m == 0
+            and (m == 1 or m * longest <= cap)
+            and activation_bytes(config, m * longest, compute, checkpointing=checkpointing) <= max(room, 0)
+        ]
+        fits[checkpointing] = max(sizes, default=0)
+    chosen = method.gradient_checkpointing
+    if chosen is None:
+        chosen = 4 * fits[False] < fits[True] or not fits[False]
+    return method.micro_batch_size or max(1, fits[chosen]), chosen
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new measurement of the highest memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:  # not allowed in some containers: then the peak is the process's own so far
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Highest memory since `reset_peak`: of the GPU, or resident memory of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path(f"/proc/{os.getpid()}/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def product_flops(device: torch.device, compute: torch.dtype, size: int = 1024) -> float:
+    """FLOP/s of a plain square matrix product, the best of three: the yardstick of utilisation on any device."""
+    size = size if device.type == "cpu" else 8192
+    a = torch.ones(size, size, dtype=compute, device=device)
+    best = float("inf")
+    for _ in range(4):  # the first one warms up
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best
+
+
+def train_flops(config: Any, matmul_params: int, tokens: int, mean_length: float) -> float:
+    """FLOPs of training `tokens` tokens: 6 a parameter of a product and token, and 12 L d_attn t/2 for attention."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 6 * config.num_hidden_layers * width * config.num_attention_heads * mean_length
+    return tokens * (6.0 * matmul_params + attention)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+@contextmanager
+def kept_memory() -> Iterator[bool]:
+    """Inside, glibc keeps freed memory for the next step instead of returning it and faulting it in anew.
+
+    Saves about 4 % of the CPU time of a SmolLM2 step (docs/performance.md). Yields whether it works here: elsewhere
+    than on glibc nothing is done. On leaving, the memory goes back to the system.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        yield False
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield True
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)

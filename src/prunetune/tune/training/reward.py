@@ -1,0 +1,109 @@
+"""The reward of GRPO: accuracy_weight * (the task's own verifier says right) + format_weight * (right form)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunetune.data.stream import Example
+from prunetune.errors import PrunetuneError, TuneError
+from prunetune.tasks.registry import Problem, Task, Verdict
+from prunetune.tune.methods.grpo import Grpo
+
+FORMATS: dict[str, re.Pattern[str]] = {
+    "hashes": re.compile(r"#### *[^\s#]"),
+    "boxed": re.compile(r"\\boxed *\{.+\}", re.DOTALL),
+    "think": re.compile(r"^\s*<think>.*\S.*</think>\s*\S", re.DOTALL),
+}
+"""What an answer in a form holds."""
+
+
+def form_of(answers: Sequence[str]) -> str | None:
+    """The form that most of these answers have."""
+    for name, pattern in FORMATS.items():
+        if answers and sum(bool(pattern.search(a)) for a in answers) > len(answers) / 2:
+            return name
+    return None
+
+
+@dataclass
+class Reward:
+    """Judges completions and keeps count.
+
+    Attributes:
+        task: Whose verifier judges; the one that evaluates.
+        examples: The prompts' questions with their right answers.
+        method: Weights and form.
+        solved: Prompt -> how many of its answers were right, and of how many.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    method: Grpo
+    form: str | None
+    solved: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def rewards(self, completions: list[str], index: list[int], **more: Any) -> list[float | None]:
+        """One a completion. `index` is the data set's column; `prompts` and `log_metric` are TRL's."""
+        verdicts = [self.judge(i, text) for i, text in zip(index, completions, strict=True)]
+        for i, verdict in zip(index, verdicts, strict=True):
+            right, seen = self.solved.get(i, (0, 0))
+            self.solved[i] = (right + verdict.correct, seen + 1)
+        if "log_metric" in more and verdicts:
+            more["log_metric"]("accuracy", sum(v.correct for v in verdicts) / len(verdicts))
+        return [
+            self.method.accuracy_weight * v.correct + self.method.format_weight * self.in_form(v, text, prompt)
+            for v, text, prompt in zip(verdicts, completions, more.get("prompts") or [""] * len(verdicts), strict=True)
+        ]
+
+    def judge(self, index: int, text: str) -> Verdict:
+        """The verifier's word on a completion; TuneError if it raises."""
+        example = self.examples[index]
+        problem = Problem(id=str(index), question=example.question, reference=example.answer)
+        output = text[: min([at for s in self.task.stop if (at := text.find(s)) >= 0], default=len(text))]
+        try:
+            return self.task.verify(problem, output)
+        except PrunetuneError:
+            raise
+        except Exception as e:
+            raise TuneError(
+                f"the verifier of {self.task.name} raised {type(e).__name__}: {e}",
+                value=output[-200:],
+                fix="mend the verifier; the run goes on from its last checkpoint",
+            ) from e
+
+    def in_form(self, verdict: Verdict, text: str, prompt: str = "") -> bool:
+        """Whether a completion has the right form; a chat template may have opened `<think>` in the prompt already."""
+        if self.form == "think" and prompt.rstrip().endswith("<think>"):
+            text = f"<think>{text}"
+        return bool(FORMATS[self.form].search(text)) if self.form else verdict.extracted is not None
+
+    def check(self, sample: int = 16) -> None:
+        """TuneError unless the verifier accepts the data's own answers: otherwise nothing could ever be rewarded."""
+        some = range(min(sample, len(self.examples)))
+        if not any(self.judge(i, self.examples[i].answer).correct for i in some):
+            raise TuneError(
+                f"the verifier of {self.task.name} accepts none of the data's own answers",
+                value=self.examples[0].answer[-200:],
+                fix="choose the task whose verifier fits the training data, such as its own evaluation task",
+            )
+
+    def notes(self) -> list[str]:
+        """What the report should say about prompts without a learning signal."""
+        n = len(self.solved)
+        always = sum(right == seen for right, seen in self.solved.values())
+        never = sum(right == 0 for right, _ in self.solved.values())
+        out = [f"of {n} prompts {always} were always solved and {never} never: no learning signal there"]
+        if n and never == n:
+            out.append("the model never solved a single prompt: it was not recovered, and GRPO cannot do it from here")
+        return out
+
+
+def reward_of(task: Task, examples: Sequence[Example], method: Grpo) -> Reward:
+    """The reward of a stage, checked against the data's own answers."""
+    form = form_of([e.answer for e in examples]) if method.answer_format == "auto" else method.answer_format
+    reward = Reward(task, examples, method, form)
+    reward.check()
+    return reward

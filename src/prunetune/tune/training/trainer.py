@@ -1,0 +1,264 @@
+"""The trainer of the token-level methods: transformers.Trainer with another loss head and a fixed order of data.
+
+    fit(stage)                                   # cpt: next-token loss over whole sequences
+    fit(stage, completion_only=True)             # sft
+    fit(stage, objective=teacher)                # distill: another term on the same logits
+
+The trained weights are fp32; products run in bf16 (autocast) where the device is faster with it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from prunetune.errors import TuneError
+from prunetune.tune.methods.base import Method
+from prunetune.tune.stage import Stage, Trained
+from prunetune.tune.training.arguments import arguments, world_size
+from prunetune.tune.training.average import Average, covered
+from prunetune.tune.training.batches import Row, Rows, collate, filled, make_rows, ordered, packed
+from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
+from prunetune.tune.training.loss import Term, chunked, counted, cross_entropy, on_logits
+from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
+from prunetune.tune.training.settle import Settle, Thermostat
+
+Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
+"""(inputs of the model, labels [batch, length], counted labels [tokens]) -> the term of `loss.chunked`."""
+
+
+class BoundedTrainer(Trainer):
+    """transformers.Trainer whose loss never holds [tokens, vocabulary] logits (see `loss.py`)."""
+
+    def __init__(
+        self,
+        *,
+        compute: torch.dtype,
+        head: str,
+        objective: Objective | None,
+        settle: Settle | None = None,
+        **values: Any,
+    ) -> None:
+        super().__init__(**values)
+        self.settle = settle
+        self.compute, self.head = compute, head
+        self.objective: Objective | None = objective
+        self.recent: list[Tensor] = []
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The method's schedule, or the one of `settle`."""
+        if self.settle is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.settle)  # type: ignore[arg-type]
+        self.lr_scheduler = schedule
+        return schedule
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss over the tokens that count in the whole optimiser step, over all devices."""
+        self.recent = [*self.recent, inputs["input_ids"]][-self.args.gradient_accumulation_steps :]
+        inputs = dict(inputs)
+        index = inputs.pop("index")
+        if self.head == "plain" and self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        if self.head == "plain":
+            logits, targets = counted(model(**inputs, use_cache=False).logits, labels)
+            total = on_logits(logits, self._term({**inputs, "index": index}, labels, targets))
+        else:
+            total = self._bounded(model, inputs, labels, index)
+        items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return total * self.accelerator.num_processes / items
+
+    def _bounded(self, model: Any, inputs: dict[str, Any], labels: Tensor, index: Tensor) -> Tensor:
+        # output_hidden_states=-1: only the head's own input; the model's forward makes one useless row of logits.
+        output = model(**inputs, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
+        hidden, targets = counted(output.hidden_states[-1], labels)
+        plain = self.accelerator.unwrap_model(model)
+        return chunked(
+            hidden,
+            plain.get_output_embeddings().weight,
+            self._term({**inputs, "index": index}, labels, targets),
+            softcap=getattr(plain.config, "final_logit_softcapping", None),
+            compute=self.compute,
+        )
+
+    def _term(self, inputs: dict[str, Any], labels: Tensor, targets: Tensor) -> Term:
+        return self.objective(inputs, labels, targets) if self.objective else cross_entropy(targets)
+
+
+def rows_of(stage: Stage, *, completion_only: bool) -> Rows:
+    """The stage's examples as rows; TuneError if nothing can be learnt from them."""
+    job = stage.job
+    tokens = job.tokens if job.tokens is not None else job.method.tokens
+    made = make_rows(
+        stage.tokenizer,
+        stage.examples,
+        job.fmt,
+        job.method.max_length,
+        completion_only=completion_only,
+        tokens=tokens,
+    )
+    if not made.rows:
+        raise TuneError(
+            "no example has a token to learn from",
+            value=f"{made.used} examples, max_length {job.method.max_length}",
+            fix="raise max_length, or look at the data's columns",
+        )
+    return made
+
+
+def fit(
+    stage: Stage,
+    *,
+    completion_only: bool = False,
+    packing: bool = False,
+    objective: Objective | None = None,
+    made: Rows | None = None,
+) -> Trained:
+    """Train `stage.model` on the stage's examples, in place.
+
+    Args:
+        stage: Model, data, settings.
+        completion_only: Only answers count in the loss.
+        packing: Fill rows with several examples instead of grouping by length.
+        objective: Another loss than the next-token one.
+        made: The rows, if they are made already.
+
+    Returns:
+        Counts, times and the log.
+
+    Raises:
+        TuneError: If nothing can be trained on, or the loss diverges (evidence in the job's `work/diverged`).
+    """
+    method, job, world = stage.job.method, stage.job, world_size()
+    if method.average and is_sharded():
+        raise TuneError(
+            "weights that are spread over devices are not averaged",
+            value=f"average: {method.average}",
+            fix="average: 0, or a launcher that keeps them whole (ddp)",
+        )
+    made = made or rows_of(stage, completion_only=completion_only)
+    compute = compute_type(method.precision, stage.device)
+    share = share_of_device(method.batch_size, world)
+    micro, checkpointing = pick_memory_plan(
+        method,
+        config=stage.model.config,
+        params=sum(p.numel() for p in stage.model.parameters() if p.requires_grad),
+        longest=method.max_length if packing else max(len(r.ids) for r in made.rows),
+        compute=compute,
+        device=stage.device,
+        share=share,
+    )
+    rows = _order(made.rows, method, micro, stage.seed, packing)
+    steps = math.ceil(len(rows) / method.batch_size)
+    rows = filled(rows, micro * world)
+    key = job_key(job, micro, world, str(compute))
+    checkpoint, before = newest_checkpoint(job.work, key)
+    guard = Guard(job.work, method.diverged_at)
+    settle = Settle(steps, int(method.warmup * steps)) if method.until == "flat" else None
+    trainer = BoundedTrainer(
+        compute=compute,
+        head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
+        objective=objective,
+        settle=settle,
+        model=stage.model,
+        args=arguments(
+            stage,
+            TrainingArguments,
+            compute=compute,
+            micro=micro,
+            accumulate=share // micro,
+            steps=steps,
+            checkpointing=checkpointing,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=rows,
+        data_collator=lambda batch: collate(batch, stage.tokenizer.pad_token_id or 0),
+        callbacks=[
+            *([Average(steps, method.average, job.work, checkpoint)] if method.average else []),  # before it is marked
+            Clock(job.work, key, method.checkpoint_minutes * 60, before, copies=4 if method.average else 3),
+            guard,
+            Steps(stage.progress),
+            *([Thermostat(settle, method.slope)] if settle else []),
+        ],
+    )
+    guard.batch = lambda: trainer.recent
+    trainer.remove_callback(PrinterCallback)
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = before + time.perf_counter() - begin
+    done = trainer.state.global_step
+    tokens = sum(r.real for r in rows[: done * method.batch_size])
+    notes = _notes(made, method)
+    if done < steps:
+        notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
+    if method.average:
+        notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
+    return Trained(
+        samples=made.used,
+        tokens=tokens,
+        seconds=seconds,
+        steps=done,
+        log=[log_entry(e) for e in trainer.state.log_history if "loss" in e],
+        truncated=made.truncated,
+        mfu=utilisation(stage, tokens, tokens / min(len(rows), done * method.batch_size), seconds, compute) / world,
+        notes=notes,
+        state=whole_state(trainer),
+        writes=trainer.is_world_process_zero(),
+    )
+
+
+def share_of_device(batch_size: int, world: int) -> int:
+    """Sequences of an optimiser step on one device."""
+    if batch_size % world:
+        raise TuneError("batch_size must be a multiple of the number of devices", value=batch_size, valid=str(world))
+    return batch_size // world
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
+    """All weights, gathered on the first process, where they are spread over several; else None."""
+    if not is_sharded():
+        return None
+    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return state
+
+
+def _order(rows: tuple[Row, ...], method: Method, micro: int, seed: int, packing: bool) -> list[Row]:
+    if not packing:
+        return ordered(rows, micro, seed, method.epochs)
+    return [row for epoch in range(method.epochs) for row in packed(rows, method.max_length, seed + epoch)]
+
+
+def log_entry(log: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the trainer's log in our names."""
+    return {
+        "step": log["step"], "loss": log["loss"], "lr": log.get("learning_rate"), "grad_norm": log.get("grad_norm")
+    }  # fmt: skip
+
+
+def utilisation(stage: Stage, tokens: int, mean_length: float, seconds: float, compute: torch.dtype) -> float:
+    """FLOPs of the model a second, over what a plain matrix product reaches on this device."""
+    names = {n: p.numel() for n, p in stage.model.named_parameters()}
+    tied = not any(n.endswith("lm_head.weight") for n in names)
+    products = sum(names.values()) - sum(size for n, size in names.items() if "embed_tokens" in n and not tied)
+    flops = train_flops(stage.model.config, products, tokens, mean_length)
+    return flops / max(seconds, 1e-9) / product_flops(stage.device, compute)
+
+
+def _notes(made: Rows, method: Method) -> list[str]:
+    notes = []
+    if made.truncated:
+        notes.append(f"{made.truncated} of {made.used} examples were cut to max_length {method.max_length}")
+    if made.empty:
+        notes.append(f"{made.empty} of {made.used} examples had no token that counts and were not trained on")
+    return notes

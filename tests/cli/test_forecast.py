@@ -1,0 +1,142 @@
+"""Forecasts against sums done by hand, the paper's figures beside them, and nothing fetched or imported for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.models.test_cost import GEMMA2_9B, LLAMA3_8B, TABLE_6
+
+from prunetune.cli.forecast import PAPER, bytes_a_parameter, devices_of, forecast, tokens_of
+from prunetune.errors import UnknownName
+from prunetune.models.cost import cost_of
+from prunetune.recipe.schema import Recipe, shipped
+from prunetune.tune.methods import Cpt, Distill, Grpo, Lora
+
+
+def test_the_papers_recipes_are_there():
+    assert set(PAPER) <= set(shipped())
+    assert {n for n in shipped() if n.startswith("paper/")} <= set(PAPER)
+
+
+def test_llama3_by_hand():
+    value, text = forecast(Recipe.read("paper/llama3-8b"), "paper/llama3-8b")
+    steps = value["steps"]
+    assert (steps[0]["paper_size"], steps[1]["paper_size"], steps[-1]["paper_size"]) == ("8B", None, "5B")
+    hours = 0.0
+    for s in steps[1:]:
+        n = cost_of(LLAMA3_8B, depth=s["depth"], width=s["width"]).params
+        (m,) = s["recover"]
+        assert m["tokens"] == 100_000 * 400
+        assert m["hours"] == pytest.approx(40e6 * 6 * n / (4 * 312e12 * 0.35) / 3600)
+        activations = cost_of(LLAMA3_8B, depth=s["depth"], width=s["width"]).activation_bytes(1024)
+        assert m["device_bytes"] == pytest.approx(2 * n + 14 * n / 4 + activations)
+        hours += m["hours"]
+    assert value["hours"] == pytest.approx(hours)
+    assert 6 < hours < 12 == value["paper_hours"]
+    assert value["device_bytes"] == steps[1]["recover"][0]["device_bytes"] < 80e9
+    for said in ("4 x A100-80G", "the paper reports 12 h", "8B", "5B", "35%", "400 tokens a sample"):
+        assert said in text
+
+
+def test_gemma2_has_table_6_beside_every_round():
+    value, text = forecast(Recipe.read("paper/gemma2-9b"), "paper/gemma2-9b")
+    for step, billions in zip(value["steps"], TABLE_6, strict=True):
+        assert step["paper_size"] == f"{billions:.1f}B"
+        assert abs(step["params"] / 1e9 - billions) < 0.25
+    assert text.count("B  ") and "6.6B" in text
+
+
+def test_reinforcement_learning_counts_every_answer():
+    value, text = forecast(Recipe.read("paper/qwen2.5-7b-rl"), "paper/qwen2.5-7b-rl")
+    method = value["steps"][1]["recover"][0]
+    assert method["tokens"] == 1160 * 8 * (120 + 600)
+    n = value["steps"][1]["params"]
+    assert method["hours"] == pytest.approx(method["tokens"] * n * (8 / 0.35 + 2 / 0.05) / (8 * 989e12) / 3600)
+    assert "8 x H200" in text and "sampled at 5%" in text and "one pass" in text
+    assert "allows 3,000: up to 5 times as long" in text and "sampler's own memory comes on top" in text
+
+
+def test_tokens_of_budgets():
+    assert tokens_of(Cpt(tokens=1000), 4) == 250
+    assert tokens_of(Cpt(tokens=1000, per="round"), 4) == 1000
+    assert tokens_of(Cpt(samples=10, max_length=100), 2) == 500
+    assert tokens_of(Cpt(samples=10, tokens=50, max_length=100), 1) == 50
+    assert tokens_of(Cpt(samples=10, max_length=100, epochs=3), 1) == 3000
+    assert tokens_of(Cpt(), 3) is None
+    assert tokens_of(Grpo(samples=10, max_new_tokens=80), 1) == 10 * 8 * 200
+
+
+@pytest.mark.parametrize(
+    ("launcher", "bytes_"),
+    [(None, 16), ("ddp", 16), ("zero2 --num_processes 4", 2 + 3.5), ("zero3", 4), ("fsdp2", 4), ("--cpu", 16)],
+)
+def test_bytes_a_parameter(launcher, bytes_):
+    assert bytes_a_parameter(launcher, 4) == bytes_
+    assert bytes_a_parameter(launcher, 4, reference=True) > bytes_
+    assert bytes_a_parameter(launcher, 4, lora=True) <= 4
+
+
+def test_devices_of_launchers(tmp_path):
+    assert devices_of(None) == 1
+    assert devices_of("zero2") == 8  # as the shipped config says
+    assert devices_of("zero2 --num_processes 4") == devices_of("--num_processes=4") == 4
+    with pytest.raises(UnknownName, match="zero2"):
+        devices_of("zero4")
+
+
+def test_other_recipes_have_no_column_of_the_paper():
+    value, text = forecast(Recipe.read("demo"))
+    assert "paper" not in text
+    assert value["hardware"] == {"gpu": "A100-80G", "gpus": 1}
+    assert value["hours"] < 0.01
+    assert all(s["paper_size"] is None for s in value["steps"])
+
+
+def test_budgets_that_only_the_data_know_and_teachers():
+    recipe = Recipe.read("demo").changed(recover=[Cpt(), Distill(samples=100, lora=Lora())])
+    value, text = forecast(recipe)
+    assert value["hours"] is None
+    assert "all data" in text and "adapters" in text
+    cpt, distill = value["steps"][1]["recover"]
+    assert cpt["hours"] is None
+    assert distill["hours"] > 0
+
+
+def test_steps_that_are_measured_have_no_forecast():
+    recipe = Recipe.read("demo")
+    changed = Recipe.parse({**recipe.model_dump(mode="json"), "prune": {"sigma_neuron": 0.1, "max_rounds": 3}})
+    value, text = forecast(changed)
+    assert "unknown" in text and "hours" not in value
+
+
+def test_a_run_by_damage_is_forecast_as_one_round_at_the_final_shape():
+    recipe = Recipe.read("demo")
+    damage = {
+        "budget": "damage",
+        "compensate": "least-squares",
+        "prune": {"target": 0.5, "rounds": "auto", "layers": 0},
+    }
+    changed = Recipe.parse({**recipe.model_dump(mode="json"), **damage, "recover": [{"type": "cpt", "tokens": 10_000}]})
+    value, text = forecast(changed)
+    assert [s["step"] for s in value["steps"]] == ["original", "target"]
+    last = value["steps"][-1]
+    assert last["params_ratio"] <= 0.5 and last["recover"][0]["tokens"] == 10_000
+    assert value["hours"] == pytest.approx(10_000 * 6 * last["params"] / (312e12 * 0.35) / 3600)
+    assert "unknown" in text and "one round" in text
+
+
+def test_the_command_needs_neither_hub_nor_torch():
+    code = (
+        "import sys; sys.argv = ['prunetune', 'run', 'paper/gemma2-9b', '--dry-run', '--json']\n"
+        "import atexit; heavy = ('torch', 'transformers', 'datasets')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))\n"
+        "from prunetune.cli.app import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    value = json.loads(done.stdout)
+    assert value["steps"][-1]["params"] == cost_of(GEMMA2_9B, width=6336).params
+    assert value["assumptions"]
+    assert done.stderr.strip() == "[]"

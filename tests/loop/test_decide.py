@@ -1,0 +1,466 @@
+"""Steering on tiny models: evidence in the run folder, budgets, halving, promises, resuming."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.tiny_run import tiny_recipe
+
+from prunetune.common.files import write_json
+from prunetune.common.progress import Watch
+from prunetune.common.stats import kept_share
+from prunetune.errors import RecipeError
+from prunetune.loop import probe as survey
+from prunetune.loop import round as rounds
+from prunetune.loop import verdict
+from prunetune.loop.bench import Bench
+from prunetune.loop.decide import decide
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.verdict import validation
+from prunetune.models.folders import load_config, load_model, resolve_model
+from prunetune.pruning.compensate import rank_neurons
+from prunetune.pruning.patch import Patch
+from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.scores import Scores
+from prunetune.recipe.schema import Recipe, StopConfig
+from prunetune.runs.folder import RunFolder
+from prunetune.schedule.damage import Probe
+from prunetune.schedule.steps import plan_ahead
+from prunetune.schedule.target import Sizes
+
+QUIET = Watch(quiet=True)
+NEURONS = {"target": 0.8, "align": 4}
+
+
+def stages(out):
+    found = [json.loads(p.read_text()) for p in out.glob("[0-9]*-*/stage.json")]
+    return sorted(found, key=lambda s: (s["index"], s["attempt"]))
+
+
+def decisions(out):
+    return [json.loads(p.read_text()) for p in sorted((out / "decisions").glob("*.json"))]
+
+
+@pytest.fixture(scope="module")
+def by_damage(tmp_path_factory):
+    at = tmp_path_factory.mktemp("damage")
+    recipe = tiny_recipe(at, prune={**NEURONS, "rounds": 2}, budget="damage", anneal="last", compensate="least-squares")
+    return at, recipe, prune_tune_loop(recipe, at / "out", QUIET)
+
+
+def test_damage_decides_steps_and_shares_and_leaves_its_evidence(by_damage):
+    at, recipe, summary = by_damage
+    found, done = decisions(at / "out"), stages(at / "out")
+    sizes = Sizes.of(load_config(at / "model"))
+    assert len(found) == len(done) <= 2
+    assert summary["params_ratio"] <= 0.8
+    curve = [p["damage"] for p in found[0]["path"]]
+    assert curve == sorted(curve)
+    assert [p["params"] for p in found[0]["probes"]] == [
+        sizes.params(p["depth"], p["width"]) for p in found[0]["probes"]
+    ]
+    for decision, stage in zip(found, done, strict=True):
+        assert decision["step"] == stage["step"]
+        assert decision["why"]
+    assert found[0]["seconds"] > 0
+    assert found[-1]["share"] == 1.0  # nothing is left over
+    budget = recipe.recover[0].samples
+    assert sum(s["tune"][0]["samples"] for s in done) == budget
+
+
+def test_the_last_of_a_fixed_number_of_rounds_is_not_probed(tmp_path):
+    """It takes what is left, whatever it costs: the same model as without a budget by damage."""
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, budget="damage")
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,) = decisions(tmp_path / "out")
+    assert (decision["probes"], decision["share"], decision["rounds"]) == ([], 1.0, 1)
+    plain = prune_tune_loop(recipe.changed(budget="equal"), tmp_path / "plain", QUIET)
+    assert summary["final"]["model_sha"] == plain["final"]["model_sha"]
+
+
+def test_the_probe_predicts_what_the_round_then_measures(tmp_path):
+    """The same plan, patch and held-out data: where the step lies on a probe, the losses are equal."""
+    recipe = tiny_recipe(
+        tmp_path, prune={**NEURONS, "rounds": "auto"}, budget="damage", compensate="least-squares", damage_per_round=1e3
+    )
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,), (stage,) = decisions(tmp_path / "out"), stages(tmp_path / "out")
+    end = decision["probes"][-1]
+    assert (end["depth"], end["width"]) == (stage["depth"], stage["width"])
+    assert stage["pruned_loss"] == pytest.approx(end["loss"], abs=2e-3)  # on disk the patch has the model's dtype
+    ours, theirs = tmp_path / "out" / stage["name"] / "patch.safetensors", tmp_path / "plain"
+    assert ours.samefile(tmp_path / "out/decisions/01/patch.safetensors")  # made once, for the probe
+    plain = prune_tune_loop(
+        recipe.changed(budget="equal", prune=recipe.prune.model_copy(update={"rounds": 1})), theirs, QUIET
+    )
+    found, wanted = Patch.read(ours).tensors, Patch.read(theirs / stage["name"] / "patch.safetensors").tensors
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in found)
+    assert plain["params_ratio"] == stage["cost"]["params"] / plain["original"]["cost"]["params"]
+
+
+def test_anneal_last_keeps_the_rate_up_until_the_last_round(by_damage):
+    at, recipe, _ = by_damage
+    done = stages(at / "out")
+    peak = recipe.recover[0].learning_rate
+    *before, last = [s["tune"][0]["log"][-1]["lr"] for s in done]
+    assert all(lr == pytest.approx(peak) for lr in before)
+    assert last < peak
+
+
+def test_a_finished_run_decides_nothing_again(by_damage):
+    at, recipe, summary = by_damage
+    times = {p: p.stat().st_mtime_ns for p in (at / "out").rglob("*.safetensors")}
+    again = prune_tune_loop(recipe, at / "out", QUIET)
+    assert again["final"] == summary["final"]
+    assert {p: p.stat().st_mtime_ns for p in (at / "out").rglob("*.safetensors")} == times
+
+
+def test_rounds_auto_is_one_where_the_budget_serves_no_more(tmp_path):
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": "auto"}, budget="damage", damage_per_round=1e-6)
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (decision,) = decisions(tmp_path / "out")
+    assert decision["rounds"] == 1  # 48 samples are six steps: far from twenty a round
+
+
+def test_order_auto_reaches_the_target_and_records_both_axes(tmp_path):
+    prune = {"target": 0.6, "align": 4, "rounds": 2, "order": "auto", "save": "bytes"}
+    recipe = tiny_recipe(tmp_path, prune=prune)
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert summary["params_ratio"] <= 0.6
+    first = decisions(tmp_path / "out")[0]
+    assert len(first["probes"]) == 2  # neurons alone, layers alone
+    harm = [max(p["loss"] - first["loss"], 0) / p["saved"] for p in first["probes"]]
+    best = first["probes"][harm.index(min(harm))]
+    done = stages(tmp_path / "out")[0]
+    assert (done["depth"], done["width"]) == (best["depth"], best["width"])
+
+
+def test_a_round_beyond_the_tolerance_is_undone_and_halved(tmp_path):
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, tolerance=0.0, anneal="every")
+    value = recipe.model_dump(mode="json")
+    value["recover"][0]["learning_rate"] = 1.0  # far too much: every round does harm
+    summary = prune_tune_loop(Recipe.parse(value), tmp_path / "out", QUIET)
+    done = stages(tmp_path / "out")
+    rejected = [s for s in done if not s["verdict"]["accepted"]]
+    assert rejected
+    assert "tolerance" in rejected[0]["verdict"]["why"]
+    for a, b in itertools.pairwise(done):
+        if not a["verdict"]["accepted"]:
+            assert b["attempt"] == a["attempt"] + 1
+            assert b["step"]["neurons"] < a["step"]["neurons"]
+        assert b["samples"][0] >= a["samples"][1]  # no data twice
+    kept = [s for s in done if s["verdict"]["accepted"]]
+    wanted = kept[-1] if kept else json.loads((tmp_path / "out/original/stage.json").read_text())
+    assert summary["final"]["model_sha"] == wanted["model_sha"]
+    assert not list((tmp_path / "out").glob(f"{rejected[0]['name']}/tuned/*"))
+
+
+def test_recovery_that_does_harm_is_not_kept(tmp_path):
+    prune = {"target": 0.8, "align": 4, "rounds": 1}
+    value = tiny_recipe(tmp_path, prune=prune, do_no_harm=True).model_dump(mode="json")
+    value["recover"][0]["learning_rate"] = 1.0
+    prune_tune_loop(Recipe.parse(value), tmp_path / "harmed", QUIET)
+    (stage,) = stages(tmp_path / "harmed")
+    assert stage["held_out_loss"] == stage["pruned_loss"]
+    assert "undone" in stage["tune"][0]["notes"][-1]
+    assert stage["tokens"] > 0  # they were spent
+    value["recover"][0]["learning_rate"] = 1e-3
+    prune_tune_loop(Recipe.parse(value), tmp_path / "healed", QUIET)
+    (stage,) = stages(tmp_path / "healed")
+    assert stage["held_out_loss"] < stage["pruned_loss"]
+
+
+def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
+    """An untrained model answers nothing: no interval's lower end reaches 98 % of nothing."""
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, stop_at={"accuracy": 0.98, "n": 6})
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    done = stages(tmp_path / "out")
+    assert done
+    assert not any(s["verdict"]["accepted"] for s in done)
+    assert summary["params_ratio"] == 1.0
+    assert summary["promise"]["kept"] is False
+    assert "no smaller model" in summary["promise"]["why"]
+    assert done[0]["verdict"]["validation"]["n"] == 6
+
+
+def test_what_is_told_as_kept_is_the_plain_ratio(monkeypatch, tmp_path):
+    """8 of 10, then 6 of 10; the bound comes of `kept_share`, which counts half a question more."""
+    before, after = ({str(i): i < right for i in range(10)} for right in (8, 6))
+    original = tmp_path / "original"
+    original.mkdir()
+    (original / "validation.json").write_text("{}")
+    bench = SimpleNamespace(run=SimpleNamespace(folder=lambda name: original))
+    monkeypatch.setattr(verdict, "validation", lambda bench, stop: None)
+    monkeypatch.setattr(verdict, "_verdicts", lambda at, task: before)
+    monkeypatch.setattr(verdict, "_validate", lambda *a: after)
+    stop = StopConfig(accuracy=0.7, fresh=1000)
+    told = verdict._promise(bench, stop, None, "sha", tmp_path, [])
+    assert told["validation"]["kept"] == pytest.approx(0.75)
+    assert "75.0% kept" in told["why"]
+    lower = kept_share([(before[i], after[i]) for i in before], 0.7, fresh=1000)[1]
+    assert told["validation"]["lower"] == lower and told["accepted"] == (lower >= 0.7)
+
+
+class Heard(Watch):
+    """Keeps what it would have shown."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def walk(at, stands, **changes):
+    """The rounds that are decided when every model of some shapes stands and no other: files only, nothing is trained.
+
+    Before every round all is read anew, as after a kill.
+    """
+    recipe, heard = tiny_recipe(at, tolerance=9.0, **changes), Heard()
+    part = recipe.recover[0].samples
+    while True:
+        with RunFolder.open(at / "out", recipe, resolve_model(recipe.model)) as run:
+            bench = Bench(recipe, run, heard)
+            sizes, folder = bench.sizes, run.folder("original")
+            if not folder.is_dir():
+                shape = {"depth": sizes.depth, "width": sizes.width, "model_sha": "0", "held_out_loss": 1.0}
+                write_json(folder / "stage.json", {"index": 0, **shape})
+            first, decision = decide(bench), decide(bench)
+            assert first == decision  # what a killed process finds
+            if decision is None:
+                return sizes, stages(at / "out"), heard.lines
+            step, now = decision.step, run.current
+            depth, width = now["depth"] - step.layers, now["width"] - step.neurons
+            assert (depth, width) != (now["depth"], now["width"])
+            start = run.cursor or bench.reserved
+            record = {
+                "index": step.index, "attempt": step.attempt, "name": step.name, "step": vars(step).copy(),
+                "depth": depth, "width": width, "model_sha": f"{depth}x{width}", "held_out_loss": 1.0,
+                "samples": [start, start + part], "rounds": decision.rounds, "share": decision.share,
+                "removed": {"neurons": step.neurons, "layers": [0] * step.layers}, "last": decision.last,
+                "decision": decision.evidence.get("why"), "verdict": {"accepted": stands(depth, width), "why": "-"},
+            }  # fmt: skip
+            assert not run.folder(step.name).exists()
+            write_json(run.folder(step.name) / "stage.json", record)
+
+
+def told(done):
+    return [(s["name"], s["verdict"]["accepted"]) for s in done]
+
+
+def no_layer(depth, width):
+    return depth == 4
+
+
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
+def test_a_rejected_layer_leaves_the_rest_to_the_neurons(tmp_path, order):
+    prune = {"target": 0.75, "step": 0.3, "align": 4, "layers": 1, "order": order}
+    sizes, done, lines = walk(tmp_path, no_layer, prune=prune)
+    at = next(i for i, s in enumerate(done) if not s["verdict"]["accepted"])
+    rejected, after = done[at], done[at + 1 :]
+    assert rejected["step"]["layers"] == 1
+    assert all(s["verdict"]["accepted"] and s["step"]["layers"] == 0 for s in after)
+    assert (after[0]["index"], after[0]["attempt"]) == (rejected["index"], 2)
+    fitting = [w for w in range(4, 48, 4) if sizes.params(4, w) <= 0.75 * sizes.original]
+    assert (done[-1]["depth"], done[-1]["width"], done[-1]["last"]) == (4, max(fitting), True)
+    why = f"no more layers go, for {rejected['name']} was rejected"
+    assert [s["decision"] for s in after] == [why] * len(after)
+    assert not any("no smaller step is left" in line for line in lines)
+
+
+def test_neurons_rejected_down_to_align_leave_the_rest_to_the_layers(tmp_path):
+    _, done, _ = walk(tmp_path, lambda depth, width: width == 48, prune={"target": 0.75, "step": 0.3, "align": 8})
+    assert told(done) == [  # two of four layers: 0.55 of the parameters; one: 0.77
+        ("01-neurons-24", False), ("01-neurons-8-a2", False), ("01-layers-1-a3", True), ("02-layers-1", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "tried"), [(1, ["01-neurons-4", "01-layers-1-a2"]), (0, ["01-neurons-8", "01-neurons-4-a2"])]
+)
+def test_it_ends_when_neither_neurons_nor_layers_are_left(tmp_path, layers, tried):
+    prune = {"target": 0.75, "step": 0.1, "align": 4, "layers": layers}
+    _, done, lines = walk(tmp_path, lambda depth, width: False, prune=prune)
+    assert told(done) == [(name, False) for name in tried]
+    assert lines[-1] == f"  {tried[-1]} was rejected, and no smaller step is left: finished"
+
+
+def test_a_width_that_the_recipe_names_is_the_end(tmp_path):
+    _, done, lines = walk(tmp_path, no_layer, prune={"target": {"width": 44, "depth": 3}, "step": 0.1, "align": 4})
+    assert told(done) == [("01-neurons-4", True), ("02-layers-1", False)]
+    assert "no smaller step is left" in lines[-1]
+
+
+def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
+    prune = {"target": {"width": 24, "depth": 3}, "step": 0.3, "align": 4, "order": "layers-then-neurons"}
+    method = {"type": "cpt", "samples": 184, "per": "round", "batch_size": 8}  # of the 188 that there are
+    _, done, lines = walk(tmp_path, no_layer, prune=prune, recover=[method])
+    assert told(done) == [("01-layers-1", False)]
+    assert "too few data are left" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("prune", "changes", "wanted"),
+    [
+        (
+            {"target": 0.3, "rounds": 2, "order": "auto"},
+            {},
+            [("01-neurons-32", True), ("02-layers-2", False), ("02-layers-1-a2", False), ("02-neurons-12-a3", True)],
+        ),
+        (
+            {"target": 0.5, "rounds": 3, "layers": 2},
+            {"budget": "damage"},
+            [("01-neurons-12", True), ("02-layers-1", False), ("02-neurons-12-a2", True), ("03-neurons-20", True)],
+        ),
+    ],
+)
+def test_with_probes_the_other_axis_is_probed_anew(tmp_path, monkeypatch, prune, changes, wanted):
+    def probe(bench, at, source, scores, shapes):  # 0.01 nats a neuron, 0.3 a layer
+        all_of, size = bench.sizes.original, bench.sizes.params
+        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3, all_of - size(d, w)) for d, w in shapes]
+
+    monkeypatch.setattr(survey, "probe", probe)
+    monkeypatch.setattr(survey, "take_scores", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "model_of", lambda *_: None)
+    _, done, _ = walk(tmp_path, no_layer, prune={"align": 4, **prune}, **changes)
+    assert told(done) == wanted
+    (rejected,) = [name for name, accepted in wanted if not accepted][-1:]
+    anew = [json.loads(p.read_text()) for p in sorted((tmp_path / "out/decisions").glob("*.json"))]
+    (first, *_) = closing = [d for d in anew if "closed" in d]
+    assert all(d["closed"] == {"layers": rejected} and rejected in d["why"] for d in closing)
+    assert {p["depth"] for d in closing for p in d["probes"]} <= {4}
+    assert first["step"] == next(s["step"] for s in done if s["name"] == wanted[wanted.index((rejected, False)) + 1][0])
+    assert done[-1]["share"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["equal", "damage"])
+def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monkeypatch, budget):
+    prune = {"target": 0.75, "align": 4, "rounds": 2, "layers": 1, "order": "layers-then-neurons"}
+    method = {"type": "cpt", "samples": 8, "per": "round", "batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
+    recipe = tiny_recipe(tmp_path, prune=prune, tolerance=9.0, budget=budget, recover=[method])
+
+    class Killed(Exception):
+        pass
+
+    seen = set()
+
+    def judge(bench, record, model, at):
+        if record["name"] not in seen:  # trained and measured, but not judged yet
+            seen.add(record["name"])
+            raise Killed
+        return {"accepted": record["depth"] == 4, "why": f"{record['depth']} layers"}
+
+    monkeypatch.setattr(rounds, "judge", judge)
+    kills = 0
+    while True:
+        try:
+            prune_tune_loop(recipe, tmp_path / "killed", QUIET)
+            break
+        except Killed:
+            kills += 1
+    summary = prune_tune_loop(recipe, tmp_path / "straight", QUIET)  # every name has been seen
+    one, other = (stages(tmp_path / p) for p in ("straight", "killed"))
+    keys = ("name", "step", "model_sha", "verdict", "decision", "share", "samples", "tokens")
+    assert [[s[k] for k in keys] for s in one] == [[s[k] for k in keys] for s in other]
+    assert kills == len(one)
+    assert not one[0]["verdict"]["accepted"]
+    assert summary["params_ratio"] <= 0.75
+    assert one[-1]["depth"] == 4
+    assert one[-1]["decision"] in (tmp_path / "straight/report.md").read_text()
+    timeless = [[{**d, "seconds": 0} for d in decisions(tmp_path / p)] for p in ("straight", "killed")]
+    assert timeless[0] == timeless[1]
+    assert bool(timeless[0]) == (budget == "damage")
+
+
+def test_without_a_rejected_round_the_schedule_is_the_recipes(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    sizes, done, lines = walk(tmp_path, lambda depth, width: True)
+    planned = plan_ahead(recipe.prune, sizes)
+    assert told(done) == [(a.step.name, True) for a in planned]
+    assert [s["decision"] for s in done] == [None] * len(planned)
+    assert not lines
+    assert not (tmp_path / "out/decisions").exists()
+
+
+def test_validation_problems_are_not_the_reported_ones(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    with RunFolder.open(tmp_path / "out", recipe, resolve_model(recipe.model)) as run:
+        bench = Bench(recipe, run, QUIET)
+        found = validation(bench, StopConfig(accuracy=0.9, n=50))
+        reported = {p.question for t in bench.tasks for p in t.problems}
+    assert len(found.problems) == 50
+    assert not reported & {p.question for p in found.problems}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prune": {**NEURONS, "rounds": "auto"}}, "budget: damage"),
+        ({"prune": {**NEURONS, "order": "alternating"}, "budget": "damage"}, "alternating"),
+        ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2}, "budget": "damage"}, "thresholds"),
+        ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2, "rounds": 2}}, "thresholds"),
+        ({"prune": {**NEURONS, "order": "auto", "layers": 1}}, "order: auto"),
+        ({"anneal": "last", "do_no_harm": True}, "do_no_harm"),
+        ({"recover": [{"type": "grpo", "samples": 8}], "do_no_harm": True}, "do_no_harm"),
+        ({"evaluate": {"tasks": []}, "stop_at": {"accuracy": 0.9}}, "stop_at"),
+    ],
+)
+def test_settings_that_contradict_each_other(tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        tiny_recipe(tmp_path, **changes)
+
+
+def test_the_report_tells_why_each_round_went_so_far(by_damage):
+    at, _, _ = by_damage
+    text = (at / "out/report.md").read_text()
+    for decision in decisions(at / "out"):
+        assert decision["why"] in text
+
+
+def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
+    recipe = tiny_recipe(
+        tmp_path, prune={**NEURONS, "rounds": 1}, compensate="least-squares",
+        score={"samples": 8, "held_out": 4, "max_length": 64, "criterion": "greedy"},
+    )  # fmt: skip
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (stage,) = stages(tmp_path / "out")
+    found = Scores.read(tmp_path / "out" / stage["name"] / "scores.safetensors")
+    with RunFolder.open(tmp_path / "again", recipe, resolve_model(recipe.model)) as run:
+        bench = Bench(recipe, run, QUIET)
+        direct = rank_neurons(load_model(tmp_path / "model"), bench.scoring, by="greedy")
+    torch.testing.assert_close(found.neurons, direct)
+    assert found.criterion == "greedy"
+
+
+def test_removed_layers_are_folded_only_by_the_value_that_says_so(tmp_path):
+    layer = PrunePlan(model_sha="", depth=4, width=48, drop_layers=(1,))
+    folded = {}
+    for value in ("least-squares", "least-squares-neurons"):
+        recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, compensate=value)
+        with RunFolder.open(tmp_path / value, recipe, resolve_model(recipe.model)) as run:
+            bench = Bench(recipe, run, QUIET)
+            model = load_model(tmp_path / "model")
+            folded[value] = survey.make_patch(bench, model, layer).tensors
+    assert folded["least-squares"] and not folded["least-squares-neurons"]
+
+
+def test_too_few_calibration_tokens_are_told(tmp_path, capsys):
+    scored = {"samples": 8, "held_out": 4, "max_length": 64}
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, compensate="least-squares", score=scored)
+    prune_tune_loop(recipe, tmp_path / "out", Watch())
+    said = next(line for line in capsys.readouterr().err.splitlines() if "few calibration tokens" in line)
+    (stage,) = stages(tmp_path / "out")
+    patch = Patch.read(tmp_path / "out" / stage["name"] / "patch.safetensors")
+    assert f"{patch.tokens:,} for {stage['width']} kept neurons" in said
+    assert patch.tokens < 10 * stage["width"]
+    more = {**scored, "samples": 40}
+    prune_tune_loop(recipe.changed(score=type(recipe.score)(**more)), tmp_path / "more", Watch())
+    (stage,) = stages(tmp_path / "more")
+    enough = Patch.read(tmp_path / "more" / stage["name"] / "patch.safetensors").tokens >= 10 * stage["width"]
+    assert enough and "few calibration tokens" not in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""Ratios and speed-ups by hand-computed numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.tiny import tiny_config
+
+from prunetune.data.stream import Example
+from prunetune.loop.summary import _speedup, accuracy, environment, leaks, per_question
+from prunetune.models.cost import cost_of
+from prunetune.tasks.registry import TaskConfig, build_task
+
+
+def record(value, new_tokens=11.0, n=10):
+    return {
+        "evals": [{"task": "t", "value": value, "stderr": 0.1, "n": n, "prompt_tokens": 20.0, "new_tokens": new_tokens}]
+    }
+
+
+def test_accuracy_pairs_tasks_and_takes_the_smaller_n():
+    found = accuracy(record(0.8), {"evals": [*record(0.6, n=7)["evals"], {"task": "other"}]})
+    assert found == {"t": {"original": 0.8, "final": 0.6, "original_stderr": 0.1, "final_stderr": 0.1, "n": 7}}
+
+
+def test_speed_up_tells_faster_from_shorter():
+    """The same speed a token, half the tokens: twice as fast a question (nearly), not a bit faster a token."""
+    same = {"prefill_ms": 10.0, "decode_ms_per_token": 10.0, "prompt_tokens": 20}
+    found = _speedup(record(1, 11.0), record(1, 6.0), {"original": same, "final": same})
+    assert found["prefill"] == found["decode"] == 1.0
+    assert found["t"]["question"] == pytest.approx(110 / 60)
+    assert found["t"]["token"] == pytest.approx(1.0)
+    fast = {"prefill_ms": 5.0, "decode_ms_per_token": 5.0, "prompt_tokens": 20}
+    found = _speedup(record(1), record(1), {"original": same, "final": fast})
+    assert found["t"] == {"question": 2.0, "token": 2.0}
+    assert _speedup(record(1), record(1), None) == {}
+
+
+def test_flops_a_question(tmp_path):
+    cost = cost_of(tiny_config("llama"))
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"prompt_tokens": p, "new_tokens": n}) + "\n" for p, n in ((10, 5), (20, 0)))
+    )
+    assert per_question(cost, tmp_path / "t.jsonl") == (cost.flops(10, 5).total + cost.flops(20, 1).total) / 2
+    assert per_question(cost, tmp_path / "none.jsonl") is None
+
+
+def test_leaks(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"question": "2+2", "answer": "4"}\n{"question": "3+5", "answer": "8"}\n')
+    task = build_task(TaskConfig(name="t", path=str(tmp_path / "r.jsonl"), verifier="number"))
+    found = leaks([Example("2+2", "", "s"), Example("9+9", "", "s")], [task])["t"]
+    assert (found["exact"], found["digits"], found["questions"]) == (1, 2, 2)
+
+
+def test_environment_names_versions():
+    assert {"python", "torch", "transformers", "prunetune", "threads"} <= set(environment())

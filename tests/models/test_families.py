@@ -1,0 +1,78 @@
+"""Each family is one entry of data; what cannot be cut correctly is refused before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import tiny_config, tiny_model
+
+from prunetune.common.files import write_json
+from prunetune.errors import UnsupportedModel
+from prunetune.models.families import FAMILIES, family_of
+from prunetune.models.folders import load_config
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"])
+def test_entry_describes_the_model(name: str) -> None:
+    """Every tensor whose size follows the FFN width is a cut of the family, and nothing else is."""
+    biases = {"mlp_bias": True} if name in ("llama", "smollm3") else {}
+    model, wider = tiny_model(name, **biases), tiny_model(name, **biases, intermediate_size=49)
+    family = FAMILIES[name]
+    layer, wide = model.get_submodule(f"{family.layers}.0"), wider.get_submodule(f"{family.layers}.0")
+    found = {}
+    for (suffix, a), (_, b) in zip(layer.named_parameters(), wide.named_parameters(), strict=True):
+        if a.shape != b.shape:
+            dim = next(d for d in range(a.ndim) if a.shape[d] != b.shape[d])
+            found[suffix] = (dim, b.shape[dim] - a.shape[dim])
+    cuts = {c.suffix: (c.dim, c.copies) for c in family.cuts if biases or not c.suffix.endswith(".bias")}
+    assert found == cuts
+    assert wide.get_submodule(family.down).in_features == 49
+    norms = [p for n, p in layer.named_parameters() if "norm" in n]
+    assert sum(p.shape == (32,) for p in norms) == family.norms
+    assert any(p.shape == (8,) for p in norms) == family.qk_norm
+    assert family.post_ffn_norm == hasattr(layer, "post_feedforward_layernorm")
+    lists = [k for k, v in model.config.to_dict().items() if isinstance(v, list) and len(v) == 4]
+    assert set(lists) <= set(family.per_layer_keys)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config_object_and_dict_give_the_same_family(name: str) -> None:
+    config = tiny_config(name)
+    assert family_of(config) is family_of(config.to_dict()) is FAMILIES[name]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+    "qwen3_moe": ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture of experts"),
+    "deepseek": ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "mixture of experts"),
+    "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "quantised"),
+    "t5": ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+    "gemma3n": ({"model_type": "gemma3n_text", "intermediate_size": [8, 16]}, "another FFN width"),
+    "llama-widths": ({"model_type": "llama", "intermediate_size": [8, 16]}, "another FFN width"),
+    "decilm": ({"model_type": "nemotron-nas", "block_configs": [{}]}, "not uniform"),
+    "shared-kv": ({"model_type": "gemma4_text", "num_kv_shared_layers": 10}, "not uniform"),
+    "vision": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "not supported"),
+    "gpt2": ({"model_type": "gpt2"}, "not supported"),
+    "nothing": ({}, "not supported"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_the_reason_and_what_is_supported(case: str) -> None:
+    config, reason = REFUSED[case]
+    with pytest.raises(UnsupportedModel, match=reason) as e:
+        family_of(config)
+    assert all(name in str(e.value) for name in FAMILIES)
+
+
+def test_harmless_fields_are_not_refused() -> None:
+    harmless = {"num_experts": 0, "mlp_only_layers": [], "quantization_config": None, "is_encoder_decoder": False}
+    assert family_of({**tiny_config("qwen2").to_dict(), **harmless}) is FAMILIES["qwen2"]
+
+
+def test_an_unknown_type_on_disk(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "surely_not_a_model"})
+    with pytest.raises(UnsupportedModel, match="cannot read this config"):
+        load_config(tmp_path)

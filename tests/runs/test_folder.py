@@ -1,0 +1,111 @@
+"""The run folder's own rules: who is current, what is deleted, what survives."""
+
+from __future__ import annotations
+
+import pytest
+from tests.tiny_run import tiny_recipe
+
+from prunetune.common.files import write_json
+from prunetune.errors import BadCheckpoint, RecipeChanged
+from prunetune.pruning.plan import PrunePlan
+from prunetune.runs.folder import RunFolder, Timed, mean_accuracy
+from prunetune.schedule.steps import Step
+
+
+def stage(run, index, value, *, layers=(), neurons=8, accepted=True, attempt=1):
+    name = Step(index, neurons, len(layers), attempt).name
+    at = run.folder(name)
+    for sub in ("pruned", "tuned", ".tuned-0"):
+        (at / sub).mkdir(parents=True)
+    PrunePlan(model_sha="m", depth=4 - len(layers) * (index - 1), width=48, drop_layers=tuple(layers)).write(
+        at / "plan.json"
+    )
+    record = {
+        "index": index, "name": name, "attempt": attempt, "step": {"index": index, "neurons": neurons, "layers": len(layers), "attempt": attempt},
+        "depth": 4, "width": 48, "model_sha": f"sha{index}", "evals": [{"task": "t", "value": value}], "samples": [10 * index, 10 * index + 10],
+        "removed": {"neurons": neurons, "layers": list(layers)}, "verdict": {"accepted": accepted},
+    }  # fmt: skip
+    write_json(at / "stage.json", record)
+    return at
+
+
+@pytest.fixture
+def run(tmp_path):
+    with RunFolder.open(tmp_path / "run", tiny_recipe(tmp_path), tmp_path / "model") as opened:
+        write_json(opened.path / "original" / "stage.json", {"index": 0, "name": "original", "depth": 4, "width": 48})
+        yield opened
+
+
+def test_before_any_round_the_original_is_current(run):
+    assert run.current["name"] == "original"
+    assert run.model_of(run.current) == run.source
+    assert run.cursor is None
+    assert run.layer_origins() == [0, 1, 2, 3]
+
+
+def test_newest_and_best_stay(run):
+    folders = [stage(run, i + 1, v) for i, v in enumerate((0.5, 0.9, 0.7, 0.6))]
+    run.tidy("best")
+    assert [(f / "tuned").is_dir() for f in folders] == [False, True, False, True]
+    assert not any((f / "pruned").exists() or (f / ".tuned-0").exists() for f in folders)
+    assert run.model_of(run.current) == folders[-1] / "tuned"
+    assert run.cursor == 50
+
+
+def test_keep_all(run):
+    folders = [stage(run, i + 1, 0.5) for i in range(2)]
+    run.tidy("all")
+    assert all((f / "tuned").is_dir() and (f / "pruned").is_dir() for f in folders)
+
+
+def test_rejected_attempts_are_history_but_not_current(run):
+    stage(run, 1, 0.9)
+    stage(run, 2, 0.1, accepted=False)
+    assert run.current["index"] == 1
+    assert [d.accepted for d in run.history] == [True, False]
+
+
+def test_layer_origins_follow_the_plans(run):
+    stage(run, 1, 0.5, layers=(1,))
+    stage(run, 2, 0.5, layers=(0,))
+    assert run.layer_origins() == [2, 3]
+
+
+def test_a_model_that_is_gone_is_said(run):
+    at = stage(run, 1, 0.5)
+    (at / "tuned").rmdir()
+    with pytest.raises(BadCheckpoint, match="gone"):
+        run.model_of(run.current)
+
+
+def test_unfinished_folders_of_another_schedule_go(run):
+    (run.folder("01-neurons-16") / "pruned").mkdir(parents=True)
+    kept = stage(run, 1, 0.5)
+    run.clear_unfinished(Step(1, 24, 0))
+    assert not run.folder("01-neurons-16").exists()
+    assert kept.is_dir()
+
+
+def test_adopting_another_recipe(run, tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    run.adopt(recipe.changed(seed=3))  # nothing is finished yet: a corrected recipe is welcome
+    run.adopt(recipe)
+    stage(run, 1, 0.5)
+    with pytest.raises(RecipeChanged):
+        run.adopt(recipe.changed(seed=5))
+    (run.path / "recipe.yaml").write_text("a: [")
+    with pytest.raises(BadCheckpoint):
+        run.adopt(recipe)
+
+
+def test_seconds_survive_a_restart(tmp_path):
+    Timed(tmp_path).once("x", "tune", 1, lambda tmp: tmp.write_text("x"))
+    again = Timed(tmp_path)
+    again.once("x", "tune", 1, lambda tmp: pytest.fail("made again"))
+    assert again.seconds["tune"] >= 0
+    assert mean_accuracy({"evals": []}) == -1
+
+
+def test_a_high_perplexity_makes_no_stage_the_best():
+    evals = [{"value": 0.25, "metric": "accuracy"}, {"value": 1e6, "metric": "perplexity"}, {"value": 0.75}]
+    assert mean_accuracy({"evals": evals}) == 0.5

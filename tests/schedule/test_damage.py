@@ -1,0 +1,192 @@
+"""Steps and tokens by damage: every function against figures worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunetune.schedule.damage import (
+    Probe,
+    axis_candidates,
+    cheapest,
+    closed,
+    damages,
+    equal_damage,
+    halved,
+    path,
+    places,
+    remaining,
+    rounds_for,
+    step_to,
+    target_params,
+)
+from prunetune.schedule.steps import Done, Step, plan_ahead
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
+
+# 1000 outside the layers, 10 layers of 200 + 100 neurons of 8: 1000 + 10 * (200 + 800) = 11000
+SIZES = Sizes(depth=10, width=100, base=1000, layer=200, neuron=8, hidden=64)
+
+
+def prune(**values) -> PruneConfig:
+    return PruneConfig.model_validate({"target": {"width": 60, "depth": 8}, "align": 20, **values})
+
+
+def test_path_follows_the_order():
+    assert path(prune(), SIZES, (10, 100)) == [(10, 80), (10, 60), (9, 60), (8, 60)]
+    assert path(prune(order="layers-then-neurons"), SIZES, (10, 100)) == [(9, 100), (8, 100), (8, 80), (8, 60)]
+    assert path(prune(order="together"), SIZES, (10, 100)) == [(9, 80), (8, 60)]
+    assert path(prune(), SIZES, (10, 60)) == [(9, 60), (8, 60)]  # a later round
+    assert path(prune(), SIZES, (10, 70)) == [(10, 60), (9, 60), (8, 60)]  # from a width that is not aligned
+
+
+def test_together_removes_layers_where_no_neuron_goes():
+    only_layers = prune(target={"width": 100, "depth": 8}, order="together")
+    assert path(only_layers, SIZES, (10, 100)) == [(9, 100), (8, 100)]
+
+
+def test_places_are_nearest_to_the_probed_shares():
+    way = [(10, w) for w in range(99, 0, -1)]
+    found = places(way, SIZES, (10, 100))
+    assert [way[i][1] for i in found] == [41, 16, 1]  # 60, 85 and 100 % of 99
+    assert places(way[:1], SIZES, (10, 100)) == [0]
+
+
+def test_damages_are_linear_between_probes_and_never_fall():
+    way = [(10, 80), (10, 60), (10, 40), (10, 20)]
+    probes = [Probe(10, 60, SIZES.params(10, 60), 1.5), Probe(10, 20, SIZES.params(10, 20), 1.3)]
+    assert damages(way, SIZES, (10, 100), 1.0, probes) == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    probes[1] = Probe(10, 20, SIZES.params(10, 20), 2.5)
+    assert damages(way, SIZES, (10, 100), 1.0, probes) == pytest.approx([0.25, 0.5, 1.0, 1.5])
+
+
+def test_a_cut_that_helps_is_no_negative_damage():
+    way = [(10, 80), (10, 60)]
+    probes = [Probe(10, 80, SIZES.params(10, 80), 0.9), Probe(10, 60, SIZES.params(10, 60), 1.2)]
+    assert damages(way, SIZES, (10, 100), 1.0, probes) == pytest.approx([0.0, 0.2])
+
+
+def test_equal_damage_stops_where_a_round_s_share_is_done():
+    curve = [0.01, 0.05, 0.2, 0.6]
+    assert equal_damage(curve, 1) == 3
+    assert equal_damage(curve, 3) == 2  # 0.2 of 0.6
+    assert equal_damage(curve, 12) == 1  # 0.05
+    assert equal_damage([0.0, 0.0], 3) == 1  # nothing hurts: go all the way
+    assert equal_damage([0.0, 0.0, 0.0, 1.0], 4) == 2  # of equals the farthest
+
+
+def test_a_wished_number_of_rounds_is_made_also_where_nothing_hurts():
+    assert equal_damage([0.0] * 7, 3, exact=True) == 2  # three of seven places, then two and two
+    assert equal_damage([0.0, 0.0, 0.0, 0.0, 0.3], 4, exact=True) == 1  # else 3: one place left for three rounds
+    assert equal_damage([0.01, 0.05, 0.2, 0.6], 3, exact=True) == 1
+    assert equal_damage([0.0, 0.0], 3, exact=True) == 0
+    made, left, at = [], 6, -1
+    while left:  # all the way: six rounds, whatever the predictions
+        rest = [0.0] * (7 - at - 1)
+        at += 1 + equal_damage(rest, left, exact=True)
+        made.append(at)
+        left -= 1
+    assert made == [1, 2, 3, 4, 5, 6]
+
+
+def test_rounds_by_damage_tokens_and_limit():
+    assert rounds_for(0.9, 0.3, 10, 6) == 3
+    assert rounds_for(0.91, 0.3, 10, 6) == 4
+    assert rounds_for(0.9, 0.3, 2, 6) == 2
+    assert rounds_for(9.0, 0.3, 10, 6) == 6
+    assert rounds_for(0.0, 0.3, 0, 6) == 1
+
+
+def test_step_to_names_both_axes():
+    assert step_to(2, (10, 100), (9, 80)) == Step(2, 20, 1)
+
+
+def test_halved_keeps_the_alignment_and_ends():
+    assert halved(Step(3, 40, 0), 100, 20) == Step(3, 20, 0, 2)
+    assert halved(Step(3, 40, 0), 100, 8) == Step(3, 20, 0, 2)
+    assert halved(Step(3, 48, 0), 100, 8) == Step(3, 20, 0, 2)  # to 76, rounded up to 80
+    assert halved(Step(3, 20, 0), 100, 20) is None
+    assert halved(Step(3, 0, 4), 100, 8) == Step(3, 0, 2, 2)
+    assert halved(Step(3, 0, 1), 100, 8) is None
+    assert halved(Step(3, 16, 1, 2), 96, 8) == Step(3, 8, 0, 3)
+    assert halved(Step(3, 4, 0), 100, 8) is None  # from a width that is not aligned
+
+
+@pytest.mark.parametrize(
+    ("step", "axis"),
+    [(Step(2, 0, 1), "layers"), (Step(2, 8, 0, 3), "neurons"), (Step(2, 8, 1), "layers"), (Step(2, 16, 0), None),
+     (Step(2, 0, 2), None), (Step(2, 16, 1), None)],
+)  # fmt: skip
+def test_an_axis_is_closed_by_a_rejected_round_that_has_no_half(step, axis):
+    after = Done(step, 10 - step.layers, 96 - step.neurons, accepted=False)
+    assert closed([Done(Step(1, 4, 0), 10, 96), after], 8) == ({axis: step.name} if axis else {})
+    assert closed([Done(step, 10 - step.layers, 96 - step.neurons)], 8) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "shut", "wanted"),
+    [  # from 9 layers of 80 neurons, 8560 parameters; a layer of 80 holds 840, 10 neurons of 9 layers 720
+        ({"target": 0.6}, ["layers"], (9, 50)),  # 6600: 3800 left of 9 layers are 52.8 neurons
+        ({"target": 6600}, ["layers"], (9, 50)),
+        ({"target": 0.6}, ["neurons"], (6, 80)),  # 5600 are 6.7 layers
+        ({"target": 0.6, "layers": 2}, ["neurons"], (8, 80)),  # no more than the recipe lets go
+        ({"target": 0.6, "layers": [3, 7]}, ["neurons"], (8, 80)),
+        ({"target": 0.6, "layers": 0}, ["neurons"], (9, 80)),
+        ({"target": {"width": 60, "depth": 8}}, ["layers"], (9, 60)),  # no narrower than the recipe says
+        ({"target": {"width": 60, "depth": 8}}, ["neurons"], (8, 80)),
+        ({"target": {"width": 80, "depth": 8}}, ["layers"], (9, 80)),
+        ({"target": 0.28}, ["layers"], (9, 10)),  # 3080 would take width 3: as far as align goes
+        ({"target": 0.6}, ["layers", "neurons"], (9, 80)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together", "auto"])
+def test_what_is_left_when_an_axis_is_closed(values, shut, wanted, order):
+    if order == "auto" and ("layers" in values or isinstance(values["target"], dict)):
+        return  # refused by the recipe
+    asked = PruneConfig.model_validate({"align": 10, "order": order, **values})
+    assert remaining(asked, SIZES, (9, 80), [], 10) is asked
+    left = remaining(asked, SIZES, (9, 80), shut, 10)
+    before = [Done(Step(1, 20, 1), 9, 80)]
+    ahead = plan_ahead(left, SIZES, before)
+    assert ((ahead[-1].depth, ahead[-1].width) if ahead else (9, 80)) == wanted
+
+
+def test_protected_neurons_are_a_lower_end_too():
+    asked = PruneConfig(target=0.6, align=10)
+    assert remaining(asked, SIZES, (9, 80), ["layers"], 60).target == FinalShape(width=60, depth=9)
+
+
+def test_axis_candidates_take_the_same_share_and_never_more_layers_than_the_target():
+    half = PruneConfig.model_validate({"target": 0.6, "order": "auto", "align": 4})
+    # 11000 -> 6600: 4400 to go. In four rounds 1100 each: 13.75 neurons of 80 -> width 84; one layer of 1000.
+    assert axis_candidates(half, SIZES, (10, 100), 4) == [(10, 84), (9, 100)]
+    # In one round: 55 neurons -> 44 (rounded down to 4s), four layers of 1000 (a fifth would go beyond); or both:
+    # one layer, and (6600 - 1000 - 9 * 200) / (9 * 8) = 52.8 neurons left.
+    assert axis_candidates(half, SIZES, (10, 100), 1) == [(10, 44), (6, 100), (9, 52)]
+
+
+def test_the_last_round_may_take_both_around_a_quarter_of_the_width():
+    low = PruneConfig.model_validate({"target": 4200, "order": "auto", "align": 4})  # 3200 for the layers
+    # eight layers leave 25.0 neurons, in fours 24: below the quarter (25); seven leave 32, six 40
+    mixed = [(8, 24), (7, 32), (6, 40)]
+    assert axis_candidates(low, SIZES, (10, 100), 1) == [(10, 12), (4, 100), *mixed]
+    assert axis_candidates(low, SIZES, (10, 100), 2) == [(10, 56), (7, 100)]
+
+
+def test_cheapest_is_the_least_loss_for_what_is_saved():
+    a, b = Probe(10, 84, 9720, 1.2, saved=100), Probe(9, 100, 10000, 1.3, saved=200)
+    assert cheapest([a, b], 1.0) is b  # 0.002 against 0.0015
+    assert cheapest([a, b], 1.19) is a  # 0.0001 against 0.00055
+    harmless = Probe(9, 100, 10000, 0.9, saved=50)
+    assert cheapest([harmless, b], 1.0) is harmless
+    assert cheapest([Probe(9, 100, 1, 1.0, saved=0.0), a], 1.0) is a  # what saves nothing is never cheapest
+
+
+@pytest.mark.parametrize(("target", "wanted"), [(0.6, 6600), (7000, 7000)])
+def test_target_params(target, wanted):
+    assert target_params(PruneConfig(target=target), SIZES) == wanted
+    assert target_params(PruneConfig(target=FinalShape(width=50, depth=8), align=10), SIZES) == SIZES.params(8, 50)
+
+
+def test_the_last_sliver_goes_by_neurons_where_no_layer_fits():
+    half = PruneConfig.model_validate({"target": 0.6, "order": "auto", "align": 4})
+    assert SIZES.params(10, 48) == 6840  # 240 above the target; a layer holds 584
+    assert axis_candidates(half, SIZES, (10, 48), 1) == [(10, 44)]
