@@ -15,6 +15,7 @@ from tests.tiny import brief_folder, tiny_folder
 from tests.tiny_run import rows, tiny_recipe
 
 from prunetune.cli import app as cli
+from prunetune.cli.options import parse_data
 from prunetune.common import units as human
 from prunetune.tasks.sandbox.program import why_not
 
@@ -62,7 +63,7 @@ def test_help_answers_in_a_second():
 
 
 def test_every_command_has_help(capsys):
-    names = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
+    names = list(cli.COMMANDS)
     assert {"run", "inspect", "score", "plan", "apply", "tune", "generate", "eval", "report", "compare"} <= set(names)
     for name in names:
         code, out, _ = call(capsys, name, "--help")
@@ -449,7 +450,7 @@ def test_parse_data(tmp_path, monkeypatch):
         "demo": "demo", "generator:gsm_symbolic": "generator", "preset:math-cot": "preset", "rows.jsonl": "file",
         "here": "file", "$X/train.parquet": "file", "openai/gsm8k": "hub",
     }  # fmt: skip
-    assert {k: cli.parse_data(k)["type"] for k in kinds} == kinds
+    assert {k: parse_data(k)["type"] for k in kinds} == kinds
 
 
 def test_console_script_is_installed():

@@ -1,0 +1,70 @@
+"""What the commands share: options that mean the same everywhere, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunetune.errors import RecipeError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Model = Annotated[str, typer.Argument(help="demo, a folder, a .gguf file, package:NAME, or a hub name.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data", "-d", help="FILE (JSONL, JSON, Parquet, text), generator:NAME, preset:NAME, demo, or a hub name."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def emit(as_json: bool, value: Any, text: str = "") -> None:
+    """JSON for machines, text for people."""
+    if as_json:
+        print(json.dumps(value, indent=2, default=str))
+    elif text:
+        print(text)
+
+
+def quiet_libraries() -> None:
+    """Libraries say only what a user must act on."""
+    import datasets
+    import transformers
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
+    """`--data` as a data source of a recipe."""
+    kind, _, name = text.partition(":")
+    if text == "demo":
+        return {"type": "demo", "size": 20000, "seed": seed}
+    if kind == "generator" and name:
+        return {"type": "generator", "name": name, "size": 5000, "seed": seed}
+    if kind == "preset" and name:
+        return {"type": "preset", "name": name}
+    path = Path(os.path.expandvars(text)).expanduser()
+    if (
+        path.exists()
+        or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw")
+        or text.startswith(("/", ".", "~", "$"))
+    ):
+        return {"type": "file", "path": text}
+    return {"type": "hub", "name": text}
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """`--data NAME=PATH` of an evaluation."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise RecipeError("data of a task have its name in front", value=text, valid="NAME=PATH", fix=f"gsm8k={text}")
+    return name, path

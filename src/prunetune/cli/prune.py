@@ -1,0 +1,110 @@
+"""One prune by hand: `score`, `plan`, `apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, parse_data, quiet_libraries
+from prunetune.common.progress import Watch
+from prunetune.errors import RecipeError
+
+
+def score(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scores file to write.")],
+    data: Data,
+    criterion: Annotated[str, typer.Option(help="Neuron criterion.")] = "contribution",
+    reduce: Annotated[str, typer.Option(help="Reduction over tokens: mean, rms, max, q99.")] = "mean",
+    layer_criterion: Annotated[str, typer.Option(help="Layer criterion: l2, relative, cosine.")] = "l2",
+    samples: Annotated[int, typer.Option(help="Sequences to score.")] = 256,
+    max_length: Annotated[int, typer.Option(help="Longer sequences are cut.")] = 1024,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
+    from prunetune.pruning.criteria import criterion as find
+    from prunetune.pruning.criteria import layer_criterion as find_layer
+
+    find(criterion), find_layer(layer_criterion)
+    quiet_libraries()
+    from prunetune.cli.commands import score_file
+
+    scores = score_file(
+        model,
+        [parse_data(d, seed) for d in data],
+        out,
+        criterion=criterion,
+        reduce=reduce,
+        layer_criterion=layer_criterion,
+        samples=samples,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        watch=Watch(),
+    )
+    layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
+    emit(
+        as_json,
+        {"out": str(out), "tokens": scores.tokens, "layers": scores.layers.tolist(), "criterion": scores.criterion},
+        f"{scores.tokens:,} tokens scored into {out}\nlayers, most redundant first: {', '.join(map(str, layers))}",
+    )
+
+
+def plan(
+    scores: Annotated[Path, typer.Argument(help="Scores file of `prunetune score`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Plan (JSON) to write.")],
+    neurons: Annotated[int, typer.Option(min=0, help="Neurons that every layer loses.")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="Layers that go.")] = 0,
+    protect: Annotated[Path | None, typer.Option(help="Scores on a corpus whose neurons stay.")] = None,
+    protect_share: Annotated[float, typer.Option(min=0, max=1, help="Top share that stays.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Decide what goes: a reviewable JSON file."""
+    from prunetune.pruning.plan import make_plan
+    from prunetune.pruning.scores import Scores
+
+    found = Scores.read(scores)
+    guarded = Scores.read(protect).neurons.tolist() if protect else None
+    if not neurons and not layers:
+        raise RecipeError("this plan would remove nothing", valid="--neurons N and/or --layers N")
+    made = make_plan(
+        found.neurons.tolist(),
+        found.layers.tolist(),
+        found.model_sha,
+        n_neurons=neurons,
+        n_layers=layers,
+        protected=guarded,
+        protect_share=protect_share if protect else 0.0,
+    )
+    made.write(out)
+    emit(
+        as_json,
+        made.model_dump(mode="json"),
+        f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}: {out}",
+    )
+
+
+def apply(
+    plan: Annotated[Path, typer.Argument(help="Plan of `prunetune plan`.")],
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Cut a model as a plan says, streaming from shards to shards."""
+    from prunetune.pruning.plan import PrunePlan
+
+    read = PrunePlan.read(plan)
+    from prunetune.models.folders import resolve_model
+    from prunetune.pruning.apply import apply_on_disk
+
+    with Watch().bar("apply") as bar:
+        apply_on_disk(resolve_model(model), read, out, progress=bar)
+    emit(
+        as_json,
+        {"out": str(out), "depth": read.new_depth, "width": read.new_width},
+        f"{read.new_depth} layers, width {read.new_width}: {out}",
+    )

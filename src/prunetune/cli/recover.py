@@ -1,0 +1,100 @@
+"""One recovery by hand: `tune`, and `generate`, which makes data for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, parse_data, quiet_libraries
+from prunetune.common.progress import Watch
+
+
+def tune(
+    method: Annotated[str, typer.Argument(help="cpt, sft, distill or grpo.")],
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    data: Data,
+    config: Annotated[Path | None, typer.Option(help="YAML with the method's settings.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget in examples.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task whose verifier rewards (grpo).")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher model (distill).")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Recover (or teach) a model with one method; killed and started again, it continues."""
+    from prunetune.cli.commands import method_of, tune_model
+
+    chosen = method_of(method, config, tokens=tokens, samples=samples)
+    quiet_libraries()
+    result = tune_model(
+        chosen,
+        model,
+        out,
+        [parse_data(d, seed) for d in data],
+        task=task,
+        teacher=teacher,
+        launcher=launcher,
+        seed=seed,
+        device=device,
+        watch=Watch(),
+    )
+    emit(
+        as_json,
+        result.to_json(),
+        f"{result.samples:,} examples, {result.tokens:,} tokens in {result.seconds:.0f} s "
+        f"({result.tokens_per_s:,.0f} tokens/s; {result.truncated} examples cut): {out}",
+    )
+
+
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="JSONL file to write: {question, answer} rows, data for a recipe.")],
+    data: Data,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="Task whose verifier judges; default: the one of the data.")
+    ] = None,
+    verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
+    samples_per_question: Annotated[int, typer.Option(min=1, help="Answers sampled for each question.")] = 4,
+    keep: Annotated[int, typer.Option(min=1, help="Different right answers kept of a question, shortest first.")] = 1,
+    n: Annotated[int | None, typer.Option(min=1, help="Questions; default: all.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """A model's own verified answers as recovery data; killed and started again, it continues."""
+    from prunetune.cli.commands import judge_of, sample_traces
+
+    sources = [parse_data(d, seed) for d in data]
+    judge = judge_of(task, verifier, data, sources)
+    quiet_libraries()
+    made = sample_traces(
+        model,
+        out,
+        sources,
+        judge,
+        seed=seed,
+        n=n,
+        device=device,
+        watch=Watch(),
+        per_question=samples_per_question,
+        keep=keep,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    emit(
+        as_json,
+        {"out": str(out), **vars(made)},
+        f"{made.kept:,} verified answers to {made.solved:,} of {made.questions:,} questions "
+        f"({made.correct:.0%} of the samples were right): {out}",
+    )

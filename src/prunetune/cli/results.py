@@ -1,0 +1,62 @@
+"""What is done with a finished run: `report`, `compare`, `check`, `push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunetune.cli.options import Json, emit
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
+    """Write report.md, report.html and figures/ of a run anew."""
+    from prunetune.report.write import write_report
+
+    write_report(run)
+    emit(as_json, {"report": str(run / "report.html")}, f"{run / 'report.md'}\n{run / 'report.html'}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; RUN/control is one too.")],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or json.")] = "text",
+    figure: Annotated[Path | None, typer.Option(help="Also write the accuracy-against-size plot (SVG) here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The paper's Table 1 for any runs, with paired tests on the same questions."""
+    from prunetune.report.compare import compare as compare_runs
+
+    found = compare_runs(runs)
+    if figure is not None:
+        found.write_figure(figure)
+    print(found.render("json" if as_json else form))
+
+
+def check(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
+    """Does RUN/final work where people will use it? One line a consumer."""
+    from prunetune.publish.check import check as check_run
+
+    lines = check_run(run)
+    words = {True: "yes", False: "no", None: "not installed"}
+    emit(
+        as_json,
+        [{"name": x.name, "ok": x.ok, "reason": x.reason} for x in lines],
+        "\n".join(f"{x.name:<28}{words[x.ok]:<14}{x.reason}" for x in lines),
+    )
+    if any(x.ok is False for x in lines):
+        raise typer.Exit(1)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    repo: Annotated[str, typer.Argument(help="Hub repository, OWNER/NAME.")],
+    upload: Annotated[bool, typer.Option("--upload", help="Upload; without it, only say what would be.")] = False,
+    private: Annotated[bool, typer.Option("--private/--public", help="Visibility of a new repository.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Publish RUN/final on the hub. A dry run unless --upload is given."""
+    from prunetune.publish.push import push as push_run
+
+    done = push_run(run, repo, dry_run=not upload, private=private)
+    emit(as_json, done.to_json(), done.text())
