@@ -158,7 +158,7 @@ def test_demo_model_solves_fresh_problems(shipped: PreTrainedTokenizerFast) -> N
 
 def test_card_states_command_and_accuracy() -> None:
     card = (DEMO_MODEL / "README.md").read_text(encoding="utf-8")
-    assert "python studies/train_demo_model.py" in card
+    assert "python studies/train/train_demo_model.py" in card
     percent = re.search(r"\*\*([\d.]+)%\*\*", card)
     assert percent is not None
     assert float(percent[1]) >= 95

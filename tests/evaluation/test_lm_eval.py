@@ -54,7 +54,7 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_sample_equals_lm_evals_own(model: Path, gsm8k: Path, tmp_path: Path) -> None:
-    """The oracle reads the same files through a YAML written by hand. (The command: studies/same_as_lm_eval.py.)"""
+    """The oracle reads the same files through a YAML written by hand. (The command: studies/lib/same_as_lm_eval.py.)"""
     out = tmp_path / "ours"
     (result,) = evaluate_with_harness(
         model, ["gsm8k"], data={"gsm8k": str(gsm8k)}, limit=4, shots=2, batch_size=2, dtype="float32", out=out

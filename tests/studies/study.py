@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cells import Grid, sha_of
 from tests.tiny import tiny_folder
 from tests.tiny_run import rows
-
-from cells import Grid, sha_of
 
 JUDGE = """
 from zlib import crc32
@@ -83,13 +81,12 @@ def invented_study(
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump({**grid, **changes}, sort_keys=False))
     found = Grid.read(folder)
-    (folder / "records" / "questions").mkdir(parents=True)
     for cell in found.cells():
         if cell.name == leave_out:
             continue
         draw = random.Random(cell.name)
         ids = [f"q{30 * cell.seed + i}" for i in range(questions)]
-        (found.records / "questions" / f"{sha_of(ids)}.json").write_text(json.dumps(ids))
+        found.records.put(f"questions/{sha_of(ids)}", ids)
 
         def measured(
             p: float, loss: float, ids: list[str] = ids, draw: random.Random = draw, params: int = 1000
@@ -107,5 +104,5 @@ def invented_study(
             "rounds": [measured(0.9, 0.2, params=800) | {"verdict": {"accepted": True}}], "decisions": {},
             "params_ratio": cell.size - 0.004,
         }  # fmt: skip
-        (found.records / f"{cell.name}.json").write_text(json.dumps(record))
+        found.records.put(cell.name, record)
     return found

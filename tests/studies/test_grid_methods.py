@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 
+import grid as runner
 import pytest
 import yaml
-from tests.studies.study import invented_study, tiny_study
-
-import grid as runner
 from cells import Grid, GridError, sha_of
 from from_scratch import llama
 from paired import t_interval
+from results import Results
+from tables import decide, readme, write
+from tests.studies.study import invented_study, tiny_study
+
 from prunetune import Recipe
 from prunetune.baselines.full_model import full_model_run
 from prunetune.baselines.sliced_cost import kept_for, sliced_cost
 from prunetune.baselines.slicegpt_run import slicegpt_run
 from prunetune.common.progress import Watch
 from prunetune.schedule.target import Sizes, final_shape
-from results import Results
-from tables import decide, readme, write
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -149,7 +148,7 @@ def test_accuracy_by_round_equals_direct_computation(tmp_path):
     assert found.measured == f"{100 * fmean(gains):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     assert found.verdict == "held" and "after round 1" in found.text
     records[0]["rounds"][0]["evals"][0]["n"] = 3
-    (study.records / f"{records[0]['cell']}.json").write_text(json.dumps(records[0]))
+    study.records.put(records[0]["cell"], records[0])
     with pytest.raises(GridError, match="answered 3 of 60"):
         decide(Results.read(study), study.claims[0])
 

@@ -6,14 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-
 from cells import Grid
 from results import Results
 from tables import readme
 from verdicts import PAGE, filled, section
 
 STUDIES = Path(__file__).parents[2] / "studies"
-MEASURED = sorted(p.parent.parent for p in STUDIES.glob("[0-9]*/records/questions"))
+MEASURED = sorted(p.parent for p in STUDIES.glob("[0-9]*/records.jsonl"))
 MEASURED = [p for p in MEASURED if (p / "grid.yaml").is_file()]
 
 
@@ -22,7 +21,7 @@ MEASURED = [p for p in MEASURED if (p / "grid.yaml").is_file()]
 def test_a_studys_page_is_made_from_its_records(study):
     grid = Grid.read(study)
     assert (study / "README.md").read_text() == readme(Results.read(grid)), f"run {study}/tables"
-    assert section(grid) in PAGE.read_text(), "run studies/verdicts.py"
+    assert section(grid) in PAGE.read_text(), "run studies/lib/verdicts.py"
 
 
 def test_the_results_page_has_every_study_once():
@@ -34,6 +33,6 @@ def test_the_results_page_has_every_study_once():
 
 
 def test_a_stale_page_is_seen(tmp_path):
-    page = f"a {PAGE.read_text().partition('##')[0]}<!-- verdicts: made by studies/verdicts.py -->STALE<!-- end of verdicts -->z"
+    page = f"a {PAGE.read_text().partition('##')[0]}<!-- verdicts: made by studies/lib/verdicts.py -->STALE<!-- end of verdicts -->z"
     made = filled(page, tmp_path)
     assert made != page and made.endswith("<!-- end of verdicts -->z") and "STALE" not in made

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 
 from traces import LARGEST, LINES, traces
 

@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 import programs as study
+import pytest
 from programs import STEPS, checks, neighbours, programs, values
+
 from prunetune.tasks.registry import TaskConfig, build_task
 from prunetune.tasks.sandbox import program as sandbox
 

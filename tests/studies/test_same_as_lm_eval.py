@@ -12,7 +12,7 @@ from tests.tiny import brief_folder
 from tests.tiny_run import rows
 
 pytest.importorskip("lm_eval")
-STUDY = Path(__file__).parents[2] / "studies" / "same_as_lm_eval.py"
+STUDY = Path(__file__).parents[2] / "studies" / "lib" / "same_as_lm_eval.py"
 
 
 @pytest.mark.slow

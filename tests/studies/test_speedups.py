@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import speedups
+from records import Records
 from speedup_tables import Device, write
 from speedups import SMOLLM2_135M, build, promised, shapes
 
@@ -41,10 +41,11 @@ def test_repetitions_are_measured_once_and_never_mixed(tmp_path, capsys):
     path.write_text(json.dumps(CONFIG))
     call = [str(tmp_path), "--config", str(path), "--prompt", "6", "--new", "2", "--timings", "1", "--threads", "1"]
     assert speedups.main([*call, "--repeats", "1"]) == 0
-    first = (tmp_path / "records" / "cpu-1" / "0.json").read_bytes()
+    records = Records(tmp_path / "records.jsonl")
+    first = records.get("cpu-1/0")
     assert speedups.main([*call, "--repeats", "2"]) == 0
-    assert (tmp_path / "records" / "cpu-1" / "0.json").read_bytes() == first
-    device = Device.read(tmp_path / "records" / "cpu-1")
+    assert records.get("cpu-1/0") == first
+    device = Device.read(tmp_path, "cpu-1")
     assert [r["repetition"] for r in device.repetitions] == [0, 1]
     assert set(device.shapes) == set(shapes(CONFIG))
     assert all(s["prefill_ms"] > 0 and s["decode_ms_per_token"] > 0 for s in device.shapes.values())
@@ -53,7 +54,7 @@ def test_repetitions_are_measured_once_and_never_mixed(tmp_path, capsys):
     assert "1 timings" in write(tmp_path).read_text()
 
 
-def invented(folder: Path, arrived: dict[str, float]) -> None:
+def invented(study: Path, arrived: dict[str, float]) -> None:
     """Records in which a share of the promised saving arrives: by axis, a little more in each repetition."""
     found = shapes(SMOLLM2_135M)
     costs = {n: promised(SMOLLM2_135M, *s, 128, 32, 1) for n, s in found.items()}
@@ -79,12 +80,11 @@ def invented(folder: Path, arrived: dict[str, float]) -> None:
         }
         record = {"setting": setting, "repetition": repetition, "load_before": 0.1, "seconds": 1.0, "torch": "2",
                   "transformers": "5", "shapes": measured}  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{repetition}.json").write_text(json.dumps(record))
+        Records(study / "records.jsonl").put(f"cpu-2/{repetition}", record)
 
 
 def test_the_page_equals_what_the_records_were_made_from(tmp_path):
-    invented(tmp_path / "records" / "cpu-2", {"width": 0.95, "depth": 0.7, "both": 0.88})
+    invented(tmp_path, {"width": 0.95, "depth": 0.7, "both": 0.88})
     page = write(tmp_path).read_text()
     assert "| prefill | width alone | 97 % [95 %, 99 %] | **held** |" in page
     assert "| prefill | depth alone | 72 % [70 %, 74 %] | **did not hold** |" in page

@@ -24,7 +24,7 @@ IGNORED = -100
 """Label of a position that does not count (PyTorch's and Hugging Face's convention)."""
 
 CHUNK_BYTES = 128 * 1024 * 1024
-"""Size of one chunk of fp32 logits on CPU; see studies/performance/loss_head.py."""
+"""Size of one chunk of fp32 logits on CPU; see studies/speed/loss_head.py."""
 
 Term = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(capped fp32 logits of a chunk, its first token) -> (sum of the loss, its gradient with respect to those logits)."""
