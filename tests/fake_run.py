@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 from prunetune.common.stats import stderr
 from prunetune.models.cost import cost_of
 from prunetune.pruning.plan import PrunePlan
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.summary import Summary
 
 DEPTH, WIDTH, HIDDEN, VOCAB = 8, 96, 64, 140
 TASKS = {"demo": 240, "gsm_symbolic": 120}
@@ -221,6 +224,12 @@ def fake_run(path: Path, *, tasks: dict[str, int] | None = None, control: bool =
         }
         _write(path / "summary.json", summary)
     return path
+
+
+def summed(run: RunRecord, *, bare: bool = False, **changes: Any) -> RunRecord:
+    """The run with other values in its summary; `bare`: with those alone."""
+    before = {} if bare else run.summary.to_json()
+    return replace(run, summary=Summary.model_validate({**before, **changes}))
 
 
 def add_perplexity(path: Path, start: float = 1234.0) -> Path:

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from tests.fake_run import add_perplexity, fake_run
 
 from prunetune.report.card import card_metadata, front_matter, hub_name, model_card
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from prunetune.report.compare import compare
 from prunetune.report.pairs import read_samples
 from prunetune.report.question_cost import question_cost, stage_cost
 from prunetune.report.speed import Speedup
-from prunetune.runs.records import read_run
+from prunetune.runs.reading import read_run
 
 
 @pytest.fixture(scope="module")

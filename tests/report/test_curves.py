@@ -10,7 +10,7 @@ from tests.fake_run import fake_run
 from prunetune.common.stats import stderr
 from prunetune.report.curves import curve_of
 from prunetune.report.figures.plots import by_round, by_size
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.fake_run import fake_run
+from tests.fake_run import fake_run, summed
 
 from prunetune.common import units as human
 from prunetune.report.headline import Row, control_name, control_note, headline
 from prunetune.report.pairs import read_samples
 from prunetune.report.question_cost import question_cost, stage_cost
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +47,28 @@ def test_flops_by_question_and_by_token(run) -> None:
 
 def test_a_control_known_from_the_summary_alone(run) -> None:
     alone = replace(run, control=None)
-    said = alone.summary["control"]
+    said = alone.summary.control
+    assert said is not None
     assert control_name(alone) == "pruned once"
     assert control_note(alone) == "same recovery tokens"
-    assert _rows(alone)["accuracy, demo, n = 240"].control == f"{100 * said['accuracy']['demo']:.1f} %"
+    assert _rows(alone)["accuracy, demo, n = 240"].control == f"{100 * said.accuracy['demo'].final:.1f} %"
 
 
 def test_the_control_may_have_spent_more(run) -> None:
-    summary = run.summary | {"control": run.summary["control"] | {"recovery_tokens": 2 * 81920}}
-    assert control_note(replace(run, control=None, summary=summary)) == "2.00 × the recovery tokens"
+    control = run.summary["control"] | {"recovery_tokens": 2 * 81920}
+    assert control_note(summed(replace(run, control=None), control=control)) == "2.00 × the recovery tokens"
 
 
 def test_no_control(run) -> None:
-    alone = replace(run, control=None, summary={})
+    alone = summed(replace(run, control=None), bare=True)
     assert control_name(alone) is None
     assert control_note(alone) == ""
     assert not [r for r in _rows(alone) if r.startswith(("speed-up", "prefill"))]
 
 
 def test_a_speed_up_within_the_noise_is_called_so(run) -> None:
-    latency = {n: dict(t) | {"decode_iqr_ms": 1.0, "repeats": 5} for n, t in run.summary["latency"].items()}
-    rows = _rows(replace(run, summary=run.summary | {"latency": latency}))
+    latency = {n: t | {"decode_iqr_ms": 1.0, "repeats": 5} for n, t in run.summary["latency"].items()}
+    rows = _rows(summed(run, latency=latency))
     row = rows["speed-up, decode"]
     assert row.final == "1.21× (0.60–2.56, not distinguishable from 1)"
     assert row.control.startswith("1.21× (1.") and "not distinguishable" not in row.control
@@ -77,7 +78,6 @@ def test_throughput_at_a_fixed_batch(run) -> None:
     timed = {"prefill_ms": 8.0, "prefill_iqr_ms": 0.0, "decode_ms_per_token": 4.0, "decode_iqr_ms": 0.0, "new_tokens": 32, "prompt_tokens": 128,
              "batch": 8, "repeats": 5}  # fmt: skip
     many = {"original": {**timed, "tokens_per_s": 1000.0}, "final": {**timed, "tokens_per_s": 1500.0}}
-    summary = run.summary | {"latency": run.summary["latency"] | {"batched": many}, "speedup": {"throughput": 1.5}}
-    rows = _rows(replace(run, summary=summary))
+    rows = _rows(summed(run, latency=run.summary["latency"] | {"batched": many}, speedup={"throughput": 1.5}))
     assert rows["throughput, batch 8"] == Row("throughput, batch 8", "1,000 tokens/s", "1,500 tokens/s", "1.500", "–")
     assert rows["speed-up, throughput"].final == "1.50× (1.50–1.50)"

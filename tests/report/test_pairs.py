@@ -6,7 +6,7 @@ from tests.fake_run import fake_run
 from prunetune.common.stats import Paired
 from prunetune.errors import BadCheckpoint
 from prunetune.report.pairs import Sample, read_samples, side_by_side
-from prunetune.runs.records import read_run
+from prunetune.runs.reading import read_run
 
 
 def test_samples(tmp_path) -> None:

@@ -8,7 +8,7 @@ from tests.fake_run import config, fake_run
 from prunetune.models.cost import cost_of
 from prunetune.report.pairs import Sample, read_samples
 from prunetune.report.question_cost import question_cost, stage_cost
-from prunetune.runs.records import read_run
+from prunetune.runs.reading import read_run
 
 
 def _sample(prompt: int | None, new: int | None) -> Sample:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from typing import Any
 
 import pytest
-from tests.fake_run import fake_run
+from tests.fake_run import fake_run, summed
 
 from prunetune.report.speed import Speedup, speedup
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def timed(prefill: float, prefill_iqr: float, decode: float, decode_iqr: float, 
 
 
 def with_latency(run: RunRecord, old: dict[str, Any], new: dict[str, Any], **speeds: Any) -> RunRecord:
-    return replace(run, summary=run.summary | {"latency": {"original": old, "final": new}, "speedup": speeds})
+    return summed(run, latency={"original": old, "final": new}, speedup=speeds)
 
 
 def test_prefill_and_decode_by_hand(run: RunRecord) -> None:
@@ -47,14 +46,15 @@ def test_a_question_weighs_prefill_and_decoding_by_its_own_lengths(run: RunRecor
 def test_throughput_has_its_own_timings(run: RunRecord) -> None:
     found = with_latency(run, timed(1, 9, 1, 9), timed(1, 9, 1, 9), throughput=2.0)
     assert speedup(found, "throughput") == Speedup(2.0), "no spread of it was recorded"
-    found.summary["latency"]["batched"] = {"original": timed(10, 0, 1, 0), "final": timed(5, 1, 1, 0.1)}
+    many = {"original": timed(10, 0, 1, 0), "final": timed(5, 1, 1, 0.1)}
+    found = summed(found, latency=found.summary["latency"] | {"batched": many})
     b = (1 + 10 * 0.1) / 2 / (5 + 10)
     assert speedup(found, "throughput") == Speedup(2.0, pytest.approx(2 / (1 + b)), pytest.approx(2 / (1 - b)), 5)
 
 
 def test_what_is_not_known_is_not_judged(run: RunRecord) -> None:
     assert speedup(run, "nothing") is None and speedup(run, "demo", "nothing") is None
-    assert speedup(replace(run, summary={"speedup": {"decode": 1.2}}), "decode") == Speedup(1.2)
+    assert speedup(summed(run, bare=True, speedup={"decode": 1.2}), "decode") == Speedup(1.2)
     once = with_latency(run, timed(2, 0, 2, 0, repeats=1), timed(1, 0, 1, 0, repeats=1), decode=2.0)
     assert speedup(once, "decode").text() == "2.00× (timed once: spread unknown)"
     wild = with_latency(run, timed(2, 0, 2, 0), timed(1, 0, 1, 3), decode=2.0)

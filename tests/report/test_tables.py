@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.fake_run import fake_run
+from tests.fake_run import fake_run, summed
 
 from prunetune.report.tables import leaks, rounds, spent, truncation
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_spent_adds_up(run) -> None:
     ],
 )
 def test_leaks(run, found, said) -> None:
-    table, note = leaks(RunRecord(run.path, run.original, run.stages, {"leaks": found}))
+    table, note = leaks(summed(run, leaks=found))
     assert said in note
     assert len(table.rows) == len(found or {})
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.fake_run import fake_run
+from tests.fake_run import fake_run, summed
 
 from prunetune.report.view import view
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
+from prunetune.runs.records import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,14 @@ def test_the_sentence_is_the_records(run) -> None:
 
 
 def test_the_sentence_says_why_a_search_ended(run) -> None:
-    kept = {**run.summary, "promise": {"wanted": 0.9, "kept": True, "why": "so"}}
-    assert view(replace(run, summary=kept)).sentence.endswith(". stop_at 90.0 % is kept.")
+    promise = {"wanted": 0.9, "kept": True, "why": "so"}
+    kept = summed(run, promise=promise)
+    assert view(kept).sentence.endswith(". stop_at 90.0 % is kept.")
     half = run.original.cost.model_copy(update={"params": run.original.params // 2})
-    undone = run.stages[-1].model_copy(update={"cost": half, "verdict": {"accepted": False, "why": "less"}})
-    searched = view(replace(run, summary=kept, stages=(*run.stages, undone))).sentence
+    undone = run.stages[-1].model_copy(update={"cost": half, "verdict": Verdict(accepted=False, why="less")})
+    searched = view(replace(kept, stages=(*run.stages, undone))).sentence
     assert searched.endswith("as small as stop_at 90.0 % allows: the next step tried, to 50.0 %, was undone.")
-    broken = {**kept, "promise": {**kept["promise"], "kept": False}}
-    assert view(replace(run, summary=broken)).sentence == view(run).sentence
+    assert view(summed(run, promise=promise | {"kept": False})).sentence == view(run).sentence
 
 
 def test_bars_are_shares_of_the_original(run) -> None:
@@ -58,9 +59,8 @@ def test_bars_are_shares_of_the_original(run) -> None:
 
 
 def test_nothing_removed(run) -> None:
-    summary = {"final": {"name": "original"}}
-    assert view(replace(run, summary=summary)).sentence == "Nothing was removed."
-    assert view(replace(run, summary={}, stages=())).sentence == "No stage is finished yet."
+    assert view(summed(run, bare=True, final={"index": 0, "name": "original"})).sentence == "Nothing was removed."
+    assert view(summed(replace(run, stages=()), bare=True)).sentence == "No stage is finished yet."
 
 
 def test_the_final_model_is_paired_with_original_and_control(run) -> None:
@@ -74,8 +74,8 @@ def test_the_final_model_is_paired_with_original_and_control(run) -> None:
 
 def test_what_is_missing_is_said(run) -> None:
     assert view(run).missing == ()
-    bare = view(replace(run, control=None, summary={"final": run.summary["final"]})).missing
+    bare = view(summed(replace(run, control=None), bare=True, final=run.summary["final"])).missing
     words = ("control", "Speed", "environment")
     assert len(bare) == len(words)
     assert all(any(word in m for m in bare) for word in words)
-    assert "not finished" in view(replace(run, summary={})).missing[0]
+    assert "not finished" in view(summed(run, bare=True)).missing[0]

@@ -12,7 +12,7 @@ from tests.fake_run import add_perplexity, fake_run
 
 from prunetune.errors import MissingPath
 from prunetune.report.write import write_report
-from prunetune.runs.records import read_run
+from prunetune.runs.reading import read_run
 
 
 @pytest.fixture(scope="module")

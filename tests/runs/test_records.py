@@ -7,7 +7,9 @@ import pytest
 from tests.fake_run import TASKS, fake_run
 
 from prunetune.errors import BadCheckpoint, MissingPath
-from prunetune.runs.records import read_run
+from prunetune.runs.reading import read_run
+from prunetune.runs.records import FULL, EvalRecord, FullRecord, StageRecord
+from prunetune.runs.summary import Summary
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,32 @@ def test_a_broken_record_is_named(tmp_path, content) -> None:
     (at / "stage.json").write_text(content)
     with pytest.raises(BadCheckpoint, match=r"stage\.json"):
         read_run(tmp_path / "run")
+
+
+def test_what_is_read_is_written_again(folder) -> None:
+    """Nothing is lost and nothing is added: the same keys, the same nulls, keys of another version too."""
+    for file in [*folder.glob("*/stage.json"), *folder.glob("control/*/stage.json")]:
+        value = {**json.loads(file.read_text()), "of_a_newer_version": [1]}
+        assert json.loads(json.dumps(StageRecord.model_validate(value).to_json())) == value
+    value = json.loads((folder / "summary.json").read_text())
+    del value["control"]["accuracy"]  # a bare number is read as the final figure
+    assert json.loads(json.dumps(Summary.model_validate(value).to_json())) == value
+
+
+def test_a_stage_that_does_not_say_what_is_needed_is_named() -> None:
+    bare = StageRecord(index=0, name="original")
+    assert (bare.accepted, bare.why, bare.mean_accuracy) == (True, "", -1.0)
+    for needed in (lambda: bare.place, lambda: bare.loss):
+        with pytest.raises(BadCheckpoint, match="does not say"):
+            needed()
+
+
+def test_the_final_models_figures_on_all_questions_take_the_place_of_the_rounds(tmp_path) -> None:
+    at = fake_run(tmp_path / "run") / "04-layers-2"
+    e = EvalRecord(task="demo", value=0.5, n=999)
+    (at / FULL).write_text(json.dumps(FullRecord(evals=(e,), flops={"demo": 7.0}).to_json()))
+    stage = read_run(tmp_path / "run").stages[-1]
+    assert (stage.evals, stage.cost.flops, stage.cost.params) == ((e,), {"demo": 7.0}, stage.params)
 
 
 def test_no_run(tmp_path) -> None:

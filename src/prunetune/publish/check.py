@@ -23,7 +23,7 @@ from typing import Any
 from prunetune.errors import MissingPath
 from prunetune.models.folders import check_model_folder
 from prunetune.report.pairs import read_samples
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 TIMEOUT_S = 900
 NEW_TOKENS = 32

@@ -16,7 +16,7 @@ from prunetune.common import units as human
 from prunetune.errors import MissingExtra, MissingPath, NotWritable, RecipeError
 from prunetune.models.folders import check_model_folder
 from prunetune.report.card import model_card
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 FIGURES = ("accuracy-size",)
 

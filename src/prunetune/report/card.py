@@ -12,7 +12,8 @@ from prunetune.common import units as human
 from prunetune.models.folders import DEMO_MODEL
 from prunetune.report.render import render
 from prunetune.report.view import model_name, view
-from prunetune.runs.records import EvalRecord, RunRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import EvalRecord
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

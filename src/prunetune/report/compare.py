@@ -20,7 +20,8 @@ from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.report.pairs import Sample, read_samples, side_by_side
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
 from prunetune.report.speed import Speedup, speedup
-from prunetune.runs.records import EvalRecord, RunRecord, StageRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
+from prunetune.runs.records import EvalRecord, StageRecord
 
 if TYPE_CHECKING:
     from prunetune.report.figures.draw import Plot
@@ -194,11 +195,10 @@ def _model(
     for e in stage.evals:
         samples = _samples(run, stage, e.task)
         pair = side_by_side(e.task, reference.get(e.task, {}), samples) if reference is not None else None
-        flops = stage.cost.flops.get(e.task)
         tasks[e.task] = TaskResult(
             result=e,
             interval=wilson(e.correct, e.n) if e.is_share and e.correct is not None and e.n else None,
-            flops=float(flops) if isinstance(flops, int | float) else None,
+            flops=stage.cost.flops.get(e.task),
             cost=question_cost(cost, samples.values()) if cost is not None else None,
             speedup_question=Speedup(1.0) if original else speedup(run, e.task, "question"),
             speedup_token=Speedup(1.0) if original else speedup(run, e.task, "token"),

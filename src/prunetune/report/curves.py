@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from prunetune.common.stats import stderr
 from prunetune.report.pairs import read_samples
-from prunetune.runs.records import EvalRecord, RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import EvalRecord, StageRecord
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ from prunetune.common import units as human
 from prunetune.report.pairs import read_samples
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
 from prunetune.report.speed import speedup
-from prunetune.runs.records import EvalRecord, RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import EvalRecord, StageRecord
+from prunetune.runs.summary import Timing, Timings
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,7 @@ def result_of(stage: StageRecord | None, task: str) -> EvalRecord | None:
 
 def flops_of(stage: StageRecord | None, task: str) -> float | None:
     """Mean FLOPs a question of a task, None if not recorded."""
-    value = stage.cost.flops.get(task) if stage is not None else None
-    value = value.get("total") if isinstance(value, dict) else value
-    return float(value) if isinstance(value, int | float) else None
+    return stage.cost.flops.get(task) if stage is not None else None
 
 
 def control_of(run: RunRecord) -> StageRecord | None:
@@ -47,14 +48,15 @@ def control_of(run: RunRecord) -> StageRecord | None:
 
 def control_name(run: RunRecord) -> str | None:
     """What the run calls its control, None without one."""
-    said = run.summary.get("control") or {}
-    return str(said.get("name") or "pruned once") if said or control_of(run) is not None else None
+    said = run.summary.control
+    return said.name if said is not None else "pruned once" if control_of(run) is not None else None
 
 
 def control_tokens(run: RunRecord) -> int | None:
     """Recovery tokens that the control spent."""
-    said = run.summary.get("control") or {}
-    return run.control.recovery_tokens() if run.control is not None else said.get("recovery_tokens")
+    if run.control is not None:
+        return run.control.recovery_tokens()
+    return run.summary.control.recovery_tokens if run.summary.control is not None else None
 
 
 def control_note(run: RunRecord) -> str:
@@ -73,11 +75,8 @@ def _control_figure(run: RunRecord, task: str, metric: str) -> str:
     found = result_of(control_of(run), task)
     if found is not None:
         return found.text()
-    said = (run.summary.get("control") or {}).get("accuracy", {}).get(task)
-    if isinstance(said, dict):
-        value, error = said.get("final", said.get("value")), said.get("final_stderr", said.get("stderr"))
-        return human.measured(value, error, metric)
-    return human.measured(said, metric=metric)
+    said = run.summary.control.accuracy.get(task) if run.summary.control is not None else None
+    return human.measured(said.final, said.final_stderr, metric) if said is not None else human.DASH
 
 
 def _shape(stage: StageRecord | None) -> str:
@@ -149,25 +148,28 @@ def _ratio(new: float | None, old: float | None) -> str:
 
 def _latency_rows(run: RunRecord) -> list[Row]:
     """Measured times at batch 1, median and interquartile range."""
-    ours = run.summary.get("latency") or {}
-    once = (run.control.summary.get("latency") or {}) if run.control is not None else {}
-    models = (ours.get("original"), ours.get("final"), once.get("final"))
-    if not models[0] or not models[1]:
+    ours = run.summary.latency or Timings()
+    once = (run.control.summary.latency if run.control is not None else None) or Timings()
+    models = (ours.original, ours.final, once.final)
+    if models[0] is None or models[1] is None:
         return []
-    prompt, new = models[1].get("prompt_tokens"), models[1].get("new_tokens")
-    rows = []
-    for label, key, spread in (
-        (f"prefill of {prompt} tokens", "prefill_ms", "prefill_iqr_ms"),
-        (f"decode, one of {new} tokens", "decode_ms_per_token", "decode_iqr_ms"),
-    ):
-        texts = [f"{m[key]:.2f} ms (IQR {m.get(spread, 0.0):.2f})" if m and key in m else human.DASH for m in models]
-        rows.append(Row(label, texts[0], texts[1], _ratio(models[1].get(key), models[0].get(key)), texts[2]))
-    places = ((ours, "original"), (ours, "final"), (once, "final"))
-    many = [(found.get("batched") or {}).get(name) for found, name in places]
-    if many[0] and many[1]:
-        rates = [m["tokens_per_s"] if m else None for m in many]
+
+    def row(label: str, figure: Callable[[Timing], tuple[float, float | None]]) -> Row:
+        found = [figure(m) if m is not None else None for m in models]
+        texts = [f"{f[0]:.2f} ms (IQR {f[1] or 0.0:.2f})" if f is not None else human.DASH for f in found]
+        old, new = (f[0] if f is not None else None for f in found[:2])
+        return Row(label, texts[0], texts[1], _ratio(new, old), texts[2])
+
+    rows = [
+        row(f"prefill of {models[1].prompt_tokens} tokens", lambda m: (m.prefill_ms, m.prefill_iqr_ms)),
+        row(f"decode, one of {models[1].new_tokens} tokens", lambda m: (m.decode_ms_per_token, m.decode_iqr_ms)),
+    ]
+    at, control = ours.batched or Timings(), once.batched or Timings()
+    many = (at.original, at.final, control.final)
+    if many[0] is not None and many[1] is not None:
+        rates = [m.tokens_per_s if m is not None else None for m in many]
         texts = [f"{human.count(r)} tokens/s" if r is not None else human.DASH for r in rates]
-        label = f"throughput, batch {many[1]['batch']}"
+        label = f"throughput, batch {many[1].batch}"
         rows.append(Row(label, texts[0], texts[1], _ratio(rates[1], rates[0]), texts[2]))
     return rows
 

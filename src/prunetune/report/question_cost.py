@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from prunetune.common.files import read_json
 from prunetune.models.cost import Cost, cost_of
 from prunetune.report.pairs import Sample
-from prunetune.runs.records import RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import StageRecord
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ r (1 - a) / (1 + b) and r (1 + a) / (1 - b), a and b being those halves relative
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from prunetune.common import units as human
-from prunetune.runs.records import EvalRecord, RunRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import EvalRecord
+from prunetune.runs.summary import TaskSpeedup, Timing, Timings
 
 ENOUGH = 5
 """Timings a model; the spread of fewer says nothing."""
@@ -64,33 +64,39 @@ def speedup(run: RunRecord, *keys: str) -> Speedup | None:
         run: The run's records.
         keys: `prefill`, `decode`, `throughput`, or a task and then `question` or `token`.
     """
-    value: Any = run.summary.get("speedup")
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, int | float):
+    value = _recorded(run, *keys)
+    if value is None:
         return None
-    latency = run.summary.get("latency") or {}
-    at = latency.get("batched") or {} if keys == ("throughput",) else latency
-    old, new = at.get("original"), at.get("final")
-    if not old or not new:
-        return Speedup(float(value))
-    repeats = new.get("repeats")
+    latency = run.summary.latency or Timings()
+    at = latency.batched or Timings() if keys == ("throughput",) else latency
+    old, new = at.original, at.final
+    if old is None or new is None:
+        return Speedup(value)
+    repeats = new.repeats
     a, b = (_half(m, s.eval_of(keys[0]) if s else None, keys[0]) for m, s in ((old, run.original), (new, run.final)))
     if repeats == 1 or a is None or b is None:
-        return Speedup(float(value), repeats=repeats)
+        return Speedup(value, repeats=repeats)
     high = value * (1 + a) / (1 - b) if b < 1 else math.inf
-    return Speedup(float(value), value * (1 - a) / (1 + b), high, repeats)
+    return Speedup(value, value * (1 - a) / (1 + b), high, repeats)
 
 
-def _half(timed: Mapping[str, Any], result: EvalRecord | None, kind: str) -> float | None:
+def _recorded(run: RunRecord, kind: str, of: str | None = None) -> float | None:
+    found = run.summary.speedup.get(kind)
+    if isinstance(found, TaskSpeedup):
+        return {"question": found.question, "token": found.token}.get(of or "")
+    return found if of is None else None
+
+
+def _half(timed: Timing, result: EvalRecord | None, kind: str) -> float | None:
     """Half an interquartile range relative to the median, prefill and decoding weighed as `kind` has them."""
-    prefill, steps = (1.0, float(timed["new_tokens"] - 1)) if kind == "throughput" else (1.0, 1.0)
+    prefill, steps = (1.0, float((timed.new_tokens or 1) - 1)) if kind == "throughput" else (1.0, 1.0)
     if kind in ("prefill", "decode"):
         prefill, steps = float(kind == "prefill"), float(kind == "decode")
     elif result is not None and result.prompt_tokens is not None and result.new_tokens is not None:
-        prefill, steps = result.prompt_tokens / timed["prompt_tokens"], max(0.0, result.new_tokens - 1)
-    spreads = timed.get("prefill_iqr_ms"), timed.get("decode_iqr_ms")
-    if spreads[0] is None or spreads[1] is None:
+        if not timed.prompt_tokens:
+            return None
+        prefill, steps = result.prompt_tokens / timed.prompt_tokens, max(0.0, result.new_tokens - 1)
+    if timed.prefill_iqr_ms is None or timed.decode_iqr_ms is None:
         return None
-    middle = prefill * timed["prefill_ms"] + steps * timed["decode_ms_per_token"]
-    return float((prefill * spreads[0] + steps * spreads[1]) / 2 / middle)
+    middle = prefill * timed.prefill_ms + steps * timed.decode_ms_per_token
+    return (prefill * timed.prefill_iqr_ms + steps * timed.decode_iqr_ms) / 2 / middle

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from prunetune.common import units as human
-from prunetune.runs.records import RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import StageRecord
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,15 @@ def spent(run: RunRecord) -> Table:
 
 def leaks(run: RunRecord) -> tuple[Table, str]:
     """Evaluation questions found in the recovery data, by task, and a sentence on it."""
-    kinds = {"exact": "exact", "normalised": "normalised", "digits": "same but for numbers"}
-    raw = run.summary.get("leaks")
-    found = {str(t): v for t, v in raw.items() if isinstance(v, dict)} if isinstance(raw, dict) else {}
-    rows = tuple(
-        (t, *(f"{v[k]:,}" if isinstance(v.get(k), int) else human.DASH for k in ("questions", *kinds)))
-        for t, v in found.items()
-    )
-    table = Table(("evaluation", "questions", *kinds.values()), rows)
-    if raw is None:
+    found = run.summary.leaks
+    counts = {t: (v.questions, v.exact, v.normalised, v.digits) for t, v in (found or {}).items()}
+    rows = tuple((t, *(f"{n:,}" if n is not None else human.DASH for n in ns)) for t, ns in counts.items())
+    table = Table(("evaluation", "questions", "exact", "normalised", "same but for numbers"), rows)
+    if found is None:
         return table, "No leak check was recorded."
     if not found:
         return table, "The leak check had nothing to compare."
-    worst = [t for t, v in found.items() if v.get("exact") or v.get("normalised")]
+    worst = [t for t, v in found.items() if v.exact or v.normalised]
     if worst:
         return (
             table,
@@ -131,7 +128,7 @@ def _loss(value: float | None) -> str:
 def _verdict(stage: StageRecord) -> str:
     if stage.verdict is None or stage.accepted:
         return "accepted"
-    return f"rejected: {stage.verdict.get('why') or 'no reason recorded'}"
+    return f"rejected: {stage.why or 'no reason recorded'}"
 
 
 def _samples(stage: StageRecord) -> str:

@@ -22,7 +22,8 @@ from prunetune.report.headline import (
 )
 from prunetune.report.pairs import SideBySide, read_samples, side_by_side
 from prunetune.report.tables import Table
-from prunetune.runs.records import RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import StageRecord
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def view(run: RunRecord) -> View:
         leak_note=leak_note,
         truncation=tables.truncation(run),
         notes=_notes(run),
-        environment=tuple((k, _text(v)) for k, v in (run.summary.get("environment") or {}).items()),
+        environment=tuple((k, _text(v)) for k, v in run.summary.environment.items()),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         missing=tuple(_missing(run)),
     )
@@ -107,13 +108,13 @@ def _text(value: object) -> str:
 
 def _notes(run: RunRecord) -> tuple[str, ...]:
     """Whether `stop_at` is kept, why each round went as far as it did or was undone, and what recovery noticed."""
-    promise = run.summary.get("promise")
+    promise = run.summary.promise
     notes = []
-    if isinstance(promise, dict):
-        wanted = human.percent(promise["wanted"])
-        notes.append(f"stop_at {wanted}: {'kept' if promise['kept'] else 'not kept'}. {promise['why']}.")
+    if promise is not None:
+        wanted = human.percent(promise.wanted)
+        notes.append(f"stop_at {wanted}: {'kept' if promise.kept else 'not kept'}. {promise.why}.")
     notes += [f"{s.name}: {s.decision}." for s in run.stages if s.decision]
-    notes += [f"{s.name} was undone: {s.verdict['why']}." for s in run.stages if s.verdict and not s.accepted]
+    notes += [f"{s.name} was undone: {s.why}." for s in run.stages if not s.accepted]
     notes += _collapses(run)
     return tuple(dict.fromkeys([*notes, *(n for s in run.stages for t in s.tune for n in t.notes)]))
 
@@ -162,10 +163,10 @@ def _sentence(run: RunRecord) -> str:
 
 def _stopped(run: RunRecord) -> str:
     """Whether a run with `stop_at` ended where it had to."""
-    promise, last = run.summary.get("promise"), run.stages[-1] if run.stages else None
-    if not isinstance(promise, dict) or not promise["kept"] or last is None:
+    promise, last = run.summary.promise, run.stages[-1] if run.stages else None
+    if promise is None or not promise.kept or last is None:
         return ""
-    wanted = human.percent(promise["wanted"])
+    wanted = human.percent(promise.wanted)
     if last.accepted:
         return f" stop_at {wanted} is kept."
     tried = human.percent(human.ratio(last.params, params_of(run.original)))
@@ -234,8 +235,8 @@ def _missing(run: RunRecord) -> list[str]:
         out.append("No task was evaluated.")
     if run.finished and control_name(run) is None:
         out.append("There is no pruned-once control in this run.")
-    if run.finished and not run.summary.get("speedup"):
+    if run.finished and not run.summary.speedup:
         out.append("Speed was not measured.")
-    if run.finished and not run.summary.get("environment"):
+    if run.finished and not run.summary.environment:
         out.append("The environment was not recorded.")
     return out

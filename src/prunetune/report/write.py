@@ -17,7 +17,7 @@ from prunetune.report.figures.draw import Plot, themed
 from prunetune.report.figures.plots import plots
 from prunetune.report.render import render, source
 from prunetune.report.view import view
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 __all__ = ["html", "markdown", "model_card", "write_report"]
 

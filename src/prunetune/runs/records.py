@@ -1,56 +1,98 @@
-"""A run folder read back as values (the contract is in the README): stages, plans, the pruned-once control.
+"""What is written of a round, as values: one schema, which the loop writes and everybody reads (contract: the README).
 
-Everything is optional where a run may not have got there yet, so a report of half a run says what is missing.
+    stage = StageRecord.read(at / "stage.json")      # stage.verdict.accepted, stage.cost.params, stage.evals[0].value
+    write_json(at / "stage.json", stage.to_json())   # only what was set is written
+
+What a record does not say is None, never zero: a report of half a run then says what is missing. Keys that are not
+known here (of a newer version) are kept. `known` names what a caller cannot do without.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from prunetune.common import units as human
 from prunetune.common.files import read_json
-from prunetune.errors import BadCheckpoint, MissingPath
-from prunetune.pruning.plan import PrunePlan
+from prunetune.errors import BadCheckpoint
+from prunetune.schedule.damage import Probe
+from prunetune.schedule.steps import Step
 
 ACTIONS = ("score", "plan", "compensate", "apply", "tune", "evaluate")
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
+T = TypeVar("T")
 
 
-class CostRecord(_Record):
+def known(value: T | None, what: str) -> T:
+    """The value, or BadCheckpoint where a record does not say it."""
+    if value is None:
+        raise BadCheckpoint(f"a record of this run does not say its {what}", fix="start again in a new --out")
+    return value
+
+
+class Record(BaseModel):
+    """A frozen part of a run's records."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values of what was set, in the order of the fields."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A file's record; MissingPath if there is none, BadCheckpoint for one that is not valid."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as e:
+            detail = e.errors()[0]
+            where = ".".join(str(p) for p in detail["loc"]) or "record"
+            raise BadCheckpoint(
+                f"this record is not valid: {where}: {detail['msg']}", value=str(path), fix="run the stage again"
+            ) from None
+
+
+class CostRecord(Record):
     """What a model of one stage costs; `flops` is the mean a question, by task."""
 
     params: int | None = None
     weight_bytes: int | None = None
     kv_bytes_per_token: int | None = None
-    flops: dict[str, Any] = Field(default_factory=dict)
+    train_bytes: int | None = None
+    flops: dict[str, float | None] = Field(default_factory=dict)
+
+    @field_validator("flops", mode="before")
+    @classmethod
+    def _totals(cls, value: Any) -> Any:
+        """A task's FLOPs may be split: their total counts."""
+        if not isinstance(value, dict):
+            return value
+        return {task: flops.get("total") if isinstance(flops, dict) else flops for task, flops in value.items()}
 
 
-class EvalRecord(_Record):
+class EvalRecord(Record):
     """One task's result; `seconds` is wall time for all `n` questions.
 
     `value` and `stderr` are shares of 1, unless `metric` is something else: then `n` counts tokens of text.
     """
 
     task: str
+    version: str | int | float | None = None
+    metric: str = "accuracy"
     value: float
     stderr: float | None = None
     n: int | None = None
-    version: str | int | float | None = None
-    metric: str = "accuracy"
     seed: int | None = None
     prompt_tokens: float | None = None
     new_tokens: float | None = None
     seconds: float | None = None
     correct: int | None = None
     truncated: int | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+    shots: int | None = None
+    limit: int | None = None
 
     @property
     def is_share(self) -> bool:
@@ -71,43 +113,88 @@ class EvalRecord(_Record):
         return f"n = {self.n:,}{'' if self.is_share else ' tokens'}" if self.n else ""
 
 
-class TuneRecord(_Record):
-    """One recovery method's result within a stage."""
+class TuneRecord(Record):
+    """One recovery method's result within a stage; `log` has an entry an optimiser step."""
 
     method: str = ""
     samples: int | None = None
     tokens: int | None = None
     seconds: float | None = None
     steps: int | None = None
-    log: tuple[dict[str, Any], ...] = ()
+    log: tuple[dict[str, JsonValue], ...] = ()
     truncated: int | None = None
     tokens_per_s: float | None = None
     peak_bytes: int | None = None
     mfu: float | None = None
     notes: tuple[str, ...] = ()
 
+    def logged(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of every entry of the log that has a number for this key."""
+        found = [(row.get("step"), row.get(key)) for row in self.log]
+        return [(int(s), float(v)) for s, v in found if isinstance(s, int | float) and isinstance(v, int | float)]
 
-class StageRecord(_Record):
-    """A stage.json: the untouched model (index 0) or what one step made of it."""
+
+class Removed(Record):
+    """What a round cut: neurons of every layer, and layers as numbered in the original model."""
+
+    neurons: int = 0
+    layers: tuple[int, ...] = ()
+
+
+class Validation(Record):
+    """What `stop_at` saw: accuracies on the problems that decide, the share kept and its lower bound."""
+
+    n: int
+    accuracy: float
+    original: float
+    kept: float
+    lower: float
+
+
+class Verdict(Record):
+    """Whether the loop goes on from a stage, and why."""
+
+    accepted: bool = True
+    why: str = ""
+    validation: Validation | None = None
+
+
+class StageRecord(Record):
+    """A stage.json: the untouched model (index 0) or what one round made of it.
+
+    `shape` counts what can be cut by axis (layers, neurons, heads: key/value groups, vocabulary); depth and width are
+    its first two. `samples` is the part [start, end) of the recipe's stream; `share` that of the budget left.
+    """
 
     index: int
     name: str
     attempt: int = 1
-    step: dict[str, Any] | None = None
+    step: Step | None = None
     model_sha: str | None = None
     depth: int | None = None
     width: int | None = None
+    shape: dict[str, int] | None = None
     cost: CostRecord = CostRecord()
     evals: tuple[EvalRecord, ...] = ()
     samples: tuple[int, int] | None = None
     tokens: int | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     tune: tuple[TuneRecord, ...] = ()
-    removed: dict[str, Any] | None = None
+    rounds: int | None = None
+    removed: Removed | None = None
     pruned_loss: float | None = None
     held_out_loss: float | None = None
-    verdict: dict[str, Any] | None = None
+    share: float | None = None
     decision: str | None = None
+    verdict: Verdict | None = None
+
+    @field_validator("attempt", "cost", "evals", "seconds", "tune", mode="before")
+    @classmethod
+    def _unknown(cls, value: Any, info: ValidationInfo) -> Any:
+        """A null is what was not recorded."""
+        if value is not None or info.field_name is None:
+            return value
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True)
 
     def eval_of(self, task: str) -> EvalRecord | None:
         """The result on a task, if it was measured."""
@@ -119,9 +206,30 @@ class StageRecord(_Record):
         return self.cost.params
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Layers and FFN width; BadCheckpoint if the record does not say them."""
+        return known(self.depth, "depth"), known(self.width, "width")
+
+    @property
+    def loss(self) -> float:
+        """Held-out loss, nats a token; BadCheckpoint if the record does not say it."""
+        return known(self.held_out_loss, "held-out loss")
+
+    @property
     def accepted(self) -> bool:
         """Whether the loop went on from this stage (a stage without a verdict counts as accepted)."""
-        return self.verdict is None or bool(self.verdict.get("accepted", True))
+        return self.verdict is None or self.verdict.accepted
+
+    @property
+    def why(self) -> str:
+        """The verdict's reason; empty if none was recorded."""
+        return self.verdict.why if self.verdict is not None else ""
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over the tasks that are judged right or wrong; -1 if there is none."""
+        values = [e.value for e in self.evals if e.is_share]
+        return sum(values) / len(values) if values else -1.0
 
     @property
     def total_seconds(self) -> float | None:
@@ -129,132 +237,45 @@ class StageRecord(_Record):
         return sum(self.seconds.values()) if self.seconds else None
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A run folder.
+class Waypoint(Record):
+    """A shape on the way to the target, and the loss that it would add (nats)."""
 
-    Attributes:
-        path: The folder.
-        original: The untouched model, measured the same way; None in a control that shares its parent's.
-        stages: Every attempt, in order; rejected ones too.
-        summary: summary.json, or {} while the run is not finished.
-        recipe: The resolved recipe.
-        control: RUN/control, a run of its own, if there is one.
-    """
-
-    path: Path
-    original: StageRecord | None
-    stages: tuple[StageRecord, ...]
-    summary: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    control: RunRecord | None = None
-
-    @property
-    def shares(self) -> tuple[str, ...]:
-        """The tasks whose figure is a share of right answers."""
-        return tuple(t for t in self.tasks if all(e.is_share for s in self.measured for e in s.evals if e.task == t))
-
-    @property
-    def finished(self) -> bool:
-        """Whether summary.json is there."""
-        return bool(self.summary)
-
-    @property
-    def accepted(self) -> tuple[StageRecord, ...]:
-        """The stages that the final model went through."""
-        return tuple(s for s in self.stages if s.accepted)
-
-    @property
-    def measured(self) -> tuple[StageRecord, ...]:
-        """The original, if it is there, and every attempt."""
-        return (*((self.original,) if self.original else ()), *self.stages)
-
-    @cached_property
-    def final(self) -> StageRecord | None:
-        """The stage that `final/` holds: the summary's, else the newest accepted one, else None."""
-        name = (self.summary.get("final") or {}).get("name")
-        if self.original is not None and name == self.original.name:
-            return self.original
-        named = [s for s in self.stages if s.name == name]
-        return named[-1] if named else next(iter(self.accepted[::-1]), None)
-
-    @cached_property
-    def tasks(self) -> tuple[str, ...]:
-        """Every task that was measured, in order of appearance."""
-        return tuple(dict.fromkeys(e.task for s in self.measured for e in s.evals))
-
-    def folder(self, stage: StageRecord) -> Path:
-        """The folder of one of this run's stages."""
-        return self.path / stage.name
-
-    def plans(self) -> list[tuple[StageRecord, PrunePlan]]:
-        """The accepted stages that have a plan.json, with it."""
-        found = [(s, self.folder(s) / "plan.json") for s in self.accepted]
-        return [(s, PrunePlan.read(p)) for s, p in found if p.is_file()]
-
-    def recovery_tokens(self) -> int | None:
-        """Tokens spent on recovery in all stages, rejected attempts too; None if not recorded."""
-        if not self.stages or any(s.tokens is None for s in self.stages):
-            return None
-        return sum(s.tokens or 0 for s in self.stages)
-
-    def seconds(self) -> dict[str, float]:
-        """Wall time by action over all stages, the original's evaluation included."""
-        everyone = self.measured
-        actions = [*ACTIONS, *{a for s in everyone for a in s.seconds if a not in ACTIONS}]
-        return {
-            a: sum(s.seconds.get(a, 0.0) for s in everyone) for a in actions if any(a in s.seconds for s in everyone)
-        }
+    depth: int
+    width: int
+    damage: float
 
 
-def read_run(path: Path) -> RunRecord:
-    """Read a run folder; MissingPath if it is none, BadCheckpoint for a record that cannot be read."""
-    if not path.is_dir():
-        raise MissingPath("no such run folder", value=str(path), fix="check the path")
-    run = _read(path)
-    if run.original is None and not run.stages:
-        raise MissingPath(
-            "this folder holds no run: it has neither original/stage.json nor a finished stage",
-            value=str(path),
-            fix="pass the folder that `prunetune run --out` wrote",
-        )
-    return run
+class DecisionRecord(Record):
+    """RUN/decisions/NN.json: how far a round goes, with which share of the budget, and what was measured for it."""
+
+    index: int
+    rounds: int
+    step: Step
+    share: float
+    why: str
+    loss: float
+    probes: tuple[Probe, ...] = ()
+    path: tuple[Waypoint, ...] = ()
+    closed: dict[str, str] = Field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def _read(path: Path) -> RunRecord:
-    first = path / "original" / "stage.json"
-    found = sorted(p for p in path.glob("[0-9]*/stage.json"))
-    stages = sorted((_stage(p) for p in found), key=lambda s: (s.index, s.attempt))
-    summary, recipe = path / "summary.json", path / "recipe.yaml"
-    control = path / "control"
-    child = _read(control) if control.is_dir() else None
-    return RunRecord(
-        path=path,
-        original=_stage(first) if first.is_file() else None,
-        stages=tuple(stages),
-        summary=read_json(summary) if summary.is_file() else {},
-        recipe=_yaml(recipe) if recipe.is_file() else {},
-        control=child if child is not None and child.stages else None,
-    )
+FULL = "full.json"
+"""Beside the final stage's stage.json, where the rounds were asked less: the final model's figures on all questions."""
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
+class FullRecord(Record):
+    """The figures that take the place of a stage's once its model is the final one."""
 
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(path), fix="restore the file") from None
-    return value if isinstance(value, dict) else {}
+    evals: tuple[EvalRecord, ...]
+    flops: dict[str, float | None]
 
 
-def _stage(path: Path) -> StageRecord:
-    try:
-        raw = {k: v for k, v in read_json(path).items() if v is not None}
-        return StageRecord.model_validate(raw)
-    except (ValidationError, AttributeError) as e:
-        detail = e.errors()[0] if isinstance(e, ValidationError) else {"loc": (), "msg": "not an object"}
-        where = ".".join(str(p) for p in detail["loc"]) or "stage"
-        raise BadCheckpoint(
-            f"this stage record is not valid: {where}: {detail['msg']}", value=str(path), fix="run the stage again"
-        ) from None
+def read_stage(path: Path) -> StageRecord:
+    """A stage.json, with the figures on all questions where its model was the final one."""
+    stage, full = StageRecord.read(path), path.with_name(FULL)
+    if not full.is_file():
+        return stage
+    found = FullRecord.read(full)
+    cost = stage.cost.model_copy(update={"flops": found.flops})
+    return stage.model_copy(update={"evals": found.evals, "cost": cost})

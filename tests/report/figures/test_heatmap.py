@@ -8,7 +8,7 @@ from tests.fake_run import DEPTH, WIDTH, fake_run
 
 from prunetune.pruning.plan import PrunePlan
 from prunetune.report.figures.heatmap import removed_map
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 def _chain(path: Path, plans: list[PrunePlan]) -> RunRecord:

@@ -8,7 +8,7 @@ from tests.fake_run import fake_run
 
 from prunetune.report.figures.learning import PANELS, curve, rollouts
 from prunetune.report.write import write_report
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from tests.fake_run import add_perplexity, fake_run
 
 from prunetune.report.figures.draw import themed
 from prunetune.report.figures.plots import plots
-from prunetune.runs.records import RunRecord, read_run
+from prunetune.runs.reading import RunRecord, read_run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from prunetune.report.figures.draw import GONE, HEAT, Plot, blank, plot
-from prunetune.runs.records import RunRecord
+from prunetune.runs.reading import RunRecord
 
 BINS = 64
 

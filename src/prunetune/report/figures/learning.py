@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunetune.report.figures.draw import GRID, SERIES, WIDE, Plot, blank, plot
-from prunetune.runs.records import RunRecord
+from prunetune.runs.reading import RunRecord
 
 Logged = list[tuple[str, list[float], list[float]]]
 
@@ -19,10 +19,10 @@ def curve(run: RunRecord, key: str) -> Logged:
         xs: list[float] = []
         ys: list[float] = []
         for result in stage.tune:
-            rows = [r for r in result.log if isinstance(r.get(key), int | float) and "step" in r]
-            xs += [start + r["step"] for r in rows]
-            ys += [float(r[key]) for r in rows]
-            start += max([result.steps or 0, *(int(r["step"]) for r in result.log if "step" in r)])
+            found = result.logged(key)
+            xs += [start + step for step, _ in found]
+            ys += [value for _, value in found]
+            start += max([result.steps or 0, *(step for step, _ in result.logged("step"))])
         if xs:
             out.append((stage.name, xs, ys))
     return out

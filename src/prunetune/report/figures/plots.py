@@ -18,7 +18,8 @@ from prunetune.report.curves import Curve, Point, curve_of
 from prunetune.report.figures.draw import GRID, INK, SERIES, Plot, blank, plot
 from prunetune.report.figures.heatmap import removed
 from prunetune.report.figures.learning import losses, rollouts
-from prunetune.runs.records import ACTIONS, RunRecord, StageRecord
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import ACTIONS, StageRecord
 
 
 def plots(run: RunRecord) -> list[Plot]:
