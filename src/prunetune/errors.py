@@ -12,6 +12,7 @@ The command line prints the message and exits with 2; nothing already computed i
     ├── PlanError             a plan that does not fit the model it is applied to
     ├── MissingPath           a file or folder that is not there
     ├── BadCheckpoint         weights that are truncated, unsafe or inconsistent
+    ├── NotFinite             a score, loss or figure that is NaN or infinite, so that nothing may go on from it
     ├── NotWritable           a folder that cannot be written, or a full disk
     ├── DataError             rows, columns or files that cannot be read as data
     ├── TaskError             an evaluation task or verifier that cannot be used
@@ -86,6 +87,10 @@ class MissingPath(PrunetuneError):
 
 class BadCheckpoint(PrunetuneError):
     """Weights that are truncated, unsafe or inconsistent."""
+
+
+class NotFinite(PrunetuneError):
+    """A score, loss or figure that is NaN or infinite: nothing may go on from it."""
 
 
 class NotWritable(PrunetuneError):

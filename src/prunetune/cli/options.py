@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunetune.common.strict_json import to_json_text
 from prunetune.errors import RecipeError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -27,7 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 def emit(as_json: bool, value: Any, text: str = "") -> None:
     """JSON for machines, text for people."""
     if as_json:
-        print(json.dumps(value, indent=2, default=str))
+        print(to_json_text(value))
     elif text:
         print(text)
 

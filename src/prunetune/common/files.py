@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, MissingPath, NotWritable
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON readable by people (two-space indent), atomically."""
+    """Write strict JSON readable by people (two-space indent), atomically; NotFinite where a number is none."""
     with replacing(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        tmp.write_text(to_json_text(value) + "\n", encoding="utf-8")
 
 
 @contextmanager

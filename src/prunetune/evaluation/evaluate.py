@@ -194,6 +194,13 @@ def _evaluate_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 def _record(task: Task, problem: Problem, prompt_tokens: int, answer: Answer) -> dict[str, Any]:
     verdict = task.verify(problem, answer.text)
+    for name, score in verdict.scores.items():
+        if not math.isfinite(score):
+            raise TaskError(
+                f"the verifier of {task.name} gave a score that is no number: {name} is {score}",
+                value=problem.id,
+                fix="mend the verifier; answers already judged are kept",
+            )
     return {
         "id": problem.id,
         "question": problem.question,

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from prunetune.common.files import replacing
-from prunetune.errors import TaskError
+from prunetune.common.strict_json import to_json_text
+from prunetune.errors import NotFinite, TaskError
 from prunetune.evaluation.evaluate import EvalResult, guess_batch
 from prunetune.evaluation.samples import append_samples, open_samples
+from prunetune.models.finite import numbers_only
 from prunetune.models.folders import load_model, load_tokenizer, model_sha
 from prunetune.models.prompt import check_chat
 from prunetune.tasks.lm_eval import Unconfined, check_installed, check_needs, open_tasks
@@ -182,7 +185,7 @@ def evaluate_with_harness(
         results.append(_result(found, name, samples, FEWSHOT_SEED if seed is None else seed, limit))
         if out:
             with replacing(out / f"lm-eval:{name.replace('/', '_')}.jsonl") as tmp:
-                tmp.write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
+                tmp.write_text("".join(to_json_text(s, indent=None) + "\n" for s in samples), encoding="utf-8")
     return results
 
 
@@ -248,7 +251,8 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
         def _ask(self, kind: str, requests: list[Any]) -> list[Any]:
             new = [r for r in requests if key(kind, r.args) not in kept]
             done[0], done[1] = len(requests) - len(new), len(requests)
-            answers = dict(zip(map(id, new), getattr(lm, kind)(new) if new else [], strict=True))
+            with numbers_only(getattr(lm, "model", None)):
+                answers = dict(zip(map(id, new), getattr(lm, kind)(new) if new else [], strict=True))
             return [answers[id(r)] if id(r) in answers else kept[key(kind, r.args)]["answer"] for r in requests]
 
     done = [0, 0]
@@ -300,11 +304,22 @@ def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
     return samples
 
 
+def _figure(value: object) -> TypeGuard[float]:
+    """Whether lm-eval gave a number (it writes "N/A" or NaN where it has none)."""
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
 def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int, limit: int | None) -> EvalResult:
     scores: dict[str, Any] = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
     metric = _metric(scores)
     first = _leaves(found, name)[0]
     n = len(samples)
+    if not math.isfinite(float(scores[metric])):
+        raise NotFinite(
+            f"{metric} of {name} is {scores[metric]}: lm-eval could not make a figure of this model's answers",
+            value=f"{n} samples",
+            fix="look at the model: its logits are NaN or infinite, or the metric is undefined on so few samples",
+        )
     stderr = scores.get(metric.replace(",", "_stderr,"))
     figures = {k.replace("_stderr,", ",") + ("_stderr" if "_stderr" in k else ""): v for k, v in scores.items()}
     return EvalResult(
@@ -312,14 +327,14 @@ def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int, lim
         version=str(found["versions"].get(name, found["versions"].get(first))),
         metric=metric,
         value=float(scores[metric]),
-        stderr=float(stderr) if isinstance(stderr, float | int) else 0.0,
+        stderr=float(stderr) if _figure(stderr) else 0.0,
         n=n,
         seed=seed,
         prompt_tokens=sum(s["prompt_tokens"] for s in samples) / n,
         new_tokens=sum(s["new_tokens"] for s in samples) / n,
         seconds=float(found.get("total_evaluation_time_seconds", 0.0)),
         correct=sum(s["correct"] for s in samples),
-        scores={k: float(v) for k, v in figures.items() if isinstance(v, float | int) and "," in k},
+        scores={k: float(v) for k, v in figures.items() if _figure(v) and "," in k},
         shots=int(found["n-shot"].get(first, 0)),
         limit=limit,
     )

@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.data.stream import Example
-from prunetune.errors import DataError
+from prunetune.errors import DataError, NotFinite
+from prunetune.models.finite import overflow
 from prunetune.models.prompt import PromptFormat, encode_example
 
+MOST_NATS = 700  # exp of more is no double
 LOGIT_ELEMENTS = 1 << 26  # logits held at once: 256 MB in fp32
 
 
@@ -80,6 +82,12 @@ def perplexity(
     mean, stderr = _ratio(losses)
     covered = tokenizer.decode([i for w in windows for i in w[len(head) :]], clean_up_tokenization_spaces=False)
     nats = sum(total for total, _ in losses)
+    if mean > MOST_NATS:
+        raise NotFinite(
+            "the perplexity of this model has no finite value",
+            value=f"{mean:.4g} nats a token",
+            valid=f"<= {MOST_NATS}",
+        )
     value = math.exp(mean)
     size = len(str(covered).encode())
     return Perplexity(value, value * stderr, nats / math.log(2) / size, sum(n for _, n in losses), window)
@@ -124,4 +132,7 @@ def _batch_losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> 
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), ignore_index=-100, reduction="none"
     ).view(len(rows), -1)
-    return [(float(total), len(row) - first) for total, (row, first) in zip(losses.sum(1), rows, strict=True)]
+    totals = losses.sum(1).tolist()
+    if not all(map(math.isfinite, totals)):
+        raise overflow(model, {"input_ids": ids, "attention_mask": mask}, "the held-out loss")
+    return [(total, len(row) - first) for total, (row, first) in zip(totals, rows, strict=True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common.files import disk_errors, is_made, json_sha, remove, replacing
+from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint
 
 
@@ -46,6 +47,6 @@ def open_samples(path: Path, settings: object) -> dict[str, dict[str, Any]]:
 def append_samples(path: Path, records: list[dict[str, Any]]) -> None:
     """Append finished samples, and see them on disk."""
     with disk_errors(path), path.open("a", encoding="utf-8") as f:
-        f.writelines(json.dumps(r) + "\n" for r in records)
+        f.writelines(to_json_text(r, indent=None) + "\n" for r in records)
         f.flush()
         os.fsync(f.fileno())

@@ -14,12 +14,15 @@ from typing import Any, Literal
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
+from prunetune.models.finite import is_finite, overflow
 from prunetune.models.prompt import end_ids
 
 SPAN = 128
@@ -51,7 +54,8 @@ def generate(
 ) -> list[Answer]:
     """Greedy answers to prompts (token ids), all in one batch.
 
-    Sampling settings and penalties of the model's own generation config do not apply; its end tokens do.
+    Sampling settings and penalties of the model's own generation config do not apply; its end tokens do. NotFinite
+    where a token would be chosen from logits that are NaN.
     """
     ends = end_ids(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
@@ -78,7 +82,13 @@ def generate(
             greedy.max_new_tokens = min(SPAN, max_new_tokens - made)
             criterion = _StopTexts(tokenizer, stop, width, model) if stop else None
             criteria = StoppingCriteriaList([criterion] if criterion else [])
-            result = generator.generate(input_ids=ids, attention_mask=mask, stopping_criteria=criteria, **cache)
+            result = generator.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                stopping_criteria=criteria,
+                logits_processor=LogitsProcessorList([Numbers(model, mask)]),
+                **cache,
+            )
             ids, halted = result.sequences, criterion.length if criterion else {}
             for i, tokens in enumerate(ids[:, width + made :].tolist()):
                 new[going[i]] += tokens
@@ -110,6 +120,26 @@ def _answer(
     return Answer(
         text if at is None else text[:at], length if end is None else end + 1, "length" if at is None else "stop"
     )
+
+
+class Numbers(LogitsProcessor):
+    """Changes no logits, and stops where a row's largest is NaN or infinite: argmax would make a token of it.
+
+    Args:
+        model: Who made them.
+        mask: Attention mask of the prompts [batch, places]; what is generated after them counts.
+    """
+
+    def __init__(self, model: PreTrainedModel, mask: torch.Tensor) -> None:
+        self.model, self.mask = model, mask
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Ids [batch, places] and logits [batch, vocabulary] of the next token -> those logits."""
+        if not is_finite(scores.amax(-1)):
+            more = input_ids.shape[1] - self.mask.shape[1]
+            mask = torch.nn.functional.pad(self.mask, (0, more), value=1)
+            raise overflow(self.model, {"input_ids": input_ids, "attention_mask": mask}, "the next token")
+        return scores
 
 
 class _StopTexts(StoppingCriteria):

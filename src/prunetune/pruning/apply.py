@@ -7,7 +7,6 @@ tensors of a model, from memory or shard by shard from disk, and so agree bit fo
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunetune.common.files import disk_errors, read_json
+from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, PlanError
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.folders import check_model_folder, copy_files, load_config, model_sha
@@ -124,8 +124,8 @@ def apply_on_disk(
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise PlanError("the output folder is not empty", value=str(out), fix="choose another one")
+        text = to_json_text(config, ensure_ascii=False) + "\n"
         _write_shards(plan, patch, family, shards, out, progress=progress)
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (out / "config.json").write_text(text, encoding="utf-8")
         copy_files(source, out)
         copy_files(source, out, EXTRA_FILES)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
+from prunetune.models.finite import broken_weights, is_finite, layer_overflow
 from prunetune.pruning.cut import check_shape, cut_tensor
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Fold, Gram, ResidueSum, fold, greedy, leverage
@@ -72,6 +73,7 @@ def compensate(
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
+        NotFinite: a layer's activations overflow, or its patch does in the type that the model is stored in.
     """
     source = open_source(model, device=device, dtype=dtype)
     check_shape(plan, source.config.to_dict())
@@ -151,8 +153,8 @@ class _Streams:
 class _Tap:
     """Input and output of a layer's `down_proj`, for the batch in hand."""
 
-    def __init__(self, one: OneLayer, source: LayerSource) -> None:
-        self.one, self.source = one, source
+    def __init__(self, one: OneLayer, source: LayerSource, layer: int) -> None:
+        self.one, self.source, self.layer = one, source, layer
         self.down: Any = one.block.get_submodule(source.family.down)
         self.seen: tuple[Tensor, Tensor] | None = None
         self.handle = self.down.register_forward_hook(self._hook)
@@ -179,6 +181,8 @@ class _Tap:
         Where a norm follows the FFN, activations and output are weighted already.
         """
         out = forward(self.one, hidden, real)
+        if not is_finite(out[real]):
+            raise layer_overflow(self.one.block, self.layer, "its second moments", hidden.dtype)
         if self.seen is None:
             raise RuntimeError("down_proj did not run")
         a, y = (x[real].float() for x in self.seen)
@@ -202,7 +206,7 @@ def _fit(
     """Gather the residues of both sets of tokens and solve."""
     kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
-    with _Tap(one, source) as tap:
+    with _Tap(one, source, layer) as tap:
         lost = tap.down.weight.float()[:, gone]
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[0], source.device) for _ in range(2)]
@@ -227,7 +231,11 @@ def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, foun
     if down.bias is not None:
         changed["bias"] = down.bias.to(change) + change[:, -1]
     named = {source.names[layer][f"{source.family.down}.{k}"]: v for k, v in changed.items()}
-    return {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
+    stored = {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
+    for name, tensor in stored.items():
+        if not is_finite(tensor):
+            raise broken_weights(f"layer {layer}'s patch", name, tensor)
+    return stored
 
 
 def _cut(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:
@@ -276,7 +284,7 @@ def rank_neurons(
     for layer in range(source.depth):
         one = one_layer(source, layer)
         gram = Gram(source.config.intermediate_size, source.device)
-        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), _Tap(one, source) as tap:
+        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), _Tap(one, source, layer) as tap:
             for i, real in enumerate(masks):
                 a, _, _, hidden[i] = tap.run(hidden[i], real)
                 gram.update(a)

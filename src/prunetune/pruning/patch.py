@@ -7,6 +7,7 @@ apply_on_disk(source, plan, out, patch.tensors)
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunetune.errors import BadCheckpoint, MissingPath
+from prunetune.errors import BadCheckpoint, MissingPath, NotFinite
+from prunetune.models.finite import broken_weights, is_finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Patch:
     held_out_tokens: int
 
     def write(self, path: Path) -> None:
-        """Write as safetensors with the fits as metadata."""
+        """Write as safetensors with the fits as metadata; NotFinite if a tensor holds NaN or infinity."""
+        self.check()
         note = {"fits": [asdict(f) for f in self.fits], "tokens": self.tokens, "held_out_tokens": self.held_out_tokens}
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, path, {"prunetune": json.dumps(note)})
 
@@ -57,6 +60,17 @@ class Patch:
             with safe_open(path, framework="pt") as f:
                 note = json.loads((f.metadata() or {})["prunetune"])
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
-            return Patch(tensors, tuple(LayerFit(**x) for x in note.pop("fits")), **note)
+            found = Patch(tensors, tuple(LayerFit(**x) for x in note.pop("fits")), **note)
         except (SafetensorError, KeyError, TypeError) as e:
             raise BadCheckpoint(f"this is not a patch ({e})", value=str(path), fix="make it anew") from e
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """NotFinite unless every tensor of the patch and every error of its fits is a number."""
+        for name, tensor in self.tensors.items():
+            if not is_finite(tensor):
+                raise broken_weights("the patch", name, tensor)
+        for fit in self.fits:
+            if not (math.isfinite(fit.before) and math.isfinite(fit.after)):
+                raise NotFinite(f"the fit of layer {fit.layer} left an error of {fit.before}, then {fit.after}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunetune.common.files import write_json
-from prunetune.errors import MissingPath, OutOfReach, PlanError
+from prunetune.errors import MissingPath, NotFinite, OutOfReach, PlanError
 
 
 class PrunePlan(BaseModel):
@@ -131,7 +131,11 @@ def make_plan(
         which_layers: Only these may go (an explicit choice of layers).
         protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
         protect_share: That share of the current width.
+
+    Raises:
+        OutOfReach: So many cannot go. NotFinite: A score is NaN or infinite, which has no order.
     """
+    _check_finite(neurons, layers, protected or ())
     depth, width = len(neurons), len(neurons[0])
     candidates = sorted(range(depth) if which_layers is None else which_layers, key=lambda i: (layers[i], i))
     drop_layers = tuple(sorted(candidates[:n_layers]))
@@ -171,6 +175,7 @@ def threshold_counts(
     Returns:
         (neurons every kept layer loses, layers that go).
     """
+    _check_finite(neurons, layers_max, protected or ())
     depth, width = len(neurons), len(neurons[0])
     gone: list[int] = []
     if sigma_layer is not None:
@@ -184,6 +189,19 @@ def threshold_counts(
         counts.append(sum(neurons[i][j] <= sigma_neuron for j in free))
     left = max(1, math.ceil((width - min(counts)) / align) * align)
     return max(0, width - left), tuple(sorted(gone))
+
+
+def _check_finite(neurons: Sequence[Row], layers: Row, protected: Sequence[Row]) -> None:
+    """A sort by NaN is an arbitrary order, and `inf <= sigma` is false of a layer that nobody measured."""
+    kinds = (("neuron scores", neurons), ("layer score", [[x] for x in layers]), ("protected scores", protected))
+    for kind, rows in kinds:
+        for layer, row in enumerate(rows):
+            if not all(map(math.isfinite, row)):
+                bad = next(x for x in row if not math.isfinite(x))
+                raise NotFinite(
+                    f"no plan can be made: the {kind} of layer {layer} hold {bad}",
+                    fix="score the model anew; `prunetune score` says where it overflows",
+                )
 
 
 def _eligible(width: int, protected: Row | None, share: float) -> list[int]:

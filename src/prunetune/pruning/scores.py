@@ -12,6 +12,7 @@ norm and is wrong for the last layer. Inside the hooks autocast is off, so that 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunetune.errors import BadCheckpoint, DataError, MissingPath
+from prunetune.errors import BadCheckpoint, DataError, MissingPath, NotFinite
 from prunetune.models.families import Family, family_of
+from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.criteria import (
     Criterion,
     LayerChange,
@@ -81,9 +83,21 @@ class Scores:
         try:
             with safe_open(path, framework="pt") as f:
                 note = json.loads((f.metadata() or {})["prunetune"])
-                return Scores(**{k: f.get_tensor(k) for k in ("neurons", "layers", "layers_max")}, **note)
+                found = Scores(**{k: f.get_tensor(k) for k in ("neurons", "layers", "layers_max")}, **note)
         except (SafetensorError, KeyError, TypeError) as e:
             raise BadCheckpoint(f"this is not a scores file ({e})", value=str(path), fix="make it anew") from e
+        if (layer := found.not_finite()) is not None:
+            raise NotFinite(
+                f"the scores of layer {layer} are NaN or infinite, so no plan can be made from them",
+                value=str(path),
+                fix="make them anew with `prunetune score`, which says where the model overflows",
+            )
+        return found
+
+    def not_finite(self) -> int | None:
+        """The first layer with a score that is NaN or infinite; None: all are numbers."""
+        kinds = (self.neurons, self.layers, self.layers_max)
+        return next((i for i in range(len(self.layers)) if not all(is_finite(x[i]) for x in kinds)), None)
 
 
 def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:
@@ -134,13 +148,16 @@ def score(
         model_sha: Recorded in the result.
         data_sha: Recorded in the result.
         progress: Called with (batches done, batches in all).
+
+    Raises:
+        NotFinite: Activations, gradients or weights of a layer are NaN or infinite.
     """
     chosen = criterion(neuron_criterion)
     family = family_of(model.config)
     walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
     walk.run(batches, progress)
     neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
-    return Scores(
+    found = Scores(
         neurons=neurons.float(),
         layers=torch.tensor([c.mean for c in walk.changes], dtype=torch.float32),
         layers_max=torch.tensor([c.top for c in walk.changes], dtype=torch.float32),
@@ -150,6 +167,9 @@ def score(
         data_sha=data_sha,
         tokens=walk.tokens,
     )
+    if (i := found.not_finite()) is not None:
+        raise layer_overflow(walk.layers[i], i, "its scores", model.dtype)
+    return found
 
 
 class _Walk:
@@ -246,6 +266,9 @@ class _Walk:
         else:
             with torch.no_grad():
                 self.model.get_submodule("model")(**batch, use_cache=False)
+        for i, change in enumerate(self.changes):
+            if not math.isfinite(change.total):
+                raise layer_overflow(self.layers[i], i, "its scores", self.model.dtype)
 
     def _with_gradients(self, batch: Batch, mask: Tensor) -> None:
         """Forward with the head and backward of the summed next-token loss; no weight gets a gradient."""

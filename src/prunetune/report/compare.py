@@ -8,7 +8,6 @@ Speed-ups are those that each run measured against its own original, in turns, i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from prunetune.common.files import replacing
 from prunetune.common.stats import Paired, wilson
+from prunetune.common.strict_json import to_json_text
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.report.pairs import Sample, read_samples, side_by_side
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
@@ -126,7 +126,7 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": Comparison.to_text,
     "markdown": Comparison.to_markdown,
     "csv": Comparison.to_csv,
-    "json": lambda c: json.dumps(c.to_json(), indent=2) + "\n",
+    "json": lambda c: to_json_text(c.to_json()) + "\n",
 }
 
 

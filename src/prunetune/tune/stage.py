@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunetune.common.files import disk_errors
 from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
+from prunetune.models.finite import broken_weights, is_finite
 from prunetune.models.folders import TOKENIZER_FILES, copy_files, load_config, load_model, load_tokenizer
 from prunetune.tune.methods.base import Lora
 from prunetune.tune.training.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
@@ -222,7 +223,10 @@ def write_model(
     dtypes: dict[str, torch.dtype],
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a plain folder: tensors in the types that they have in `source`; config.json and tokenizer are its own."""
+    """Write a plain folder: tensors in the types that they have in `source`; config.json and tokenizer are its own.
+
+    NotFinite where a trained weight is no number, or too large for its type; then nothing is written.
+    """
     common = max(set(dtypes.values()), key=list(dtypes.values()).count) if dtypes else torch.float32
     given = model.state_dict() if state is None else state
     state = {name: t.detach().to("cpu", dtypes.get(name, common)) for name, t in given.items()}
@@ -230,6 +234,9 @@ def write_model(
     for name in tied & set(state):
         if name not in dtypes:
             del state[name]
+    for name, tensor in state.items():
+        if not is_finite(tensor):
+            raise broken_weights("the recovered model", name, tensor)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(out, state_dict=state, safe_serialization=True)

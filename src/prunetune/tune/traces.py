@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunetune.common.files import disk_errors, json_sha, write_json
+from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_model, load_tokenizer, model_sha
@@ -119,7 +120,7 @@ def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
                     counts["solved"] += bool(kept)
                     counts["kept"] += len(kept)
                     for answer in kept:
-                        f.write(json.dumps({"question": example.question, "answer": answer}) + "\n")
+                        f.write(to_json_text({"question": example.question, "answer": answer}, indent=None) + "\n")
                 f.flush()
                 write_json(note, {"key": key, "done": start + len(batch), "bytes": f.tell(), "counts": counts})
                 if progress is not None:
@@ -155,7 +156,9 @@ def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:
 def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, task: Task) -> list[list[str]]:
     """`per_question` sampled answers of each question, without end token, cut at the task's stop texts."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    from prunetune.models.generation import Numbers
 
     prompts = [prompt_ids(tokenizer, e.question, job.fmt) for e in batch]
     width = max(len(p) for p in prompts)
@@ -174,7 +177,9 @@ def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, tas
         pad_token_id=pad,
     )
     with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+        numbers = LogitsProcessorList([Numbers(model, mask)])
+        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=numbers)
+    out = made[:, width:].tolist()
     texts = []
     for row in out:
         end = next((i for i, token in enumerate(row) if token in ends), None)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tune.test_job import SMALL, make_job, place, same
 
-from prunetune.errors import NotWritable
+from prunetune.errors import NotWritable, TuneError
 from prunetune.tune.__main__ import main
 from prunetune.tune.job import TuneJob, read_result, result_path, run_job
 from prunetune.tune.methods import Cpt
 from prunetune.tune.training.checkpoints import MARK, newest_checkpoint
+from prunetune.tune.training.trainer import BoundedTrainer
 
 __all__ = ["place"]
 OFTEN = Cpt(**SMALL, checkpoint_minutes=1e-9)
@@ -96,3 +100,27 @@ def test_no_space_for_a_checkpoint_is_one_message_and_the_job_can_go_on(
     seen: list[int] = []
     run_job(job, lambda done, total: seen.append(done))
     assert seen == [3, 4]
+
+
+def test_a_loss_that_is_nan_ends_the_job_and_keeps_the_last_good_state(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, calls = BoundedTrainer.compute_loss, []
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        loss = compute(self, *args, **kwargs)
+        return loss * math.nan if len(calls) == 9 else loss  # two forward passes a step: the fifth step
+
+    monkeypatch.setattr(BoundedTrainer, "compute_loss", poisoned)
+    job = make_job(place, tmp_path / "out", OFTEN)
+    with pytest.raises(
+        TuneError, match=r"the loss is nan .* at step 5; .* the checkpoint of step 4 beside it is whole"
+    ):
+        run_job(job)
+    assert not job.out.exists()
+    log = json.loads((job.work / "diverged" / "log.json").read_text(), parse_constant=pytest.fail)
+    assert log[-1]["loss"] == "nan"
+    assert (job.work / "checkpoint-4" / MARK).is_file() and not (job.work / "checkpoint-5").exists()
+    monkeypatch.undo()
+    assert run_job(job).steps == 12, "it goes on from there once the cause is gone"

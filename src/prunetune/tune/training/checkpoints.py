@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunetune.common.files import json_sha, read_json, remove, write_json
+from prunetune.common.strict_json import spelled, to_json_text
 from prunetune.errors import NotWritable, TuneError
 from prunetune.models.folders import model_sha
 from prunetune.tune.job import Progress, TuneJob
@@ -126,11 +126,13 @@ class Guard(TrainerCallback):
         folder = self.work / "diverged"
         if state.is_world_process_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "log.json", state.log_history)
+            write_json(folder / "log.json", spelled(state.log_history))
             rows = [ids.tolist() for ids in self.batch()]
-            (folder / "batch.json").write_text(json.dumps(rows), encoding="utf-8")
+            (folder / "batch.json").write_text(to_json_text(rows, indent=None), encoding="utf-8")
+        kept = max((int(p.parent.name.rpartition("-")[2]) for p in self.work.glob(f"checkpoint-*/{MARK}")), default=0)
+        good = f"the checkpoint of step {kept} beside it is whole" if kept else "no checkpoint was due before it"
         raise TuneError(
-            f"recovery diverged: {what}",
+            f"recovery diverged: {what}; its input is as it was, and {good}",
             value=str(folder),
             fix="lower learning_rate, raise warmup, or look at the batch and log saved in this folder",
         )

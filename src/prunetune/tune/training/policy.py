@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.tasks.registry import TaskConfig, build_task
 from prunetune.tune.methods.grpo import Grpo
@@ -139,6 +140,18 @@ class Budget(TrainerCallback):
             control.should_training_stop = True
 
 
+FIGURES = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "accuracy": "accuracy",
+    "kl": "kl",
+    "completion_tokens": "completions/mean_length",
+    "clipped": "completions/clipped_ratio",
+    "no_signal": "frac_reward_zero_std",
+    "entropy": "entropy",
+}
+"""Our names for what TRL logs beside the loss."""
+
 PAGE, TOGETHER = 32, 64
 
 
@@ -200,14 +213,9 @@ def check_reference(trainer: Any, stage: Stage) -> None:
 def _entry(log: dict[str, Any]) -> dict[str, Any]:
     return {
         **log_entry(log),
-        "reward": log.get("reward"),
-        "reward_std": log.get("reward_std"),
-        "accuracy": log.get("accuracy"),
-        "kl": log.get("kl"),
-        "completion_tokens": log.get("completions/mean_length"),
-        "clipped": log.get("completions/clipped_ratio"),
-        "no_signal": log.get("frac_reward_zero_std"),
-        "entropy": log.get("entropy"),
+        **{
+            name: or_null(log.get(trl)) for name, trl in FIGURES.items()
+        },  # TRL has NaN where there was nothing to count
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunetune.data.stream import Example
-from prunetune.errors import PrunetuneError, TuneError
+from prunetune.errors import NotFinite, PrunetuneError, TuneError
 from prunetune.tasks.registry import Problem, Task, Verdict
 from prunetune.tune.methods.grpo import Grpo
 
@@ -53,10 +54,18 @@ class Reward:
             self.solved[i] = (right + verdict.correct, seen + 1)
         if "log_metric" in more and verdicts:
             more["log_metric"]("accuracy", sum(v.correct for v in verdicts) / len(verdicts))
-        return [
+        rewards = [
             self.method.accuracy_weight * v.correct + self.method.format_weight * self.in_form(v, text, prompt)
             for v, text, prompt in zip(verdicts, completions, more.get("prompts") or [""] * len(verdicts), strict=True)
         ]
+        for reward, text in zip(rewards, completions, strict=True):
+            if not math.isfinite(reward):
+                raise NotFinite(
+                    f"a reward is no number: {reward}",
+                    value=text[-200:],
+                    fix="look at the verifier, accuracy_weight and format_weight",
+                )
+        return list(rewards)
 
     def judge(self, index: int, text: str) -> Verdict:
         """The verifier's word on a completion; TuneError if it raises."""
