@@ -213,7 +213,7 @@ def test_regaining_rights() -> None:
 
 def test_a_killed_caller_takes_the_sandbox_with_it(place: Path) -> None:
     script = (
-        f"from prunetune import sandbox\nsandbox.PROGRAM = '/sandbox/{MARK}program.py'\n"
+        f"from prunetune.tasks.sandbox import program as sandbox\nsandbox.PROGRAM = '/sandbox/{MARK}program.py'\n"
         "sandbox.run_program('import time; time.sleep(300)', allowed=True)"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(place)})
