@@ -1,7 +1,10 @@
 """Every error that a user can cause. Each says what was wrong, the value, what is valid, and how to mend it.
 
 The command line prints the message and exits with 2; nothing already computed is lost. Whatever is not a
-`PrunetuneError` is a bug of ours and keeps its traceback.
+`PrunetuneError` is a bug of ours: `cli.net` tells it in one message, with its traceback on request.
+
+A message stays readable whatever it speaks of: each part is cut to `MOST` characters, and control characters, which
+a terminal would obey, are written as escapes. This is the one place that cuts.
 
     PrunetuneError
     ├── RecipeError           a recipe or an option that cannot be understood
@@ -23,7 +26,41 @@ The command line prints the message and exits with 2; nothing already computed i
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+
+MOST = {"what": 1_500, "value": 500, "valid": 2_000, "fix": 1_500}
+"""Characters of each part of a message."""
+
+# C0 and C1 but for the line's end, lone surrogates (no encoding has them), and what turns the direction of a line.
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """A text as a terminal may be given it: control characters as escapes, at most `most` characters."""
+    if most is not None and len(text) > most:
+        text = f"{text[: most * 3 // 4]} ... {text[-(most // 5) :]} ({len(text):,} characters)"
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _Shown(reprlib.Repr):
+    """`repr` whose work and length are bounded, whatever the value is and however deep its aliases go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict = 4, 12
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxarray = 12
+        self.maxstring = self.maxother = MOST["value"]
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = int(x.bit_length() * 0.30103) + 1
+        return repr(x) if digits <= 40 else f"<a whole number of about {digits:,} digits>"
+
+
+def shown(value: object) -> str:
+    """`repr`, cut to a readable length."""
+    return plain(_Shown().repr(value), MOST["value"])
 
 
 class PrunetuneError(Exception):
@@ -31,7 +68,7 @@ class PrunetuneError(Exception):
 
     Args:
         what: What was wrong, one sentence without a full stop at the end.
-        value: The offending value, shown with `repr`.
+        value: The offending value, shown with `repr`, cut.
         valid: What would have been valid: one text, or the list of choices.
         fix: What to do now.
     """
@@ -41,13 +78,13 @@ class PrunetuneError(Exception):
     ) -> None:
         self.what, self.value, self.fix = what, value, fix
         self.valid = valid if valid is None or isinstance(valid, str) else ", ".join(valid)
-        lines = [what]
+        lines = [plain(what, MOST["what"])]
         if value is not None:
-            lines.append(f"  got:   {value!r}")
+            lines.append(f"  got:   {shown(value)}")
         if self.valid:
-            lines.append(f"  valid: {self.valid}")
+            lines.append(f"  valid: {plain(self.valid, MOST['valid'])}")
         if fix:
-            lines.append(f"  fix:   {fix}")
+            lines.append(f"  fix:   {plain(fix, MOST['fix'])}")
         super().__init__("\n".join(lines))
 
 
@@ -64,7 +101,7 @@ class UnknownName(RecipeError):
 
     def __init__(self, kind: str, value: str, valid: Iterable[str]) -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(str(value), names, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(str(value)[:100], names, n=2, cutoff=0.5)
         fix = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else None
         super().__init__(f"unknown {kind}", value=value, valid=names, fix=fix)
 

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from records import Records
+
+from prunetune.common.yaml import read_yaml
 
 Record = dict[str, Any]
 ORIGINAL = "original"
@@ -107,7 +108,9 @@ class Grid:
     @staticmethod
     def read(folder: Path) -> Grid:
         """Read FOLDER/grid.yaml."""
-        value = yaml.safe_load((folder / "grid.yaml").read_text(encoding="utf-8"))
+        value = read_yaml(folder / "grid.yaml", "grid", text_keys=False)
+        if not isinstance(value, dict):
+            raise GridError(f"{folder}/grid.yaml: a grid is a mapping")
         known = set(Grid.__dataclass_fields__) - {"folder"}
         if unknown := set(value) - known:
             raise GridError(f"{folder}/grid.yaml: unknown keys {sorted(unknown)}; known: {sorted(known)}")

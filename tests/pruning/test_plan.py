@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from pydantic import ValidationError
@@ -83,3 +84,31 @@ def test_round_trip_through_json(tmp_path):
 def test_too_many_layers():
     with pytest.raises(OutOfReach, match="0 to 2"):
         make_plan(NEURONS, LAYERS, "m", n_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    {
+        "depth": ({"depth": 10**9, "width": 10**9}, "depth: input should be less than or equal to"),
+        "width": ({"width": 10**12}, "width: input should be less"),
+        "deep but empty": ({"depth": 10_000, "drop_neurons": {"0": [0]}}, "same number of neurons"),
+        "text": ({"depth": "4"}, "depth: input should be a valid integer"),
+        "truth": ({"drop_layers": [True]}, "drop_layers.0: input should be a valid integer"),
+        "fraction": ({"drop_layers": [1.0]}, "drop_layers.0: input should be a valid integer"),
+        "layer": ({"drop_neurons": {"01": [1]}}, "'01' is not the number of a layer"),
+        "a layer with a sign": ({"drop_neurons": {"-1": [1]}}, "is not the number of a layer"),
+        "a list of layers": ({"drop_neurons": [[1]]}, "drop_neurons: input should be a valid dictionary"),
+        "hash": ({"model_sha": 5}, "model_sha: input should be a valid string"),
+        "key": ({"widht": 5}, "widht: extra inputs are not permitted"),
+    }.values(),
+)
+def test_a_plan_that_is_none_is_told_with_field_and_value(tmp_path, changes, says):
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({"model_sha": "x", "depth": 4, "width": 8} | changes))
+    tracemalloc.start()
+    with pytest.raises(PlanError) as told:
+        PrunePlan.read(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert says in str(told.value) and str(file) in str(told.value)
+    assert peak < 2**20, "nothing of a claimed size is made"

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from prunetune.common.files import once, read_json, replacing, write_json
 from prunetune.common.progress import Watch
+from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import DataSource, load_stream
-from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
+from prunetune.errors import NotWritable, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
 from prunetune.models.prompt import PromptFormat, encode_example
 from prunetune.tasks.lm_eval import key_of
@@ -101,12 +101,7 @@ def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
         raise UnknownName("recovery method", name, METHODS)
     value: dict[str, Any] = {}
     if config is not None:
-        if not config.is_file():
-            raise MissingPath("no such settings file", value=str(config), fix="check --config")
-        try:
-            value = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as e:
-            raise RecipeError(f"these settings are not valid YAML ({e})", value=str(config)) from None
+        value = read_yaml(config, "settings file") or {}
         if not isinstance(value, dict):
             raise RecipeError("these settings are no mapping", value=str(config), valid="lines of `name: value`")
     value |= {k: v for k, v in budget.items() if v is not None}

@@ -151,18 +151,21 @@ def devices_of(launcher: str | None) -> int:
 
     if launcher is None:
         return 1
-    import yaml
+    from prunetune.common.yaml import read_mapping
 
     words = launcher_arguments(launcher)
     for i, word in enumerate(words):
         if word.startswith("--num_processes"):
             number = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
-            return int(number) if number.isdigit() and int(number) else 1
+            return int(number) if number.isdecimal() and 0 < len(number) < 6 and int(number) else 1
     if "--config_file" in words:
         from pathlib import Path
 
-        read = yaml.safe_load(Path(words[words.index("--config_file") + 1]).read_text(encoding="utf-8"))
-        return int(read.get("num_processes") or 1)
+        read = read_mapping(
+            Path(words[min(words.index("--config_file") + 1, len(words) - 1)]), "launcher's settings file"
+        )
+        number = read.get("num_processes") or 1
+        return number if isinstance(number, int) and number > 0 else 1
     return 1
 
 

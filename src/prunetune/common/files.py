@@ -18,13 +18,17 @@ import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prunetune.common import reading
 from prunetune.common.strict_json import to_json_text
-from prunetune.errors import BadCheckpoint, MissingPath, NotWritable
+from prunetune.errors import NotWritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+read_json = reading.read_json  # its older place
 
 
 def json_sha(value: object) -> str:
@@ -36,16 +40,6 @@ def file_sha(path: Path) -> str:
     """SHA-256 (hex, 16 digits) of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file, or raise MissingPath / BadCheckpoint with its name."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingPath("no such file", value=str(path), fix="check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadCheckpoint(f"this file is not valid JSON ({e})", value=str(path), fix="make it anew") from None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -11,12 +11,14 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunetune.errors import BadCheckpoint, MissingPath, NotFinite
+from prunetune.errors import NotFinite
 from prunetune.models.finite import broken_weights, is_finite
+from prunetune.pruning.plan import MOST_LAYERS
+from prunetune.pruning.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,8 @@ class Patch:
     @staticmethod
     def read(path: Path) -> Patch:
         """Read back; BadCheckpoint if it is not a patch."""
-        if not path.is_file():
-            raise MissingPath("no such patch", value=str(path), fix="make it anew")
-        try:
-            with safe_open(path, framework="pt") as f:
-                note = json.loads((f.metadata() or {})["prunetune"])
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
-            found = Patch(tensors, tuple(LayerFit(**x) for x in note.pop("fits")), **note)
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise BadCheckpoint(f"this is not a patch ({e})", value=str(path), fix="make it anew") from e
+        note, tensors = read_tensors(path, _Note, "patch", "make it anew", lambda note, shapes: None)
+        found = Patch(tensors, note.fits, note.tokens, note.held_out_tokens)
         found.check()
         return found
 
@@ -74,3 +69,13 @@ class Patch:
         for fit in self.fits:
             if not (math.isfinite(fit.before) and math.isfinite(fit.after)):
                 raise NotFinite(f"the fit of layer {fit.layer} left an error of {fit.before}, then {fit.after}")
+
+
+class _Note(BaseModel):
+    """What is written beside the tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    fits: tuple[LayerFit, ...] = Field(max_length=MOST_LAYERS)
+    tokens: StrictInt = Field(ge=0)
+    held_out_tokens: StrictInt = Field(ge=0)

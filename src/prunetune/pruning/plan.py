@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from prunetune.common.files import write_json
-from prunetune.errors import MissingPath, NotFinite, OutOfReach, PlanError
+from prunetune.common.reading import read_model
+from prunetune.errors import NotFinite, OutOfReach, PlanError, shown
+
+MOST_LAYERS, MOST_NEURONS = 10_000, 10_000_000
+"""Some hundred times the deepest and the widest model there is."""
 
 
 class PrunePlan(BaseModel):
@@ -30,22 +35,36 @@ class PrunePlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_sha: str
-    depth: int = Field(gt=0)
-    width: int = Field(gt=0)
-    drop_layers: tuple[int, ...] = ()
-    drop_neurons: dict[int, tuple[int, ...]] = Field(default_factory=dict)
+    model_sha: str = Field(max_length=200)
+    depth: StrictInt = Field(gt=0, le=MOST_LAYERS)
+    width: StrictInt = Field(gt=0, le=MOST_NEURONS)
+    drop_layers: tuple[StrictInt, ...] = Field(default=(), max_length=MOST_LAYERS)
+    drop_neurons: dict[int, tuple[StrictInt, ...]] = Field(default_factory=dict, max_length=MOST_LAYERS)
+
+    @field_validator("drop_neurons", mode="before")
+    @classmethod
+    def _layer_numbers(cls, value: object) -> object:
+        """JSON has text as keys: only that of a number as it is written, so that no layer is named twice."""
+        if isinstance(value, Mapping):
+            for key in value:
+                if isinstance(key, bool) or not (isinstance(key, int) or re.fullmatch("0|[1-9][0-9]{0,8}", str(key))):
+                    raise ValueError(f"{shown(key)} is not the number of a layer")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> PrunePlan:
+        """Costs as much as the plan's own lists, whatever depth and width it claims."""
         _ascending("drop_layers", self.drop_layers, self.depth)
         if len(self.drop_layers) >= self.depth:
             raise ValueError("drop_layers leaves no layer")
+        gone = set(self.drop_layers)
         for layer, neurons in self.drop_neurons.items():
-            if layer not in self.kept_layers:
+            if layer in gone or not 0 <= layer < self.depth:
                 raise ValueError(f"drop_neurons names layer {layer}, which is not kept")
             _ascending(f"drop_neurons[{layer}]", neurons, self.width)
-        counts = {len(self.drop_neurons.get(layer, ())) for layer in self.kept_layers}
+        counts = {len(neurons) for neurons in self.drop_neurons.values()}
+        if len(self.drop_neurons) < self.new_depth:
+            counts.add(0)
         if len(counts) > 1:
             raise ValueError(f"every kept layer must lose the same number of neurons, not {sorted(counts)}")
         if counts == {self.width}:
@@ -84,22 +103,13 @@ class PrunePlan(BaseModel):
 
     @staticmethod
     def read(path: Path) -> PrunePlan:
-        """Read and validate; PlanError names what is wrong."""
-        try:
-            return PrunePlan.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MissingPath("no such plan", value=str(path), fix="make one with `prunetune plan`") from None
-        except UnicodeDecodeError:
-            raise PlanError("a plan is a JSON file, and this is none", value=str(path)) from None
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(str(p) for p in first["loc"]) or "plan"
-            raise PlanError(f"this plan is not valid: {where}: {first['msg']}", value=str(path)) from None
+        """Read and validate; PlanError names what is wrong, MissingPath says that it is not there."""
+        return read_model(path, PrunePlan, "plan", error=PlanError, fix="make it anew with `prunetune plan`")
 
 
 def _ascending(name: str, indices: tuple[int, ...], size: int) -> None:
-    if any(not 0 <= i < size for i in indices):
-        raise ValueError(f"{name} has an index outside 0..{size - 1}")
+    if (bad := next((i for i in indices if not 0 <= i < size), None)) is not None:
+        raise ValueError(f"{name} has {bad}, an index outside 0..{size - 1}")
     if any(a >= b for a, b in itertools.pairwise(indices)):
         raise ValueError(f"{name} must be ascending, without repeats")
 

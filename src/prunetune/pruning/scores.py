@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunetune.errors import BadCheckpoint, DataError, MissingPath, NotFinite
+from prunetune.errors import DataError, NotFinite
 from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.criteria import (
@@ -41,6 +41,8 @@ from prunetune.pruning.criteria import (
     statistic,
     vote_scores,
 )
+from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
+from prunetune.pruning.tensors import Shapes, read_tensors
 
 Batch = dict[str, Tensor]
 
@@ -78,14 +80,9 @@ class Scores:
     @staticmethod
     def read(path: Path) -> Scores:
         """Read back; BadCheckpoint if it is not a scores file."""
-        if not path.is_file():
-            raise MissingPath("no such scores file", value=str(path), fix="make one with `prunetune score`")
-        try:
-            with safe_open(path, framework="pt") as f:
-                note = json.loads((f.metadata() or {})["prunetune"])
-                found = Scores(**{k: f.get_tensor(k) for k in ("neurons", "layers", "layers_max")}, **note)
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise BadCheckpoint(f"this is not a scores file ({e})", value=str(path), fix="make it anew") from e
+        fix = "make it anew with `prunetune score`"
+        note, tensors = read_tensors(path, _Note, "scores file", fix, _check_shapes)
+        found = Scores(**{name: tensor.float() for name, tensor in tensors.items()}, **note.model_dump())
         if (layer := found.not_finite()) is not None:
             raise NotFinite(
                 f"the scores of layer {layer} are NaN or infinite, so no plan can be made from them",
@@ -98,6 +95,30 @@ class Scores:
         """The first layer with a score that is NaN or infinite; None: all are numbers."""
         kinds = (self.neurons, self.layers, self.layers_max)
         return next((i for i in range(len(self.layers)) if not all(is_finite(x[i]) for x in kinds)), None)
+
+
+class _Note(BaseModel):
+    """What is written beside the tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    criterion: str = Field(max_length=200)
+    layer_criterion: str = Field(max_length=200)
+    model_sha: str = Field(max_length=200)
+    data_sha: str = Field(max_length=200)
+    tokens: StrictInt = Field(ge=0)
+
+
+def _check_shapes(note: _Note, shapes: Shapes) -> str | None:
+    if shapes.keys() != {"neurons", "layers", "layers_max"}:
+        return f"it holds {', '.join(sorted(shapes)) or 'no tensors'}, not neurons, layers and layers_max"
+    rows, width = shapes["neurons"] if len(shapes["neurons"]) == 2 else (0, 0)
+    if not 0 < rows <= MOST_LAYERS or not 0 < width <= MOST_NEURONS:
+        return f"neurons is {list(shapes['neurons'])}, not [layers, width]"
+    for name in ("layers", "layers_max"):
+        if shapes[name] != (rows,):
+            return f"{name} is {list(shapes[name])} beside neurons of {rows} layers"
+    return None
 
 
 def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.resources
-import io
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunetune.common.files import replacing
+from prunetune.common.yaml import dump_yaml, read_mapping
 from prunetune.data.stream import DataSource
-from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
+from prunetune.errors import MissingPath, RecipeChanged, UnknownName
 from prunetune.models.prompt import PromptFormat
 from prunetune.recipe.explain import explain
 from prunetune.schedule.target import PruneConfig
@@ -224,20 +223,12 @@ class Recipe(_Config):
                     "no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped())
                 )
             raise UnknownName("recipe", str(ref), shipped())
-        try:
-            value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            raise RecipeError(f"this recipe is not valid YAML ({e})", value=str(path)) from None
-        if not isinstance(value, dict):
-            raise RecipeError("a recipe is a mapping of keys to values", value=str(path))
-        return cls.parse(value, str(path))
+        return cls.parse(read_mapping(path, "recipe"), str(path))
 
     def write(self, path: Path) -> None:
         """Write fully resolved YAML, atomically."""
-        text = io.StringIO()
-        yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, allow_unicode=True, width=120)
         with replacing(path) as tmp:
-            tmp.write_text(text.getvalue(), encoding="utf-8")
+            tmp.write_text(dump_yaml(self.model_dump(mode="json")), encoding="utf-8")
 
     def changed(self, **values: Any) -> Recipe:
         """A copy with other values of top-level fields."""

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from prunetune.common import units as human
+from prunetune.common.yaml import parse_yaml
+from prunetune.errors import RecipeError
 from prunetune.models.folders import DEMO_MODEL
 from prunetune.report.render import render
 from prunetune.report.view import model_name, view
@@ -19,9 +21,12 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML metadata block at the head of a README, {} if there is none."""
+    """The YAML metadata block at the head of a README, {} if there is none, or none that can be read."""
     found = re.match(r"---\r?\n(.*?)\r?\n---\s*(?:\n|$)", text, flags=re.S)
-    value = yaml.safe_load(found[1]) if found else None
+    try:
+        value = parse_yaml(found[1], "README.md", "model card", text_keys=False) if found else None
+    except RecipeError:  # a card is somebody's prose: what it does not say in YAML it does not say
+        value = None
     return value if isinstance(value, dict) else {}
 
 

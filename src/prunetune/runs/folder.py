@@ -19,10 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunetune.common.files import disk_errors, is_made, once, read_json, remove, write_json
 from prunetune.common.units import is_share
+from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint, NotWritable
 from prunetune.pruning.plan import PrunePlan
 from prunetune.recipe.schema import Recipe, check_unchanged
@@ -72,10 +71,7 @@ class RunFolder:
         """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts."""
         file = self.path / "recipe.yaml"
         if file.is_file():
-            try:
-                before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except yaml.YAMLError as e:
-                raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(file), fix="restore it") from e
+            before = read_yaml(file, "recipe", error=BadCheckpoint)
             if self.stages:  # before the first finished round, `once` sees to it that nothing stale is used
                 check_unchanged(before or {}, recipe.model_dump(mode="json"))
         recipe.write(file)

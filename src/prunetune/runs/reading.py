@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.pruning.plan import PrunePlan
 from prunetune.runs.records import ACTIONS, StageRecord, read_stage
@@ -126,10 +127,5 @@ def _read(path: Path) -> RunRecord:
 
 
 def _yaml(path: Path) -> Mapping[str, object]:
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise BadCheckpoint(f"this recipe cannot be read ({e})", value=str(path), fix="restore the file") from None
+    value = read_yaml(path, "recipe", error=BadCheckpoint)
     return value if isinstance(value, dict) else {}

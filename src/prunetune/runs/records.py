@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
 from prunetune.common import units as human
-from prunetune.common.files import read_json
+from prunetune.common.reading import read_model
 from prunetune.errors import BadCheckpoint
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.steps import Step
@@ -44,14 +44,7 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: Path) -> Self:
         """A file's record; MissingPath if there is none, BadCheckpoint for one that is not valid."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as e:
-            detail = e.errors()[0]
-            where = ".".join(str(p) for p in detail["loc"]) or "record"
-            raise BadCheckpoint(
-                f"this record is not valid: {where}: {detail['msg']}", value=str(path), fix="run the stage again"
-            ) from None
+        return read_model(path, cls, "record", fix="run the stage again", finite=False)
 
 
 class CostRecord(Record):
