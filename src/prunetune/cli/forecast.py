@@ -164,8 +164,8 @@ def devices_of(launcher: str | None) -> int:
         read = read_mapping(
             Path(words[min(words.index("--config_file") + 1, len(words) - 1)]), "launcher's settings file"
         )
-        number = read.get("num_processes") or 1
-        return number if isinstance(number, int) and number > 0 else 1
+        processes = read.get("num_processes")
+        return processes if isinstance(processes, int) and processes > 0 else 1
     return 1
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -54,12 +54,12 @@ def _resolvers() -> dict[Any, list[tuple[str, re.Pattern[str]]]]:
 class _Told(yaml.MarkedYAMLError):
     """One of our own limits."""
 
-    def __init__(self, problem: str, mark: yaml.Mark | None) -> None:
+    def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(problem=problem, problem_mark=mark)
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = _resolvers()
+    yaml_implicit_resolvers = _resolvers()
     texts: tuple[str, ...] = ()
     """Tags whose value is read as text."""
     text_keys = True
@@ -126,7 +126,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes a text that would be read back as something else, by YAML 1.1 as well as here."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
         key: [*yaml.SafeDumper.yaml_implicit_resolvers.get(key, []), *_resolvers().get(key, [])]
         for key in {*yaml.SafeDumper.yaml_implicit_resolvers, *_resolvers()}
     }

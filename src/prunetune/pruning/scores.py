@@ -82,7 +82,8 @@ class Scores:
         """Read back; BadCheckpoint if it is not a scores file."""
         fix = "make it anew with `prunetune score`"
         note, tensors = read_tensors(path, _Note, "scores file", fix, _check_shapes)
-        found = Scores(**{name: tensor.float() for name, tensor in tensors.items()}, **note.model_dump())
+        neurons, layers, layers_max = (tensors[name].float() for name in ("neurons", "layers", "layers_max"))
+        found = Scores(neurons, layers, layers_max, **note.model_dump())
         if (layer := found.not_finite()) is not None:
             raise NotFinite(
                 f"the scores of layer {layer} are NaN or infinite, so no plan can be made from them",
