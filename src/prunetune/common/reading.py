@@ -56,6 +56,7 @@ def read_text(
     error: type[PrunetuneError] = BadCheckpoint,
     fix: str | None = None,
     most: int = MOST_BYTES,
+    form: str = "UTF-8 text",
 ) -> str:
     """A whole UTF-8 file as text.
 
@@ -65,6 +66,7 @@ def read_text(
         error: Raised for a file that is there and cannot be read as UTF-8 text of at most `most` bytes.
         fix: What to do when it is not there.
         most: Bytes.
+        form: What the text should be, for messages.
     """
     size = regular_file(path, what, error=error, fix=fix)
     if size > most:
@@ -78,7 +80,7 @@ def read_text(
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
         raise error(
-            f"this {what} is not UTF-8 text: byte 0x{raw[e.start]:02x} at {e.start:,}, line {line}",
+            f"this {what} is not {form}: byte 0x{raw[e.start]:02x} at {e.start:,}, line {line}",
             value=str(path),
             fix=_packed(raw) or f"iconv -f ENCODING -t utf-8 {path.name}",
         ) from None
@@ -152,7 +154,8 @@ def read_json(
     finite: bool = True,
 ) -> Any:
     """Parse a JSON file, see `parse_json`; MissingPath if it is not there."""
-    return parse_json(read_text(path, what, error=error), path, what, error=error, fix=fix, finite=finite)
+    text = read_text(path, what, error=error, form="JSON, which is UTF-8 text")
+    return parse_json(text, path, what, error=error, fix=fix, finite=finite)
 
 
 def validated(
@@ -213,7 +216,11 @@ def _reason(e: BaseException) -> str:
 def _packed(raw: bytes) -> str | None:
     """The advice for files that are not text at all."""
     heads = {b"\x1f\x8b": "gunzip", b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "unzstd", b"BZh": "bunzip2"}
-    return next((f"it is compressed: {tool} it first" for head, tool in heads.items() if raw.startswith(head)), None)
+    packed = next((tool for head, tool in heads.items() if raw.startswith(head)), None)
+    if packed:
+        return f"it is compressed: {packed} it first"
+    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return "it is no text at all: check the path" if b"\0" in raw[:4096] and not utf16 else None
 
 
 def _half_character(value: object) -> str | None:
