@@ -12,7 +12,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The modules whose functions take and return tensors: their annotations are checked on every call.
-SHAPED = [f"pruning.{m}" for m in ("criteria", "scores", "apply", "cut", "least_squares", "layerwise", "compensate")]
+SHAPED = [
+    f"pruning.{m}"
+    for m in ("criteria", "scores", "ranking", "tap", "apply", "cut", "least_squares", "layerwise", "compensate")
+]
 SHAPED += ["tune.training.loss", "tune.training.kl", "baselines.slicegpt"]
 install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
 

@@ -26,7 +26,7 @@ from prunetune.evaluation.loss import reasoning_loss
 from prunetune.models.folders import load_model, load_tokenizer
 from prunetune.models.prompt import PromptFormat, encode_example
 from prunetune.pruning.apply import apply_in_memory
-from prunetune.pruning.compensate import compensate, rank_neurons
+from prunetune.pruning.compensate import compensate
 from prunetune.pruning.plan import make_plan
 from prunetune.pruning.scores import Batch, make_batches, score
 
@@ -78,7 +78,7 @@ def point(part: dict[str, Any], seed: int, sequences: int) -> dict[str, Any]:
     gone = width - round(part["kept"] * width / 8) * 8
     start, losses = time.perf_counter(), {}
     contribution = score(model, every)
-    ranked = {"contribution": contribution.neurons, "greedy": rank_neurons(model, every)}
+    ranked = {"contribution": contribution.neurons, "greedy": score(model, every, neuron_criterion="greedy").neurons}
     for way in WAYS:
         by = way.split()[0]
         plan = make_plan(ranked[by].tolist(), contribution.layers.tolist(), "", n_neurons=gone)

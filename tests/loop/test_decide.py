@@ -22,10 +22,9 @@ from prunetune.loop.decide import decide
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.verdict import validation
 from prunetune.models.folders import load_config, load_model, resolve_model
-from prunetune.pruning.compensate import rank_neurons
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan
-from prunetune.pruning.scores import Scores
+from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe, StopConfig
 from prunetune.runs.folder import RunFolder
 from prunetune.schedule.damage import Probe
@@ -433,7 +432,7 @@ def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
     found = Scores.read(tmp_path / "out" / stage["name"] / "scores.safetensors")
     with RunFolder.open(tmp_path / "again", recipe, resolve_model(recipe.model)) as run:
         bench = Bench(recipe, run, QUIET)
-        direct = rank_neurons(load_model(tmp_path / "model"), bench.scoring, by="greedy")
+        direct = score(load_model(tmp_path / "model"), bench.scoring, neuron_criterion="greedy").neurons
     torch.testing.assert_close(found.neurons, direct)
     assert found.criterion == "greedy"
 

@@ -16,7 +16,7 @@ from prunetune.models.finite import numbers_only, overflow
 from prunetune.models.generation import generate
 from prunetune.models.prompt import PromptFormat
 from prunetune.pruning import least_squares
-from prunetune.pruning.compensate import compensate, rank_neurons
+from prunetune.pruning.compensate import compensate
 from prunetune.pruning.criteria import CRITERIA
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan, make_plan, threshold_counts
@@ -46,9 +46,12 @@ def broken(name: str = "model.layers.2.mlp.up_proj.weight", value: float = math.
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_stop_with_layer_type_and_fix(criterion: str) -> None:
-    with pytest.raises(NotFinite, match=r"activations of layer 1 overflow in float16") as e:
-        score(hot(), BATCHES, neuron_criterion=criterion)
-    assert "65504" in str(e.value.valid).replace("6.55e+04", "65504") and "bfloat16" in str(e.value.fix)
+    if CRITERIA[criterion].needs == "moments":  # run in fp32 on a CPU, where nothing overflows
+        assert score(hot(), BATCHES, neuron_criterion=criterion).not_finite() is None
+    else:
+        with pytest.raises(NotFinite, match=r"activations of layer 1 overflow in float16") as e:
+            score(hot(), BATCHES, neuron_criterion=criterion)
+        assert "65504" in str(e.value.valid).replace("6.55e+04", "65504") and "bfloat16" in str(e.value.fix)
     for value in (math.nan, math.inf):
         with pytest.raises(NotFinite, match="weights of layer 2 are no numbers: 1 of") as e:
             score(broken(value=value), BATCHES, neuron_criterion=criterion)
@@ -74,7 +77,7 @@ def test_losses_perplexities_answers_and_ranks_stop(family: str) -> None:
     with pytest.raises(NotFinite, match=says):
         generate(model, tokenizer, [[5, 6, 7], [8]], 4)
     with pytest.raises(NotFinite, match=says):
-        rank_neurons(model, BATCHES)
+        score(model, BATCHES, neuron_criterion="greedy")
     plan = make_plan([list(map(float, range(48)))] * 4, [1.0] * 4, "m", n_neurons=8)
     with pytest.raises(NotFinite, match=says):
         compensate(model, plan, BATCHES, held_out=BATCHES)

@@ -16,9 +16,10 @@ from prunetune.models.families import FAMILIES
 from prunetune.models.folders import load_model, model_sha
 from prunetune.models.shards import ShardReader
 from prunetune.pruning.apply import apply_in_memory, apply_on_disk
-from prunetune.pruning.compensate import Patch, compensate, rank_neurons
+from prunetune.pruning.compensate import Patch, compensate
 from prunetune.pruning.least_squares import leverage
 from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.scores import score
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f: (f, {}) for f in FAMILIES},
@@ -225,7 +226,7 @@ def test_model_is_left_alone_and_progress_is_told() -> None:
     seen: list[tuple[int, int]] = []
     tell = lambda i, n: seen.append((i, n))  # noqa: E731
     compensate(model, make_plan(), CALIBRATION, held_out=HELD_OUT, target="layer", progress=tell)
-    rank_neurons(model, CALIBRATION)
+    score(model, CALIBRATION, neuron_criterion="greedy")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -293,13 +294,13 @@ def test_stream_target_with_neurons_is_at_least_as_close() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranking_uses_each_layers_own_moments(family: str) -> None:
     model = tiny_model(family)
-    scores = rank_neurons(model, CALIBRATION, by="leverage", ridge=1e-2)
+    scores = score(model, CALIBRATION, neuron_criterion="leverage").neurons
     assert scores.shape == (4, 48)
     for layer, seen in enumerate(activations(model, CALIBRATION)):
         down, a = model.model.layers[layer].mlp.down_proj.weight.detach(), seen.double()
         if FAMILIES[family].post_ffn_norm:
             a *= (a @ down.double().T).square().mean(1, keepdim=True).rsqrt()
-        torch.testing.assert_close(scores[layer], leverage(a.T @ a / len(a), down, 1e-2), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(scores[layer], leverage(a.T @ a / len(a), down), atol=1e-5, rtol=1e-3)
 
 
 def test_selection_aware_of_compensation_leaves_less_error() -> None:
@@ -312,8 +313,8 @@ def test_selection_aware_of_compensation_leaves_less_error() -> None:
         plan = PrunePlan(model_sha="", depth=4, width=48, drop_neurons=drop)
         return sum(f.after for f in compensate(model, plan, CALIBRATION, held_out=HELD_OUT).fits)
 
-    greedy = left(rank_neurons(model, CALIBRATION, by="greedy"))
-    assert greedy < left(rank_neurons(model, CALIBRATION, by="leverage")) * 1.05
+    greedy = left(score(model, CALIBRATION, neuron_criterion="greedy").neurons)
+    assert greedy < left(score(model, CALIBRATION, neuron_criterion="leverage").neurons) * 1.05
     assert greedy < left(plain)
 
 
@@ -329,7 +330,7 @@ def test_refusals() -> None:
     with pytest.raises(PlanError, match="width"):
         compensate(tiny_model("llama", intermediate_size=64), plan, CALIBRATION, held_out=HELD_OUT)
     with pytest.raises(UnknownName, match="leverage"):
-        rank_neurons(model, CALIBRATION, by="levrage")
+        score(model, CALIBRATION, neuron_criterion="levrage")
     with pytest.raises(UnknownName, match="stream"):
         compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target="streem")
     assert compensate(model, make_plan(drop_layers=(), count=0), CALIBRATION, held_out=HELD_OUT).fits == ()

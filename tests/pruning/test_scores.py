@@ -8,8 +8,8 @@ from tests.tiny import FAMILIES, tiny_model
 
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.models.families import family_of
-from prunetune.pruning.criteria import BLOCK, CRITERIA
-from prunetune.pruning.scores import Scores, make_batches, neurons_of, score
+from prunetune.pruning.criteria import BLOCK, CRITERIA, neurons_of
+from prunetune.pruning.scores import Scores, make_batches, score
 
 SEQUENCES = [
     [int(i) for i in torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n))]
@@ -58,10 +58,11 @@ def test_contribution_identity(family):
     torch.testing.assert_close(found[layer, j], change.mean(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("criterion", ["contribution", "leverage"])  # by hooks, and layer by layer
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layer_scores_equal_a_direct_computation_for_the_last_layer_too(family):
+def test_layer_scores_equal_a_direct_computation_for_the_last_layer_too(family, criterion):
     model = tiny_model(family)
-    scores = score(model, make_batches(SEQUENCES, 0))
+    scores = score(model, make_batches(SEQUENCES, 0), neuron_criterion=criterion)
     _, blocks = one_by_one(model)
     for i, (before, after) in enumerate(blocks):
         change = (after - before).norm(dim=1)
@@ -82,12 +83,13 @@ def test_scores_do_not_depend_on_batch_size_or_padding_side(criterion):
         ids = torch.zeros_like(batch["input_ids"])
         ids[mask.bool()] = batch["input_ids"][batch["attention_mask"].bool()]
         left.append({"input_ids": ids, "attention_mask": mask})
+    loose = 1e-3 if CRITERIA[criterion].needs == "moments" else 1e-5  # an inverse magnifies rounding
     reference = score(model, alone, neuron_criterion=criterion)
     assert reference.tokens == sum(map(len, SEQUENCES))
     for batches in (together, left):
         other = score(model, batches, neuron_criterion=criterion)
         assert other.tokens == reference.tokens
-        torch.testing.assert_close(other.neurons, reference.neurons, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(other.neurons, reference.neurons, rtol=loose, atol=1e-7)
         torch.testing.assert_close(other.layers, reference.layers, rtol=1e-5, atol=1e-7)
 
 

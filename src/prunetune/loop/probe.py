@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from prunetune.loop.bench import Bench, free
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config
 from prunetune.pruning.apply import apply_in_memory
-from prunetune.pruning.compensate import RANKINGS, Patch, compensate, rank_neurons
+from prunetune.pruning.compensate import Patch, compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, score
 from prunetune.runs.folder import Timed
@@ -62,13 +61,11 @@ def take_scores(bench: Bench, timed: Timed, source: Path, sha: str) -> Scores:
 
 def _score(bench: Bench, source: Path, sha: str, name: str, data_sha: str, batches: Sequence[Any]) -> Scores:
     s = bench.recipe.score
-    ranked = s.criterion in RANKINGS  # by the error left after compensation
-    model = bench.load(source)
     with bench.watch.bar("protect" if name.startswith("protect") else "score") as bar:
-        found = score(
-            model,
+        return score(
+            bench.load(source),
             batches,
-            neuron_criterion="magnitude" if ranked else s.criterion,
+            neuron_criterion=s.criterion,
             reduce=s.reduce,
             layers_by=s.layer_criterion,
             vote_share=s.vote_share,
@@ -77,10 +74,6 @@ def _score(bench: Bench, source: Path, sha: str, name: str, data_sha: str, batch
             data_sha=data_sha,
             progress=bar,
         )
-        if ranked:
-            neurons = rank_neurons(model, batches, by=s.criterion, progress=bar)
-            found = dataclasses.replace(found, neurons=neurons, criterion=s.criterion)
-    return found
 
 
 def plan_for(bench: Bench, at: Path, scores: Scores, *, neurons: int, layers: int) -> PrunePlan:

@@ -27,19 +27,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
-from prunetune.models.finite import broken_weights, is_finite, layer_overflow
+from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.cut import check_shape, cut_tensor
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
-from prunetune.pruning.least_squares import Fold, Gram, ResidueSum, fold, greedy, leverage
+from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.tap import Tap
 
-__all__ = ["RIDGES", "LayerFit", "Patch", "compensate", "rank_neurons"]
+__all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
 Batch = dict[str, Tensor]
 TARGETS = ("auto", "layer", "stream")
@@ -150,49 +150,6 @@ class _Streams:
     calibration: int
 
 
-class _Tap:
-    """Input and output of a layer's `down_proj`, for the batch in hand."""
-
-    def __init__(self, one: OneLayer, source: LayerSource, layer: int) -> None:
-        self.one, self.source, self.layer = one, source, layer
-        self.down: Any = one.block.get_submodule(source.family.down)
-        self.seen: tuple[Tensor, Tensor] | None = None
-        self.handle = self.down.register_forward_hook(self._hook)
-
-    def __enter__(self) -> _Tap:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
-
-    def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.seen = (args[0], output)
-
-    def run(
-        self, hidden: Float[Tensor, "batch places hidden"], real: Tensor
-    ) -> tuple[
-        Float[Tensor, "tokens width"],
-        Float[Tensor, "tokens hidden"],
-        Float[Tensor, "tokens 1"],
-        Float[Tensor, "batch places hidden"],
-    ]:
-        """(activations, FFN output, the tokens' weights) of the real tokens in fp32, and the layer's whole output.
-
-        Where a norm follows the FFN, activations and output are weighted already.
-        """
-        out = forward(self.one, hidden, real)
-        if not is_finite(out[real]):
-            raise layer_overflow(self.one.block, self.layer, "its second moments", hidden.dtype)
-        if self.seen is None:
-            raise RuntimeError("down_proj did not run")
-        a, y = (x[real].float() for x in self.seen)
-        self.seen = None
-        weight = torch.ones_like(y[:, :1])
-        if self.source.family.post_ffn_norm:
-            weight = torch.rsqrt(y.square().mean(-1, keepdim=True) + self.source.config.rms_norm_eps)
-        return a * weight, y * weight, weight, out
-
-
 def _fit(
     one: OneLayer,
     source: LayerSource,
@@ -206,7 +163,7 @@ def _fit(
     """Gather the residues of both sets of tokens and solve."""
     kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
-    with _Tap(one, source, layer) as tap:
+    with Tap(one, source, layer) as tap:
         lost = tap.down.weight.float()[:, gone]
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[0], source.device) for _ in range(2)]
@@ -245,50 +202,3 @@ def _cut(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch:
         if new is not None and new is not tensor:
             module, _, name = suffix.rpartition(".")
             setattr(one.block.get_submodule(module), name, nn.Parameter(new, requires_grad=False))
-
-
-# ------------------------------------------------------------------------------------------------ selection aware of it
-
-
-RANKINGS: dict[str, Callable[..., Tensor]] = {"leverage": leverage, "greedy": greedy}
-
-
-def rank_neurons(
-    model: PreTrainedModel | Path,
-    batches: Sequence[Batch],
-    *,
-    by: str = "greedy",
-    ridge: float = 1e-3,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Float[Tensor, "layers width"]:
-    """Score neurons by the error that is left after compensation, not before; low = redundant. One forward pass.
-
-    Args:
-        model: The model or its folder.
-        batches: {input_ids, attention_mask}.
-        by: `leverage` (each neuron alone) or `greedy` (one after another; better where neurons resemble each other).
-        ridge: Relative to the mean of C's diagonal.
-        device: As for `compensate`.
-        dtype: As for `compensate`.
-        progress: Called with (layers done, layers in all).
-    """
-    if by not in RANKINGS:
-        raise UnknownName("ranking after compensation", by, RANKINGS)
-    source = open_source(model, device=device, dtype=dtype)
-    _check(source, "layer", batches, batches)
-    masks = [b["attention_mask"].bool().to(source.device) for b in batches]
-    hidden = embed(source, [b["input_ids"] for b in batches])
-    scores = []
-    for layer in range(source.depth):
-        one = one_layer(source, layer)
-        gram = Gram(source.config.intermediate_size, source.device)
-        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), _Tap(one, source, layer) as tap:
-            for i, real in enumerate(masks):
-                a, _, _, hidden[i] = tap.run(hidden[i], real)
-                gram.update(a)
-            scores.append(RANKINGS[by](gram.finish(), tap.down.weight, ridge=ridge).cpu())
-        if progress:
-            progress(layer + 1, source.depth)
-    return torch.stack(scores)

@@ -5,6 +5,8 @@
     contribution  |a_j| * ||W_down[:, j]||, reduced over tokens (mean, rms, max, qNN)      Eq. 2, exact; default
     wanda         rms(a_j) * ||W_down[:, j]||                                             arXiv 2306.11695
     taylor        mean over tokens of |a_j * dL/da_j|                                     arXiv 2305.11627
+    leverage      error left if j alone goes and all others make up for it                optimal brain surgeon, 1993
+    greedy        error left when neurons go one after another, made up for by the rest   the same; recommended
     magnitude     norm of the three weight vectors of the neuron                          -
     random        a seeded permutation                                                    a control
     ptl_vote      the authors' published rule (signed, last token, lowest indices)        method, section 7
@@ -27,11 +29,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunetune.errors import UnknownName
+from prunetune.models.families import Family
+from prunetune.pruning.least_squares import greedy, leverage
 
-Needs = Literal["activations", "gradients", "votes", "weights"]
+Needs = Literal["activations", "gradients", "votes", "moments", "weights"]
 
 
 BLOCK = 2**19
@@ -174,13 +178,24 @@ class Neurons:
         return (squares + self.down.float().square().sum(0)).sqrt()
 
 
+def neurons_of(layer: nn.Module, family: Family) -> Neurons:
+    """The weight vectors of a decoder layer's neurons (the halves apart where gate and up are fused)."""
+    down = layer.get_parameter(f"{family.down}.weight")
+    if any(cut.copies == 2 for cut in family.cuts):
+        gate, up = layer.get_parameter("mlp.gate_up_proj.weight").chunk(2, dim=0)
+    else:
+        gate, up = layer.get_parameter("mlp.gate_proj.weight"), layer.get_parameter("mlp.up_proj.weight")
+    return Neurons(gate, up, down)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A neuron score: what it needs from the pass over the data, and how that becomes one number a neuron.
 
     Attributes:
-        needs: `activations` (a), `gradients` (a * dL/da), `votes` (gate and up of the last token), `weights` (no pass).
-        finish: (statistic over tokens or None, weights, layer index, seed) -> score.
+        needs: `activations` (a), `gradients` (a * dL/da), `votes` (gate and up of the last token), `moments`
+            (C = E[a a^T], [width, width]), `weights` (no pass).
+        finish: (statistic over tokens, C, or None; weights; layer index; seed) -> score.
         reduce: The statistic over tokens; None lets the recipe choose.
     """
 
@@ -206,12 +221,22 @@ def _random(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Ten
     return torch.rand(weights.down.shape[1], generator=generator)
 
 
+def _leverage(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Tensor:
+    return leverage(torch.as_tensor(stat), weights.down)
+
+
+def _greedy(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Tensor:
+    return greedy(torch.as_tensor(stat), weights.down)
+
+
 CRITERIA: dict[str, Criterion] = {
     "contribution": Criterion("activations", _times_down),
     "activation": Criterion("activations", _as_it_is, reduce="max"),
     "wanda": Criterion("activations", _times_down, reduce="rms"),
     "taylor": Criterion("gradients", _as_it_is, reduce="mean"),
     "ptl_vote": Criterion("votes", _as_it_is),
+    "leverage": Criterion("moments", _leverage),
+    "greedy": Criterion("moments", _greedy),
     "magnitude": Criterion("weights", _magnitude),
     "random": Criterion("weights", _random),
 }

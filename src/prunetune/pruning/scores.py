@@ -32,16 +32,17 @@ from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.criteria import (
     Criterion,
     LayerChange,
-    Neurons,
     Statistic,
     Vote,
     block_rows,
     criterion,
     layer_criterion,
+    neurons_of,
     statistic,
     vote_scores,
 )
 from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
+from prunetune.pruning.ranking import rank
 from prunetune.pruning.tensors import Shapes, read_tensors
 
 Batch = dict[str, Tensor]
@@ -176,21 +177,26 @@ def score(
     """
     chosen = criterion(neuron_criterion)
     family = family_of(model.config)
-    walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
-    walk.run(batches, progress)
-    neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
+    if chosen.needs == "moments":
+        neurons, changes = rank(model, batches, chosen, layers_by=layers_by, seed=seed, progress=progress)
+    else:
+        walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
+        walk.run(batches, progress)
+        neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
+        changes = walk.changes
+    reduced = chosen.needs in ("activations", "gradients") and not chosen.reduce
     found = Scores(
         neurons=neurons.float(),
-        layers=torch.tensor([c.mean for c in walk.changes], dtype=torch.float32),
-        layers_max=torch.tensor([c.top for c in walk.changes], dtype=torch.float32),
-        criterion=neuron_criterion + ("" if chosen.reduce or chosen.needs in ("votes", "weights") else f":{reduce}"),
+        layers=torch.tensor([c.mean for c in changes], dtype=torch.float32),
+        layers_max=torch.tensor([c.top for c in changes], dtype=torch.float32),
+        criterion=neuron_criterion + (f":{reduce}" if reduced else ""),
         layer_criterion=layers_by,
         model_sha=model_sha,
         data_sha=data_sha,
-        tokens=walk.tokens,
+        tokens=sum(int(b["attention_mask"].sum()) for b in batches),
     )
     if (i := found.not_finite()) is not None:
-        raise layer_overflow(walk.layers[i], i, "its scores", model.dtype)
+        raise layer_overflow(model.get_submodule(f"{family.layers}.{i}"), i, "its scores", model.dtype)
     return found
 
 
@@ -315,16 +321,6 @@ class _Walk:
         if self.chosen.needs == "votes":
             return vote_scores(torch.as_tensor(stat), self.up_votes[i].finish(), vote_share)
         return self.chosen.finish(stat, neurons_of(self.layers[i], self.family), i, seed).detach()
-
-
-def neurons_of(layer: nn.Module, family: Family) -> Neurons:
-    """The weight vectors of a decoder layer's neurons (the halves apart where gate and up are fused)."""
-    down = layer.get_parameter(f"{family.down}.weight")
-    if any(cut.copies == 2 for cut in family.cuts):
-        gate, up = layer.get_parameter("mlp.gate_up_proj.weight").chunk(2, dim=0)
-    else:
-        gate, up = layer.get_parameter("mlp.gate_proj.weight"), layer.get_parameter("mlp.up_proj.weight")
-    return Neurons(gate, up, down)
 
 
 def _plain(x: Tensor) -> torch.autocast:

@@ -1,0 +1,71 @@
+"""Scores by second moments: neurons by the error that is left *after* least squares, not before (least_squares.py).
+
+One layer after another over the same batches (layerwise.py), so that one layer's C = E[a a^T] is in memory, whatever
+the size of the model. The same pass tells how much each layer changes the residual stream (Eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunetune.errors import DataError
+from prunetune.pruning.criteria import Criterion, LayerChange, layer_criterion, neurons_of
+from prunetune.pruning.layerwise import embed, one_layer, open_source
+from prunetune.pruning.least_squares import Gram
+from prunetune.pruning.tap import Tap
+
+Batch = dict[str, Tensor]
+
+
+def rank(
+    model: PreTrainedModel | Path,
+    batches: Sequence[Batch],
+    chosen: Criterion,
+    *,
+    layers_by: str = "l2",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float[Tensor, "layers width"], list[LayerChange]]:
+    """(a score for every neuron, how each layer changes the residual stream), by a criterion that needs moments.
+
+    Args:
+        model: The model, or its folder, whose layers are then read one by one.
+        batches: {input_ids, attention_mask}; padded places never count.
+        chosen: A criterion with `needs="moments"`.
+        layers_by: A name of `criteria.LAYER_CRITERIA`.
+        seed: Handed to the criterion.
+        device: Where to run (default: the model's device; for a folder a GPU if there is one).
+        dtype: In what to run (default: fp32 on the CPU, else the model's).
+        progress: Called with (layers done, layers in all).
+
+    Raises:
+        DataError: There are no tokens. NotFinite: A layer's activations overflow.
+    """
+    source = open_source(model, device=device, dtype=dtype)
+    masks = [b["attention_mask"].bool().to(source.device) for b in batches]
+    if not sum(int(m.sum()) for m in masks):
+        raise DataError("there are no tokens to score with", fix="raise the number of samples")
+    hidden = embed(source, [b["input_ids"] for b in batches])
+    scores, changes = [], []
+    for layer in range(source.depth):
+        one, change = one_layer(source, layer), LayerChange(layer_criterion(layers_by))
+        gram = Gram(source.config.intermediate_size, source.device)
+        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
+            for i, real in enumerate(masks):
+                a, _, _, out = tap.run(hidden[i], real)
+                gram.update(a)
+                change.update(hidden[i][real], out[real])
+                hidden[i] = out
+            scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float().cpu())
+        changes.append(change)
+        if progress:
+            progress(layer + 1, source.depth)
+    return torch.stack(scores), changes
