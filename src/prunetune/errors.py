@@ -17,6 +17,7 @@ a terminal would obey, are written as escapes. This is the one place that cuts.
     ├── BadCheckpoint         weights that are truncated, unsafe or inconsistent
     ├── NotFinite             a score, loss or figure that is NaN or infinite, so that nothing may go on from it
     ├── NotWritable           a folder that cannot be written, or a full disk
+    ├── NotEnoughMemory       work that does not fit into this machine's or device's memory
     ├── DataError             rows, columns or files that cannot be read as data
     ├── TaskError             an evaluation task or verifier that cannot be used
     ├── TuneError             recovery that cannot start, or that diverged
@@ -132,6 +133,10 @@ class NotFinite(PrunetuneError):
 
 class NotWritable(PrunetuneError):
     """A folder that cannot be written, or a full disk."""
+
+
+class NotEnoughMemory(PrunetuneError):
+    """Work that does not fit into the memory of this machine or device."""
 
 
 class DataError(PrunetuneError):

@@ -1,22 +1,25 @@
-"""The command line: each command is one call. Bad input is one message on stderr and exit code 2.
+"""The command line: each command is one call. Bad input is one message on stderr and exit code 2 (`net`).
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from prunetune.cli.evaluate import eval_
+from prunetune.cli.net import caught
 from prunetune.cli.prune import apply, plan, score
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report
 from prunetune.cli.run import inspect, keys, run
-from prunetune.errors import PrunetuneError
+from prunetune.common.progress import Watch
 
 app = typer.Typer(
     name="prunetune",
@@ -54,25 +57,24 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars are ours (ui.py)
-    try:
-        app()
-    except SystemExit as e:
-        if e.code == 130:  # typer's word for Ctrl-C
-            print("interrupted; the same command continues", file=sys.stderr)
-        raise
-    except PrunetuneError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as e:
-        from pydantic import ValidationError
+    words, verbose, quiet = _global_options(sys.argv[1:])
+    Watch.silent = quiet
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding shows what it cannot
+    sys.exit(caught(lambda: app(args=words), words, verbose=verbose or os.environ.get("PRUNETUNE_TRACEBACK") == "1"))
 
-        from prunetune.recipe.explain import explain
 
-        if not isinstance(e, ValidationError):
-            raise
+@app.callback()
+def _global(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No lines and bars while working; only the result.")] = False,
+) -> None:
+    """Make a reasoning language model half its size without losing its reasoning."""
 
-        print(f"error: {explain(e, 'the options')}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+
+def _global_options(words: list[str]) -> tuple[list[str], bool, bool]:
+    """Options of the program work on either side of the command: the words with them in front, verbose, quiet."""
+    end = words.index("--") if "--" in words else len(words)
+    found = [w for w in words[:end] if w in ("--verbose", "--quiet")]
+    rest = [w for w in words[:end] if w not in found] + words[end:]
+    return [*dict.fromkeys(found), *rest], "--verbose" in found, "--quiet" in found

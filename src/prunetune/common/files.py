@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunetune.common import reading
+from prunetune.common import reading, stopping
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import NotWritable
 
@@ -130,6 +130,7 @@ def once(path: Path, key: object, make: Callable[[Path], object]) -> Path:
     """
     if is_made(path, key):
         return path
+    stopping.raise_if_asked()
     tmp, note = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.key")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

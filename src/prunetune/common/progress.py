@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 Progress = Callable[[int, int], None]
 
 
 class Watch:
-    """Shows lines and bars; `Watch(quiet=True)` shows nothing."""
+    """Shows lines and bars; `Watch(quiet=True)` shows nothing, and no watch does while `Watch.silent` (`--quiet`)."""
+
+    silent: ClassVar[bool] = False
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or Watch.silent
         self.tty = sys.stderr.isatty()
 
     def line(self, text: str) -> None:

@@ -7,9 +7,11 @@ message on a user's error.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+from prunetune.common import stopping
 from prunetune.common.files import write_json
 from prunetune.errors import PrunetuneError
 from prunetune.tune.job import TuneJob, result_path, run_job
@@ -27,6 +29,8 @@ def main(argv: list[str]) -> int:
             result = run_job(job, (lambda done, total: print(f"step {done} {total}", flush=True)) if first else None)
             if first:
                 write_json(result_path(job), result.to_json())
+    except KeyboardInterrupt:
+        return 128 + int(stopping.asked() or signal.SIGTERM)
     except PrunetuneError as e:
         print(f"{MARK}{e}", file=sys.stderr)
         return 2
@@ -34,4 +38,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with stopping.listening():
+        status = main(sys.argv[1:])
+    sys.exit(status)

@@ -9,10 +9,13 @@ The caller holds no model meanwhile. Nothing but JSON passes between the two: th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
@@ -61,7 +64,9 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as child,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+        ) as child,
     ):
         try:
             for line in child.stdout or ():
@@ -69,7 +74,7 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
                 if word == "step" and len(numbers) == 2 and progress is not None:
                     progress(int(numbers[0]), int(numbers[1]))
         except BaseException:
-            child.terminate()
+            end_all(child)
             raise
     if child.returncode or not result_path(job).is_file():
         raise TuneError(
@@ -78,6 +83,22 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
             fix=f"see {log}; the stage goes on from its last checkpoint when it is run again",
         )
     return read_result(result_path(job))
+
+
+def end_all(child: subprocess.Popen[str]) -> None:
+    """Stop the launcher and all that it started, which is one process group: with time to save a checkpoint."""
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+            while time.monotonic() < deadline:
+                child.poll()  # a zombie would keep the group
+                os.killpg(child.pid, 0)
+                time.sleep(0.05)
+
+
+GRACE_SECONDS = 60.0
+"""For the end of a step and a checkpoint, after which the children are killed."""
 
 
 def last_words(log: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunetune.common import stopping
 from prunetune.common.files import json_sha, read_json, remove, write_json
 from prunetune.common.strict_json import spelled, to_json_text
 from prunetune.errors import NotWritable, TuneError
@@ -43,12 +44,13 @@ def newest_checkpoint(work: Path, key: str) -> tuple[str | None, float]:
 
 
 class Clock(TrainerCallback):
-    """Asks for a checkpoint every `every_s` seconds and marks it when it is whole."""
+    """Asks for a checkpoint every `every_s` seconds, and before it stops, and marks it when it is whole."""
 
     def __init__(self, work: Path, key: str, every_s: float, before_s: float, copies: int = 3) -> None:
         self.work, self.key, self.every_s, self.before_s = work, key, every_s, before_s
         self.copies = copies  # of the trained weights, fp32: themselves, two moments, and what else is saved
         self.begin = self.last = time.monotonic()
+        self.stop = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,13 +60,14 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide; over several processes the first decides for all."""
-        due = time.monotonic() - self.last >= self.every_s and state.global_step < state.max_steps
+        self.stop = stopping.asked() is not None
+        due = (self.stop or time.monotonic() - self.last >= self.every_s) and state.global_step < state.max_steps
         if due and state.is_world_process_zero:
             self._check_space(kwargs["model"])
         if args.world_size > 1:
-            flag = torch.tensor([float(due)], device=args.device)
-            torch.distributed.broadcast(flag, 0)
-            due = bool(flag.item())
+            flags = torch.tensor([float(due), float(self.stop)], device=args.device)
+            torch.distributed.broadcast(flags, 0)
+            due, self.stop = map(bool, flags.tolist())
         control.should_save = control.should_save or due
 
     def _check_space(self, model: torch.nn.Module) -> None:
@@ -85,6 +88,8 @@ class Clock(TrainerCallback):
             path = self.work / f"checkpoint-{state.global_step}" / MARK
             write_json(path, {"key": self.key, "seconds": self.before_s + time.monotonic() - self.begin})
         self.last = time.monotonic()
+        if self.stop:
+            stopping.stop()
 
 
 class Steps(TrainerCallback):

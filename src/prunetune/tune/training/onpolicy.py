@@ -8,6 +8,7 @@ import warnings
 from datasets import Dataset
 from transformers import PrinterCallback
 
+from prunetune.common import stopping
 from prunetune.tune.methods.distill import Distill
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
@@ -69,7 +70,8 @@ def distill_on_policy(stage: Stage, method: Distill) -> Trained:
         )
         trainer.remove_callback(PrinterCallback)
         begin = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stopping.deferred():
+            trainer.train(resume_from_checkpoint=checkpoint)
     seconds = before + time.perf_counter() - begin
     log = [e for e in trainer.state.log_history if "loss" in e]
     tokens = int(log[-1].get("num_tokens") or 0) if log else 0

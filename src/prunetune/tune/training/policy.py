@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunetune.common import stopping
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.tasks.registry import TaskConfig, build_task
@@ -107,7 +108,8 @@ def train_policy(stage: Stage, method: Grpo, rollout: Rollout | None = None) -> 
         check_reference(trainer, stage)
         trainer.remove_callback(PrinterCallback)
         begin = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stopping.deferred():
+            trainer.train(resume_from_checkpoint=checkpoint)
     seconds = before + time.perf_counter() - begin
     log = [e for e in trainer.state.log_history if "loss" in e]
     tokens = int(log[-1].get("num_tokens") or 0) if log else 0

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from prunetune.common import stopping
 from prunetune.errors import TuneError
 from prunetune.tune.methods.base import Method
 from prunetune.tune.stage import Stage, Trained
@@ -195,7 +196,8 @@ def fit(
     guard.batch = lambda: trainer.recent
     trainer.remove_callback(PrinterCallback)
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with stopping.deferred():
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = before + time.perf_counter() - begin
     done = trainer.state.global_step
     tokens = sum(r.real for r in rows[: done * method.batch_size])
