@@ -430,7 +430,7 @@ def test_an_interrupted_run_says_how_it_goes_on(capsys, at, tmp_path, monkeypatc
 
     monkeypatch.setattr(loop, "prune_tune_loop", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, err = call(capsys, "run", at / "recipe.yaml", "--out", tmp_path / "out")
-    assert code == 130 and "interrupted; the same command continues" in err
+    assert code == 130 and "interrupted by Ctrl-C; the same command continues" in err
 
 
 def test_a_short_recipe_is_told_what_its_defaults_are(capsys, at, tmp_path):
