@@ -243,7 +243,9 @@ def test_generate_writes_rows_that_tune_and_a_recipe_take(capsys, tmp_path):
     assert made["questions"] == 12 and made["kept"] == made["solved"] == len(rows) > 8
     assert all("####" in r["answer"] for r in rows)
     code, _, err = call(capsys, *args)
-    assert code == 2 and "there already" in err
+    assert code == 0 and "made already" in err
+    code, _, err = call(capsys, *args, "--keep", 2)
+    assert code == 2 and "there already, made with other arguments" in err
     small = tmp_path / "small.yaml"
     small.write_text("{batch_size: 4, precision: fp32}")
     code, text, err = call(

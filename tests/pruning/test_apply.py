@@ -14,7 +14,7 @@ from tests.tiny import EXTRA, tiny_folder, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunetune.common.files import file_sha, read_json, write_json
-from prunetune.errors import BadCheckpoint, PlanError, UnsupportedModel
+from prunetune.errors import BadCheckpoint, NotWritable, PlanError, UnsupportedModel
 from prunetune.models.families import FAMILIES, family_of
 from prunetune.models.folders import load_model, model_sha
 from prunetune.models.shards import INDEX, SINGLE, ShardReader, open_shards
@@ -358,7 +358,7 @@ def test_a_layout_without_the_cut_tensors_is_refused(tmp_path: Path) -> None:
 def test_a_full_output_folder_is_refused(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source", "llama")
     before = file_sha(source / SINGLE)
-    with pytest.raises(PlanError, match="not empty"):
+    with pytest.raises(NotWritable, match="not empty"):
         apply_on_disk(source, make_plan(model_sha(source)), source)
     assert file_sha(source / SINGLE) == before
 

@@ -50,7 +50,7 @@ def test_only_right_answers_stay_and_a_killed_call_goes_on(tmp_path: Path) -> No
     assert make_traces(trace_job(tmp_path / "b.jsonl", keep=2), lambda done, total: seen.append(done)) == traces
     assert seen == [24] and (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
     assert len(load_stream([FileData(path=str(tmp_path / "b.jsonl"))], 0)) == len(rows)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.jsonl.key", ".b.jsonl.key", "a.jsonl", "b.jsonl"]
 
 
 def test_a_model_that_solves_nothing_has_no_traces(tmp_path: Path) -> None:

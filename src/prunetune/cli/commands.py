@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from prunetune.common.files import once, read_json, replacing, write_json
+from prunetune.cli.made import is_eval, is_scores
+from prunetune.common.files import once, read_json, remove, write_json
+from prunetune.common.outputs import claim, full_path, output_file, output_new, own_folder
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import DataSource, load_stream
@@ -70,27 +72,28 @@ def score_file(
     """Score a model on the first `samples` of the data, and write the scores."""
     from prunetune.pruning.scores import make_batches, score
 
-    folder = resolve_model(model)
-    stream = load_stream(sources_of(data), seed)
-    tokenizer, fmt = load_tokenizer(folder), PromptFormat()
-    rows = [
-        encode_example(tokenizer, e.question, e.answer, fmt, max_length)
-        for e in stream.take(0, min(samples, len(stream)))
-    ]
-    batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
-    with watch.bar("score") as bar:
-        scores = score(
-            load_model(folder, device=device_of(device)),
-            batches,
-            neuron_criterion=criterion,
-            reduce=reduce,
-            layers_by=layer_criterion,
-            seed=seed,
-            model_sha=model_sha(folder),
-            data_sha=stream.sha,
-            progress=bar,
-        )
-    with replacing(out) as tmp:
+    key = [model, list(data), criterion, reduce, layer_criterion, samples, max_length, seed]
+    with output_file(out, is_scores, key, watch.line) as tmp:
+        folder = resolve_model(model)
+        stream = load_stream(sources_of(data), seed)
+        tokenizer, fmt = load_tokenizer(folder), PromptFormat()
+        rows = [
+            encode_example(tokenizer, e.question, e.answer, fmt, max_length)
+            for e in stream.take(0, min(samples, len(stream)))
+        ]
+        batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
+        with watch.bar("score") as bar:
+            scores = score(
+                load_model(folder, device=device_of(device)),
+                batches,
+                neuron_criterion=criterion,
+                reduce=reduce,
+                layers_by=layer_criterion,
+                seed=seed,
+                model_sha=model_sha(folder),
+                data_sha=stream.sha,
+                progress=bar,
+            )
         scores.write(tmp)
     return scores
 
@@ -134,12 +137,14 @@ def tune_model(
     watch: Watch,
 ) -> TuneResult:
     """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
-    from prunetune.tune.job import TuneJob, launch
+    from prunetune.tune.job import TuneJob, TuneResult, launch
 
-    if out.exists():
-        raise NotWritable("the output folder is there already", value=str(out), fix="choose another one, or remove it")
-    work = out.with_name(f".{out.name}.work")
-    results: list[TuneResult] = []
+    out = full_path(out)
+    work, result = out.with_name(f".{out.name}.work"), dict[str, Any]()
+    key = {
+        "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed, "task": task,
+        "teacher": teacher,
+    }  # fmt: skip
 
     def make(tmp: Path) -> None:
         job = TuneJob(
@@ -157,11 +162,17 @@ def tune_model(
             device=device_of(device),
         )
         with watch.bar(f"tune {method.type}") as bar:
-            results.append(launch(job, launcher, bar))
+            result["result"] = launch(job, launcher, bar).to_json()
 
-    once(out, {"model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed}, make)
-    shutil.rmtree(work, ignore_errors=True)
-    return results[0]
+    with output_new(out, key) as made:
+        if made is None:
+            claim(work, key)
+            once(out, key, make, more=result)
+        else:
+            result = made.more
+            watch.line(f"{out} is made already, with the same arguments")
+        remove(work)
+    return TuneResult.from_json(result["result"])
 
 
 JUDGES = {
@@ -231,10 +242,8 @@ def sample_traces(
         watch: Shows the progress.
         settings: Further fields of `TraceJob`.
     """
-    from prunetune.tune.traces import TraceJob, make_traces
+    from prunetune.tune.traces import TraceJob, Traces, make_traces
 
-    if out.exists():
-        raise NotWritable("the output file is there already", value=str(out), fix="choose another one, or remove it")
     job = TraceJob(
         model=resolve_model(model),
         out=out,
@@ -246,14 +255,19 @@ def sample_traces(
         device=device_of(device),
         **settings,
     )
-    with watch.bar("generate") as bar:
-        return make_traces(job, bar)
+    key = {"generate": job.model_dump(mode="json", exclude={"out", "device"})}
+    with output_new(out, key, folder=False) as made:
+        if made is not None and made.more:
+            watch.line(f"{out} is made already, with the same arguments")
+            return Traces(**made.more)
+        with watch.bar("generate") as bar:
+            return make_traces(job, bar, key)
 
 
 def _claim(out: Path, sha: str) -> None:
     """One folder of answers belongs to one model."""
     note = out / "model.json"
-    if note.is_file() and read_json(note)["model_sha"] != sha:
+    if note.is_file() and read_json(note) != {"model_sha": sha}:
         raise NotWritable("this folder holds another model's answers", value=str(out), fix="choose another --out")
     write_json(note, {"model_sha": sha})
 
@@ -307,12 +321,27 @@ def eval_model(
     """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
     if backend not in ("transformers", "vllm"):
         raise UnknownName("backend", backend, ["transformers", "vllm"])
-    folder = resolve_model(model)
-    sha = model_sha(folder)
-    if out:
-        _claim(out, sha)
-    if backend == "vllm":
-        return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
+    with own_folder(out, "eval", is_eval) if out else contextlib.nullcontext():
+        folder = resolve_model(model)
+        sha = model_sha(folder)
+        if out:
+            _claim(out, sha)
+        if backend == "vllm":
+            return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
+        return _on_transformers(folder, sha, tasks, out, batch_size=batch_size, chat=chat, device=device, watch=watch)
+
+
+def _on_transformers(
+    folder: Path,
+    sha: str,
+    tasks: Sequence[Task],
+    out: Path | None,
+    *,
+    batch_size: int | None,
+    chat: bool,
+    device: str,
+    watch: Watch,
+) -> list[EvalResult]:
     from prunetune.evaluation.evaluate import evaluate
 
     loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)

@@ -64,6 +64,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Decide what goes: a reviewable JSON file."""
+    from prunetune.cli.made import is_plan
+    from prunetune.common.outputs import output_file
     from prunetune.pruning.plan import make_plan
     from prunetune.pruning.scores import Scores
 
@@ -80,7 +82,8 @@ def plan(
         protected=guarded,
         protect_share=protect_share if protect else 0.0,
     )
-    made.write(out)
+    with output_file(out, is_plan) as tmp:
+        made.write(tmp)
     emit(
         as_json,
         made.model_dump(mode="json"),
@@ -98,11 +101,9 @@ def apply(
     from prunetune.pruning.plan import PrunePlan
 
     read = PrunePlan.read(plan)
-    from prunetune.models.folders import resolve_model
-    from prunetune.pruning.apply import apply_on_disk
+    from prunetune.cli.made import apply_plan
 
-    with Watch().bar("apply") as bar:
-        apply_on_disk(resolve_model(model), read, out, progress=bar)
+    apply_plan(read, model, out, Watch())
     emit(
         as_json,
         {"out": str(out), "depth": read.new_depth, "width": read.new_width},

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from prunetune.common.notes import verify
 from prunetune.errors import BadCheckpoint, MissingPath, PrunetuneError, shown
 
 M = TypeVar("M", bound=BaseModel)
@@ -33,7 +34,8 @@ _LONE = re.compile("[\ud800-\udfff]")
 def regular_file(path: Path, what: str, *, error: type[PrunetuneError] = BadCheckpoint, fix: str | None = None) -> int:
     """The size in bytes of a file that is there and can be read like one; else MissingPath, or `error`.
 
-    A folder, a pipe or a device is none: reading them fails late, waits for ever, or never ends.
+    A folder, a pipe or a device is none: reading them fails late, waits for ever, or never ends. A file of ours whose
+    bytes are not what was written is told too (BadCheckpoint).
     """
     try:
         info = path.stat()
@@ -46,6 +48,7 @@ def regular_file(path: Path, what: str, *, error: type[PrunetuneError] = BadChec
         raise error(f"this {what} is a folder, not a file", value=str(path), fix="give the file itself")
     if not stat.S_ISREG(info.st_mode):
         raise error(f"this {what} is no regular file", value=str(path), fix="write it into a file first")
+    verify(path)
     return info.st_size
 
 

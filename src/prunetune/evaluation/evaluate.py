@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.errors import TaskError
 from prunetune.evaluation.loss import perplexity
-from prunetune.evaluation.samples import append_samples, open_samples, read_samples
+from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples
 from prunetune.models.generation import Answer, generate
 from prunetune.models.prompt import PromptFormat, prompt_ids, prompt_text
 from prunetune.tasks.registry import Problem, Task
@@ -142,6 +142,8 @@ def evaluate(
         todo = todo[len(batch) :]
         if progress:
             progress(len(records), len(task.problems))
+    if out:
+        seal_samples(out)
     return summarise(task, [records[p.id] for p in task.problems])
 
 

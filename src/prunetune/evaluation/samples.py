@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import disk_errors, is_made, json_sha, remove, replacing
+from prunetune.common.files import disk_errors, json_sha, mark_of, replacing, write_note
+from prunetune.common.notes import Note, hashes, read_note
 from prunetune.common.strict_json import to_json_text
-from prunetune.errors import BadCheckpoint
+from prunetune.errors import BadCheckpoint, NotWritable
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -29,24 +32,68 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def open_samples(path: Path, settings: object) -> dict[str, dict[str, Any]]:
-    """The finished samples of `path`, which is made empty if it was made with other settings."""
+    """The finished samples of `path`; a line that is not as it was written goes, and is asked again.
+
+    In a run what was made with other settings is made anew; in a folder of `prunetune eval` it is refused.
+
+    Raises:
+        NotWritable: Answers with other settings, or a file that is not ours, are there.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not is_made(path, settings):
-            remove(path)
-            path.touch()
-            with replacing(path.with_name(f".{path.name}.key")) as note:
-                note.write_text(json_sha(settings), encoding="utf-8")
-        records = read_samples(path)
-        whole = path.read_bytes().rpartition(b"\n")
-        if whole[2]:  # a kill cut this line short: appending to it would spoil the next one
-            os.truncate(path, len(whole[0]) + len(whole[1]))
-    return {r["id"]: r for r in records}
+        lines = _whole_lines(path, settings)
+        if path.is_file() and lines is not None and b"".join(lines) == path.read_bytes():
+            return {r["id"]: r for r in read_samples(path)}
+        write_note(path, Note(json_sha(settings)))
+        with replacing(path) as tmp:
+            tmp.write_bytes(b"".join(lines or []))
+    return {r["id"]: r for r in read_samples(path)}
+
+
+def _whole_lines(path: Path, settings: object) -> list[bytes] | None:
+    """The lines of `path` that may be used again; None if it was made with other settings or is not there."""
+    if not path.exists():
+        return None
+    note = read_note(path) if path.is_file() else None
+    if note is None:
+        raise NotWritable("prunetune did not write this file", value=str(path), fix="choose another --out")
+    lines = path.read_bytes().splitlines(keepends=True)
+    if note.key != json_sha(settings):
+        if lines and mark_of(path) == "eval":
+            raise NotWritable(
+                "this folder holds answers to this task with other settings",
+                value=str(path),
+                fix="choose another --out, or move these answers away",
+            )
+        return None
+    known = note.more.get("lines")
+    good = [x for x in lines if x.endswith(b"\n") and (known is None or _line_sha(x) in known)]
+    if known is not None and (bad := len(lines) - len(good)):
+        print(f"{path}: {bad} answers are not as they were written, and are asked again", file=sys.stderr)
+    return good
+
+
+def _line_sha(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:12]
+
+
+def seal_samples(path: Path) -> None:
+    """All samples are there: note the hashes of the file and of its lines, so that a flipped byte is noticed."""
+    if note := read_note(path):
+        lines = [_line_sha(x) for x in path.read_bytes().splitlines(keepends=True)]
+        write_note(path, Note(note.key, hashes(path), {"lines": lines}))
 
 
 def append_samples(path: Path, records: list[dict[str, Any]]) -> None:
     """Append finished samples, and see them on disk."""
-    with disk_errors(path), path.open("a", encoding="utf-8") as f:
+    with disk_errors(path):
+        if (note := read_note(path)) and note.files:
+            write_note(path, Note(note.key))
+        _append(path, records)
+
+
+def _append(path: Path, records: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as f:
         f.writelines(to_json_text(r, indent=None) + "\n" for r in records)
         f.flush()
         os.fsync(f.fileno())

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from prunetune.common.files import disk_errors, read_json
+from prunetune.common.files import check_space, fresh, read_json
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, PlanError
 from prunetune.models.families import Family, family_of, layer_of
@@ -103,7 +103,7 @@ def apply_on_disk(
 
     Raises:
         PlanError: the plan was made for another model. BadCheckpoint: a shard is damaged. UnsupportedModel: see
-            `family_of`.
+            `family_of`. NotWritable: the folder is not empty, or the disk is full: then nothing is left of it.
     """
     patch = patch or {}
     check_model_folder(source)
@@ -120,31 +120,40 @@ def apply_on_disk(
             value=f"plan: {plan.model_sha}, {source}: {sha}",
             fix="make the plan for this model with `prunetune plan`",
         )
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise PlanError("the output folder is not empty", value=str(out), fix="choose another one")
-        text = to_json_text(config, ensure_ascii=False) + "\n"
-        _write_shards(plan, patch, family, shards, out, progress=progress)
-        (out / "config.json").write_text(text, encoding="utf-8")
-        copy_files(source, out)
-        copy_files(source, out, EXTRA_FILES)
+    cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
+    text = to_json_text(config, ensure_ascii=False) + "\n"
+    with fresh(out) as tmp:
+        size = sum(info.nbytes for kept in cut.values() for _, info in kept.values())
+        check_space(out, size + (1 << 20), "the cut model")
+        tmp.mkdir()
+        _write_shards(plan, patch, family, cut, tmp, progress=progress)
+        (tmp / "config.json").write_text(text, encoding="utf-8")
+        copy_files(source, tmp)
+        copy_files(source, tmp, EXTRA_FILES)
         for name in EXTRA_FOLDERS:
             if (source / name).is_dir():
-                shutil.copytree(source / name, out / name)
+                shutil.copytree(source / name, tmp / name)
 
 
 def _write_shards(
     plan: PrunePlan,
     patch: PatchTensors,
     family: Family,
-    shards: Mapping[Path, Mapping[str, TensorInfo]],
+    cut: Mapping[Path, Mapping[str, tuple[str, TensorInfo]]],
     out: Path,
     *,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Each source shard becomes one shard; a shard whose layers all go becomes none."""
-    cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
+    """Each source shard becomes one shard; a shard whose layers all go becomes none.
+
+    Args:
+        plan: What goes.
+        patch: Replacement tensors.
+        family: Of the model.
+        cut: Source shard -> what it keeps, see `_cut_infos`.
+        out: An empty folder.
+        progress: As in `apply_on_disk`.
+    """
     cut = {path: names for path, names in cut.items() if names}
     total, done = sum(map(len, cut.values())), 0
     written = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.resources
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,23 +253,30 @@ def shipped() -> dict[str, Path]:
     return {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
 
 
-def check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe."""
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:
+    """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe.
+
+    Args:
+        before: The recipe that made them.
+        now: The new one.
+        free: Fields that nothing made depends on yet, besides `FREE`.
+    """
+    free = (*FREE, *free)
     with contextlib.suppress(ValidationError):  # else settings that are gone, or damage: shown as they are
         before = Recipe.model_validate(before).model_dump(mode="json")  # settings that came later, at their defaults
     old, new = _flat(before), _flat(now)
     differs = [
         k
         for k in sorted({*old, *new})
-        if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in FREE)
+        if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + ".") for f in free)
     ]
     if differs:
         shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differs[:5])
         raise RecipeChanged(
             "this run folder holds results of another recipe",
             value=shown + ("; ..." if len(differs) > 5 else ""),
-            valid="changes of " + ", ".join(FREE),
-            fix="choose a new --out, or undo the change",
+            valid="changes of " + ", ".join(free),
+            fix="choose a new --out, or undo the change: nothing is thrown away",
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunetune.common.files import replacing
+from prunetune.common.outputs import output_file
 from prunetune.common.stats import Paired, wilson
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
@@ -106,7 +106,7 @@ class Comparison:
             raise DataError(
                 "these runs share no data set that every stage measured", fix="compare them without a figure"
             )
-        with replacing(path) as tmp:
+        with output_file(path) as tmp:
             tmp.write_text(made.svg, encoding="utf-8")
 
     def plot(self) -> Plot | None:

@@ -5,12 +5,12 @@
     RUN/final/  summary.json  report.md  report.html  figures/
 
 A stage is history once its stage.json is there, and is never made again. Everything before that is made by
-`store.once`, so that a run killed at any instant goes on where it was.
+`files.once`, so that a run killed at any instant goes on where it was. A run starts in a new or an empty folder, or
+goes on in one of ours, of any version; what others have put there is never deleted.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -19,15 +19,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import disk_errors, is_made, once, read_json, remove, write_json
+from prunetune.common.files import is_made, once, read_json, remove, write_json
+from prunetune.common.notes import verify
+from prunetune.common.outputs import own_folder
 from prunetune.common.units import is_share
 from prunetune.common.yaml import read_yaml
-from prunetune.errors import BadCheckpoint, NotWritable
+from prunetune.errors import BadCheckpoint
+from prunetune.models.folders import model_sha
 from prunetune.pruning.plan import PrunePlan
 from prunetune.recipe.schema import Recipe, check_unchanged
+from prunetune.runs.ours import clear_round, is_run, sweep, unfinished, verify_notes
 from prunetune.schedule.steps import Done, Step
 
 Record = dict[str, Any]
+
+LATE = ("recover", "do_no_harm", "anneal", "stop_at", "tolerance")
+"""What first matters when a round is recovered."""
+MIDDLE = ("prune", "compensate", "budget", "damage_per_round", "protect", *(
+    f"score.{k}" for k in ("criterion", "reduce", "layer_criterion", "vote_share", "batch_tokens")
+))  # fmt: skip
+"""What first matters when a round is scored and planned."""
 
 
 class RunFolder:
@@ -49,32 +60,35 @@ class RunFolder:
         Raises:
             RecipeChanged: bytes already made would differ. NotWritable: no permission, or another process is on it.
         """
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise NotWritable(
-                    "another prunetune process is working in this run folder",
-                    value=str(path),
-                    fix="wait for it, or choose another --out",
-                ) from None
+        with own_folder(path, "run", is_run):
             run = RunFolder(path, source)
+            sweep(path)
+            for finished in path.glob("[0-9]*-*/stage.json"):  # nothing flipped is used; the rest is made anew
+                verify_notes(finished.parent)
             run.adopt(recipe)
+            if run.stages:
+                run.tidy(recipe.keep)  # a kill may have come first
             yield run
-        finally:
-            os.close(lock)
 
     def adopt(self, recipe: Recipe) -> None:
         """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts."""
         file = self.path / "recipe.yaml"
         if file.is_file():
             before = read_yaml(file, "recipe", error=BadCheckpoint)
-            if self.stages:  # before the first finished round, `once` sees to it that nothing stale is used
-                check_unchanged(before or {}, recipe.model_dump(mode="json"))
+            if (free := self._free()) is not None:
+                check_unchanged(before or {}, recipe.model_dump(mode="json"), free)
         recipe.write(file)
+
+    def _free(self) -> tuple[str, ...] | None:
+        """What a recipe may change before the first finished round without throwing away what is made; None: all."""
+        if self.stages:
+            return ()
+        rounds = [*unfinished(self.path), *self.decisions.glob("[0-9]*")]
+        if any(p for at in rounds for p in (*at.glob("tuned"), *at.glob(".tuned-*"), *at.glob(".step-*"))):
+            return ()
+        if rounds:
+            return LATE
+        return (*LATE, *MIDDLE) if (self.path / "original" / "stage.json").is_file() else None
 
     # ------------------------------------------------------------------------------------------------------ history
 
@@ -128,10 +142,12 @@ class RunFolder:
             before = [s for s in self.accepted if s["index"] < stage["index"]]
             return self.model_of(before[-1]) if before else self.source
         if tuned.is_dir():
-            return tuned
+            return verify(tuned)
         final = self.path / "final"
         if is_made(final, {"model": stage["model_sha"]}):
             return final
+        if (final / "config.json").is_file() and model_sha(verify(final)) == stage["model_sha"]:
+            return final  # copied without its hidden note
         raise BadCheckpoint("this stage's model is gone", value=str(tuned), fix="start again in a new --out")
 
     def layer_origins(self) -> list[int]:
@@ -146,9 +162,9 @@ class RunFolder:
 
     def clear_unfinished(self, step: Step) -> None:
         """Remove unfinished folders that another schedule left for this round."""
-        for at in self.path.glob(f"{step.index:02d}-*"):
-            if at.name != step.name and not (at / "stage.json").is_file():
-                remove(at)
+        for at in unfinished(self.path):
+            if at.name.startswith(f"{step.index:02d}-") and at.name != step.name:
+                clear_round(at)
 
     def tidy(self, keep: str) -> None:
         """After a stage is recorded: its intermediate models go; older models too, unless newest or best."""

@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from prunetune.common.files import remove
+from prunetune.common.outputs import work_folder
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.tune.job import Progress, TuneJob, TuneResult, read_result, result_path
 
@@ -54,10 +56,10 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
         TuneError: The child failed; its whole output is in `launch.log` of the job's work folder.
     """
     arguments = launcher_arguments(launcher)
-    job.work.mkdir(parents=True, exist_ok=True)
+    work_folder(job.work)
     file, log = job.work / "job.json", job.work / "launch.log"
     job.write(file)
-    result_path(job).unlink(missing_ok=True)
+    remove(result_path(job))
     command = [
         sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "prunetune.tune", str(file)
     ]  # fmt: skip

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.common.files import disk_errors
+from prunetune.common.files import check_space, disk_errors, fresh, remove
+from prunetune.common.outputs import work_folder
 from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
 from prunetune.models.finite import broken_weights, is_finite
@@ -85,10 +86,11 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
             fix="give a larger data set, or a budget (samples, tokens) above zero",
         )
     examples = with_replay(own, job)
-    with disk_errors(job.work):
-        job.work.mkdir(parents=True, exist_ok=True)
+    work_folder(job.work)
+    weights = sum(p.stat().st_size for p in job.model.glob("*.safetensors"))
+    check_space(job.out, weights + (1 << 20), "the tuned model")
     device = pick_device(job.device)
-    with own_randomness(), kept_memory(), disk_errors(job.work):
+    with own_randomness(), kept_memory(), disk_errors(job.work, denied=False):
         reset_peak(device)
         seed = job.seed if job.method.seed is None else job.method.seed
         # Weights that are to be spread over devices are read on the host; the trainer spreads them.
@@ -237,10 +239,9 @@ def write_model(
     for name, tensor in state.items():
         if not is_finite(tensor):
             raise broken_weights("the recovered model", name, tensor)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(out, state_dict=state, safe_serialization=True)
+    with fresh(out) as tmp:
+        model.save_pretrained(tmp, state_dict=state, safe_serialization=True)
         if not (source / GENERATION_CONFIG).exists():
-            (out / GENERATION_CONFIG).unlink(missing_ok=True)
-        shutil.copyfile(source / "config.json", out / "config.json")
-        copy_files(source, out, TOKENIZER_FILES)
+            remove(tmp / GENERATION_CONFIG)
+        shutil.copyfile(source / "config.json", tmp / "config.json")
+        copy_files(source, tmp, TOKENIZER_FILES)

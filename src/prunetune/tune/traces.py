@@ -12,14 +12,15 @@ where it was and ends with the same rows.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prunetune.common.files import disk_errors, json_sha, write_json
+from prunetune.common.files import disk_errors, once, read_json, remove, write_json
+from prunetune.common.outputs import claim
 from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
@@ -85,11 +86,17 @@ class Traces:
     correct: float
 
 
-def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
-    """Sample, verify, write; `progress` gets (questions done, questions in all).
+def make_traces(job: TraceJob, progress: Progress | None = None, key: object = None) -> Traces:
+    """Sample, verify, write. What a killed call has done lies in `.NAME.work` beside the output until then.
+
+    Args:
+        job: What to do.
+        progress: Gets (questions done, questions in all).
+        key: For the output's note; default: the job.
 
     Raises:
         TuneError: No questions, or not one verified answer.
+        NotWritable: Another job's unfinished work is there, or its output.
     """
     import torch
 
@@ -101,11 +108,12 @@ def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
     if not questions:
         raise TuneError("there are no questions to sample answers of", value=str(job.sources), fix="give questions")
     task = build_task(job.task if job.task.n else job.task.model_copy(update={"n": 1}))
-    key = json_sha([job.model_dump(mode="json", exclude={"out", "device", "model"}), model_sha(job.model)])
-    part, note = job.out.with_name(f".{job.out.name}.part"), job.out.with_name(f".{job.out.name}.part.json")
+    own = [job.model_dump(mode="json", exclude={"out", "device", "model"}), model_sha(job.model)]
+    work = job.out.with_name(f".{job.out.name}.work")
+    part, note = work / "rows.jsonl", work / "state.json"
     with disk_errors(job.out):
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        done, counts = _resume(part, note, key)
+        claim(work, own)
+        done, counts = _resume(part, note)
         device = pick_device(job.device)
         with own_randomness(), part.open("a", encoding="utf-8") as f:
             model, tokenizer = load_model(job.model, device=str(device)), load_tokenizer(job.model)
@@ -122,7 +130,7 @@ def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
                     for answer in kept:
                         f.write(to_json_text({"question": example.question, "answer": answer}, indent=None) + "\n")
                 f.flush()
-                write_json(note, {"key": key, "done": start + len(batch), "bytes": f.tell(), "counts": counts})
+                write_json(note, {"done": start + len(batch), "bytes": f.tell(), "counts": counts})
                 if progress is not None:
                     progress(start + len(batch), len(questions))
         if not counts["kept"]:
@@ -131,22 +139,22 @@ def make_traces(job: TraceJob, progress: Progress | None = None) -> Traces:
                 value=f"{len(questions)} questions, {job.per_question} answers each",
                 fix="use the data's own answers, or a model that can solve them",
             )
-        part.rename(job.out)
-        note.unlink()
-    share = counts["correct"] / (len(questions) * job.per_question)
-    return Traces(len(questions), counts["solved"], counts["kept"], share)
+        share = counts["correct"] / (len(questions) * job.per_question)
+        traces = Traces(len(questions), counts["solved"], counts["kept"], share)
+        once(job.out, own if key is None else key, lambda tmp: shutil.copyfile(part, tmp), more=asdict(traces))
+        remove(work)
+    return traces
 
 
-def _resume(part: Path, note: Path, key: str) -> tuple[int, dict[str, int]]:
+def _resume(part: Path, note: Path) -> tuple[int, dict[str, int]]:
     """Questions done by an earlier call of the same job; what it wrote after its last note is cut off."""
-    if part.exists() and note.exists():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if found["key"] == key:
-            with part.open("r+b") as f:
-                f.truncate(found["bytes"])
-            return found["done"], found["counts"]
-    part.unlink(missing_ok=True)
-    return 0, {"correct": 0, "solved": 0, "kept": 0}
+    found = read_json(note) if part.exists() and note.exists() else None
+    if found is None:
+        remove(part)
+        return 0, {"correct": 0, "solved": 0, "kept": 0}
+    with part.open("r+b") as f:
+        f.truncate(found["bytes"])
+    return found["done"], found["counts"]
 
 
 def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:

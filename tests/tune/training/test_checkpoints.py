@@ -85,7 +85,7 @@ def test_no_space_for_a_checkpoint_is_one_message_and_the_job_can_go_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(place, tmp_path / "out", OFTEN, end=32)
-    room = iter([10**12, 10**12, 1000])
+    room = iter([10**12, 10**12, 10**12, 1000])  # before it begins, and before each checkpoint
     usage = type("Usage", (), {})
 
     def disk_usage(path: Path) -> object:

@@ -1,0 +1,61 @@
+"""What the single commands have made: recognised before it is replaced; and `apply`, which makes a folder once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunetune.common.files import once, read_json
+from prunetune.common.outputs import output_new
+from prunetune.common.progress import Watch
+from prunetune.models.folders import resolve_model
+
+if TYPE_CHECKING:
+    from prunetune.pruning.plan import PrunePlan
+
+
+def is_scores(path: Path) -> bool:
+    """Whether a file is a scores file of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            return "prunetune" in (f.metadata() or {}) and "layers_max" in f.keys()  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        return False
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file is a plan."""
+    from prunetune.pruning.plan import PrunePlan
+
+    try:
+        PrunePlan.model_validate_json(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def apply_plan(plan: PrunePlan, model: str, out: Path, watch: Watch) -> None:
+    """Cut a model into the folder `out`; what a killed call left half made goes, and what is made already stays."""
+    from prunetune.pruning.apply import apply_on_disk
+
+    key = {"apply": plan.model_dump(mode="json")}
+    with output_new(out, key) as made:
+        if made is not None:
+            return watch.line(f"{out} is made already, from the same plan")
+        source = resolve_model(model)
+
+        def make(tmp: Path) -> None:
+            with watch.bar("apply") as bar:
+                apply_on_disk(source, plan, tmp, progress=bar)
+
+        once(out, key, make)
+    return None
+
+
+def is_eval(out: Path) -> bool:
+    """Whether a folder without a mark is one of version 0.1: it says whose answers it holds."""
+    names = {p.name for p in out.iterdir()}
+    rest = {n for n in names - {"model.json", ".answers.jsonl"} if not n.endswith((".jsonl", ".jsonl.key", ".tmp"))}
+    return "model.json" in names and not rest and set(read_json(out / "model.json")) == {"model_sha"}
