@@ -12,7 +12,19 @@ import pytest
 import prunetune
 from prunetune.common import files, notes
 from prunetune.common.files import (
-    GONE, MARK, TMP, check_space, disk_errors, fresh, is_made, mark, once, remove, replacing, temporary, write_json,
+    GONE,
+    MARK,
+    TMP,
+    check_space,
+    disk_errors,
+    fresh,
+    is_made,
+    mark,
+    once,
+    remove,
+    replacing,
+    temporary,
+    write_json,
 )  # fmt: skip
 from prunetune.common.notes import damage, note_path, read_note, verify
 from prunetune.common.reading import read_json
@@ -266,7 +278,7 @@ def test_a_full_disk_is_one_message_whoever_writes(tmp_path: Path, error: Except
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^x$"), disk_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"^x$"), disk_errors(tmp_path):
         raise ValueError("x")
     with pytest.raises(PermissionError), disk_errors(tmp_path, denied=False):
         raise PermissionError(errno.EACCES, "no")
