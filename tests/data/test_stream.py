@@ -114,7 +114,7 @@ def test_presets_read_their_hub_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         name: str, config: str | None, split: str, *, columns: dict[str, str], limit: int, data_dir: str
     ) -> object:
         asked.append((name, limit))
-        return [dict.fromkeys(columns, name)]
+        return [dict.fromkeys(columns or (), name)]
 
     monkeypatch.setattr("prunetune.data.stream.hub_rows", fake)
     assert len(read_source(PresetData(name="math-cot", limit=9))) == 2

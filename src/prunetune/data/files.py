@@ -1,4 +1,4 @@
-"""Rows of text from files and the hub: JSONL, JSON, Parquet and plain text, with a column mapping.
+"""Rows from files, folders and the hub: JSON, CSV, Parquet, Arrow and plain text, with a column mapping.
 
     read_rows(Path("train.jsonl"), {"question": "problem", "answer": "solution"})  # -> [{"question": …, "answer": …}]
 
@@ -7,19 +7,18 @@ Nothing is skipped in silence: a row without a column, or a line that is not JSO
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from prunetune.errors import DataError, MissingPath
+from prunetune.data.decode import check_file
+from prunetune.data.folders import folder_rows
+from prunetune.data.formats import Row, reader_of
+from prunetune.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".raw", ".text", ".md")
-
-Row = dict[str, Any]
+__all__ = ["Row", "expand_path", "hub_rows", "open_rows", "pick", "read_rows", "unknown_column"]
 
 
 def expand_path(text: str) -> Path:
@@ -35,21 +34,28 @@ def expand_path(text: str) -> Path:
     return Path(whole).expanduser()
 
 
-def read_rows(path: Path, columns: Mapping[str, str] | None, limit: int | None = None) -> list[Row]:
-    """All rows of a file as `{wanted name: value}`.
+def open_rows(path: Path, split: str = "train") -> tuple[str, Iterator[Row]]:
+    """What a file or folder is (`CSV`, `JSON`, …), and its rows as they stand. `split` is of folders alone."""
+    if path.is_dir():
+        return folder_rows(path, split)
+    check_file(path)
+    kind, read = reader_of(path)
+    return kind, read(path)
+
+
+def read_rows(
+    path: Path, columns: Mapping[str, str] | None, limit: int | None = None, *, split: str = "train"
+) -> list[Row]:
+    """All rows of a file as `{wanted name: value}`; values are as the file has them (see `fields.text_of`).
 
     Args:
-        path: `.jsonl`, `.json` (a list, or an object holding one list), `.parquet`, or plain text
-            (`.txt`, `.raw`: one row a non-blank line, under the column `text`).
+        path: JSON lines, JSON (a list, or an object holding one list), CSV, TSV, Parquet, Arrow, or plain text (one row
+            a non-blank line, under the column `text`), compressed or not; or a folder of such files.
         columns: Wanted name -> column of the file. None: all columns as they are.
         limit: Read at most so many rows.
+        split: Of a folder.
     """
-    if not path.is_file():
-        kind = "this is a folder, not a file" if path.is_dir() else "no such data file"
-        raise MissingPath(kind, value=str(path), fix="check the path")
-    readers: dict[str, Callable[[Path], Iterable[Row]]] = {".json": _json, ".parquet": _parquet}
-    read = _text if path.suffix in TEXT_SUFFIXES else readers.get(path.suffix, _jsonl)
-    rows = [pick(row, columns, f"{path}, row {i}") for i, row in enumerate(islice(read(path), limit), start=1)]
+    rows = [pick(row, columns, f"{path}, row {i}") for i, row in enumerate(islice(open_rows(path, split)[1], limit), 1)]
     if not rows:
         raise DataError("this data file holds no rows", value=str(path), fix="check the file")
     return rows
@@ -60,11 +66,11 @@ def hub_rows(
     config: str | None,
     split: str,
     *,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str] | None,
     limit: int | None,
     data_dir: str | None = None,
 ) -> list[Row]:
-    """All rows of one split of a hub data set as `{wanted name: value}`."""
+    """All rows of one split of a hub data set as `{wanted name: value}`. Without `columns`: as they are."""
     import datasets
 
     try:
@@ -77,7 +83,7 @@ def hub_rows(
         ) from e
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    missing = [c for c in columns.values() if c not in rows.column_names]
+    missing = [c for c in (columns or {}).values() if c not in rows.column_names]
     if missing:
         raise unknown_column(missing[0], rows.column_names, name)
     return [pick(row, columns, f"{name}, row {i}") for i, row in enumerate(rows, start=1)]
@@ -96,56 +102,8 @@ def pick(row: Row, columns: Mapping[str, str] | None, where: str) -> Row:
 def unknown_column(column: str, have: Iterable[str], where: str) -> DataError:
     """The error for a column that a data set does not have."""
     return DataError(
-        f"no column {column!r} in {where}", value=column, valid=sorted(have), fix="set `columns` to the right names"
+        f"no column {column!r} in {where}",
+        value=column,
+        valid=sorted(map(str, have)),
+        fix="set `columns` to the right names (--columns question=…,answer=…)",
     )
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            if line.strip():
-                yield _object(_parsed(line, path, number), path, number)
-
-
-def _json(path: Path) -> Iterator[Row]:
-    value = _parsed(path.read_text(encoding="utf-8"), path, None)
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise DataError(
-            "this JSON file holds no list of rows", value=str(path), fix="write a list of objects, or JSONL"
-        )
-    for number, row in enumerate(value, start=1):
-        yield _object(row, path, number)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as e:
-        raise DataError(f"this is not a Parquet file ({e})", value=str(path), fix="check the file") from e
-
-
-def _text(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as f:
-        yield from ({"text": line.rstrip("\n")} for line in f if line.strip())
-
-
-def _parsed(text: str, path: Path, line: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        where = f"line {line if line is not None else e.lineno}"
-        raise DataError(f"{where} is not valid JSON ({e.msg})", value=f"{path}: {text[:80]!r}", fix="mend it") from None
-
-
-def _object(row: Any, path: Path, number: int) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(f"row {number} is not an object", value=f"{path}: {row!r:.80}", fix='write {"question": …}')
-    return row

@@ -5,19 +5,28 @@
     row = encode_example(tokenizer, "What is 2 + 3?", "5", fmt, 1024)   # the same ids, then the answer, then the end
 
 A training row starts with exactly the ids that generation starts from: no token spans the border of prompt and answer.
+The answer stands in the row whole. Chat templates of reasoning models delete what precedes `</think>` in a finished
+turn; such a row is the prompt, the answer as it was written, and the end that the template gives a turn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from prunetune.data.example import Example, Turn
 from prunetune.errors import RecipeError
+from prunetune.models.chat import PLAIN, Message, find_template, render, where_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+THINK = "<think>"
+BETWEEN = "\n\n"
+"""What `plain` writes between two turns, and behind a system turn."""
 
 
 class PromptFormat(BaseModel):
@@ -32,7 +41,11 @@ class PromptFormat(BaseModel):
     answer: str = " {answer}"
     """What follows the prompt of `plain` in a training row; `{answer}` stands for the answer."""
     system: str | None = None
-    """System message, for `chat` only."""
+    """System message, for `chat` only. A row's own system message goes before it."""
+    name: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """`chat`: which of a tokenizer's named templates. None: its only one, or `default`."""
+    variables: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """`chat`: further variables of the template, such as `{enable_thinking: true}`."""
 
     @field_validator("question")
     @classmethod
@@ -55,51 +68,85 @@ class Encoded:
 
     Attributes:
         input_ids: Prompt, answer, end token; at most `max_length`.
-        prompt_length: How many of them are the prompt (not counted in a completion-only loss).
+        prompt_length: How many of them come before the (first) answer: they never count in a completion-only loss.
         truncated: Whether the row was cut by the length limit (it then has no end token).
+        answers: [start, end) of each answer with its end of turn; running text is one answer.
     """
 
     input_ids: list[int]
     prompt_length: int
     truncated: bool
+    answers: tuple[tuple[int, int], ...] = ()
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat) -> str:
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat, before: Sequence[Turn] = ()
+) -> str:
     """The prompt as text. In `plain` it lacks the tokenizer's own BOS, which `prompt_ids` adds."""
-    if fmt.template == "plain":
-        return fmt.question.replace("{question}", question)
-    return _chat(tokenizer, question, None, fmt)
+    return "".join(_pieces(tokenizer, question, None, fmt, before))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat, before: Sequence[Turn] = ()
+) -> list[int]:
     """The prompt's token ids, with BOS exactly as the tokenizer itself adds it, once, and never an end token."""
-    return _ids(tokenizer, prompt_text(tokenizer, question, fmt), fmt)
+    return _joined(tokenizer, _pieces(tokenizer, question, None, fmt, before), fmt)[0]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example, fmt: PromptFormat, max_length: int | None) -> Encoded:
+    """An example of the data as one training row. RecipeError names its row if the template cannot take it."""
+    try:
+        return encode_example(tokenizer, example.question, example.answer, fmt, max_length, example.before)
+    except RecipeError as e:
+        raise at_row(e, example) from None
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], fmt: PromptFormat) -> None:
+    """Raise RecipeError, naming the row, unless each example can be written whole. No row is turned into tokens."""
+    if fmt.template == "plain":
+        return
+    check_chat(tokenizer, fmt)
+    for example in examples:
+        if example.question:
+            try:
+                _pieces(tokenizer, example.question, example.answer, fmt, example.before)
+            except RecipeError as e:
+                raise at_row(e, example) from None
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer: str, fmt: PromptFormat, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str,
+    fmt: PromptFormat,
+    max_length: int | None,
+    before: Sequence[Turn] = (),
 ) -> Encoded:
     """A question and its worked answer as one training row.
 
     An empty question means running text (a general corpus): BOS, the text, the end token, with no template.
+
+    Args:
+        tokenizer: The model's.
+        question: The (last) question.
+        answer: Its answer.
+        fmt: Prompt format.
+        max_length: Longest row. None: no limit.
+        before: The turns before the question, from the first.
     """
     if question:
-        prompt = prompt_text(tokenizer, question, fmt)
-        rest = _answer_text(tokenizer, prompt, question, answer, fmt)
-        start = _ids(tokenizer, prompt, fmt)
+        ids, spans = _joined(tokenizer, _pieces(tokenizer, question, answer, fmt, before), fmt)
     else:
-        prompt, rest = "", answer
         start = _ids(tokenizer, "", fmt)
-    whole = _ids(tokenizer, prompt + rest, fmt)
-    # Tokenised jointly where that keeps the border (SentencePiece would put a second space before a text of its own).
-    kept = bool(prompt) and whole[: len(start)] == start
-    tail = whole[len(start) :] if kept or not question else tokenizer.encode(rest, add_special_tokens=False)
+        whole = _ids(tokenizer, answer, fmt)
+        ids, spans = [*start, *whole[len(start) :]], [(len(start), len(whole))]
     ends = end_ids(tokenizer)
-    if ends and (not tail or tail[-1] not in ends):
-        tail = [*tail, ends[0]]
-    ids = [*start, *tail]
-    cut = max_length is not None and len(ids) > max_length
-    return Encoded(ids[:max_length] if cut else ids, min(len(start), max_length or len(start)), cut)
+    if ends and (len(ids) == spans[-1][0] or ids[-1] not in ends):
+        ids = [*ids, ends[0]]
+    spans[-1] = (spans[-1][0], len(ids))
+    limit = len(ids) if max_length is None else min(max_length, len(ids))
+    kept = tuple((start, min(end, limit)) for start, end in spans if start < limit)
+    return Encoded(ids[:limit], min(spans[0][0], limit), limit < len(ids), kept)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -> tuple[int, ...]:
@@ -107,6 +154,34 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -
     named = getattr(generation_config, "eos_token_id", None)
     several = named if isinstance(named, (list, tuple)) else [named]
     return tuple(dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *several] if i is not None))
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat | None = None) -> None:
+    """Raise RecipeError unless the tokenizer's chat template writes a question: it is tried on one."""
+    fmt = fmt or PromptFormat(template="chat")
+    find_template(tokenizer, fmt.name)
+    probe = "What is 2 + 3?"
+    text = _chat(tokenizer, [("user", probe)], fmt, opened=True)
+    if probe not in text:
+        lost = "leaves the question out of the prompt" if text.strip() else "writes nothing"
+        raise RecipeError(f"this chat template {lost}", value=where_of(tokenizer), fix=f"mend the template; {PLAIN}")
+
+
+def plain_hint(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat, how: str = "prompt: {template: chat}") -> str:
+    """One line for a model that has a chat template and is asked plainly; else an empty text."""
+    if fmt.template == "chat" or not tokenizer.chat_template:
+        return ""
+    return f"note: this model has a chat template, and the prompt is plain; if it was trained with it: {how}"
+
+
+def at_row(error: RecipeError, example: Example) -> RecipeError:
+    """The same error with the row that it happened at."""
+    place = example.where or example.source
+    row = f"{place}: {(example.question or example.answer)[:80]!r}; {error.value}"
+    return RecipeError(error.what, value=row, valid=error.valid, fix=error.fix)
+
+
+# ----------------------------------------------------------------------------------------------------- text -> tokens
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, fmt: PromptFormat) -> list[int]:
@@ -119,31 +194,138 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, fmt: PromptFormat) -> li
     return ids
 
 
-def _answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str, answer: str, fmt: PromptFormat) -> str:
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], fmt: PromptFormat
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of prompt, answer, prompt, answer … and [start, end) of each answer.
+
+    A piece is tokenised together with what is before it where that keeps the border (SentencePiece would put a second
+    space before a text of its own).
+    """
+    ids, text, spans = _ids(tokenizer, pieces[0], fmt), pieces[0], list[tuple[int, int]]()
+    for number, piece in enumerate(pieces[1:], start=1):
+        start, whole = len(ids), _ids(tokenizer, text + piece, fmt)
+        kept = whole[:start] == ids
+        ids = whole if kept else [*ids, *tokenizer.encode(piece, add_special_tokens=False)]
+        text += piece
+        if number % 2:
+            spans.append((start, len(ids)))
+    return ids, spans
+
+
+# ----------------------------------------------------------------------------------------------------- turns -> text
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str | None,
+    fmt: PromptFormat,
+    before: Sequence[Turn],
+) -> list[str]:
+    """Prompt, answer, prompt, answer, … as text; without the last answer if there is none yet."""
     if fmt.template == "plain":
-        return fmt.answer.replace("{answer}", answer)
-    whole = _chat(tokenizer, question, answer, fmt)
-    if not whole.startswith(prompt):
-        raise RecipeError(
-            "this chat template writes a finished turn unlike the prompt of an open one, so no training row can be cut",
-            value=whole[:200],
-            fix="use template: plain",
-        )
-    return whole[len(prompt) :].rstrip()  # templates put a newline behind the end-of-turn token
+        return _plain_pieces(question, answer, fmt, before)
+    if any(role == "assistant" for role, _ in before):
+        return _several_turns(tokenizer, question, answer, fmt, before)
+    turns = [*before, ("user", question)]
+    prompt = _chat(tokenizer, turns, fmt, opened=True)
+    return [prompt] if answer is None else [prompt, _one_answer(tokenizer, turns, prompt, answer, fmt)]
 
 
-def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError if a tokenizer has no chat template."""
-    if not tokenizer.chat_template:
-        raise RecipeError(
-            "this tokenizer has no chat template", value="template: chat", fix="use template: plain, or a chat model"
-        )
+def _plain_pieces(question: str, answer: str | None, fmt: PromptFormat, before: Sequence[Turn]) -> list[str]:
+    pieces, prompt = list[str](), ""
+    turns = [*before, ("user", question), *([("assistant", answer)] if answer is not None else [])]
+    for role, text in turns:
+        if role == "assistant":
+            pieces += [prompt, fmt.answer.replace("{answer}", text)]
+            prompt = BETWEEN
+        else:
+            prompt += text + BETWEEN if role == "system" else fmt.question.replace("{question}", text)
+    return pieces if answer is not None else [*pieces, prompt]
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None, fmt: PromptFormat) -> str:
-    check_chat(tokenizer)
-    turns = [{"role": "system", "content": fmt.system}] if fmt.system is not None else []
-    turns.append({"role": "user", "content": question})
-    if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None))
+def _one_answer(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], prompt: str, answer: str, fmt: PromptFormat
+) -> str:
+    """What follows the prompt: as the template writes it where the answer is whole, else the answer and its end."""
+    whole = _chat(tokenizer, [*turns, ("assistant", answer)], fmt, opened=False)
+    if whole.startswith(prompt) and _behind(prompt, answer).strip() in whole[len(prompt) :]:
+        return whole[len(prompt) :].rstrip()  # templates put a newline behind the end-of-turn token
+    mark = _mark([*turns, ("assistant", answer)])
+    marked = _chat(tokenizer, [*turns, ("assistant", mark)], fmt, opened=False)
+    head, found, tail = marked.rpartition(mark)
+    if not found:
+        raise _loses(tokenizer, "the answer")
+    space = head[len(prompt) :] if head.startswith(prompt) else ""
+    return (space if space.isspace() else "") + _behind(prompt, answer) + tail.rstrip()
+
+
+def _several_turns(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None, fmt: PromptFormat, before: Sequence[Turn]
+) -> list[str]:
+    """A conversation: the template writes it around marks, and the answers stand where the marks were."""
+    turns = [*before, ("user", question)]
+    mark = _mark([*turns, ("assistant", answer or "")])
+    answers = [text for role, text in before if role == "assistant"]
+    numbers = iter(range(len(answers)))
+    marked = [(role, f"{mark}{next(numbers)}X" if role == "assistant" else text) for role, text in turns]
+    rest, parts = _chat(tokenizer, marked, fmt, opened=True), list[str]()
+    for i in range(len(answers)):
+        head, found, rest = rest.partition(f"{mark}{i}X")
+        if not found:
+            raise _loses(tokenizer, "earlier turns")
+        parts.append(head)
+    first = turns[: [role for role, _ in turns].index("assistant")]
+    opening = _chat(tokenizer, first, fmt, opened=True)
+    thinks = opening[len(parts[0]) :] if opening.startswith(parts[0]) else ""
+    pieces: list[str] = []
+    for i, text in enumerate(answers):
+        opens = thinks if text.lstrip().startswith(THINK) else ""
+        pieces += [parts[i] + opens, _behind(parts[i] + opens, text)]
+    closed = _chat(tokenizer, [*marked, ("assistant", mark + "END")], fmt, opened=False)
+    _, found, tail = closed.rpartition(mark + "END")
+    if not found:
+        raise _loses(tokenizer, "the answer")
+    last = [] if answer is None else [_behind(rest, answer) + tail.rstrip()]
+    return _with_ends([*pieces, rest, *last], tail.rstrip())
+
+
+def _with_ends(pieces: list[str], end: str) -> list[str]:
+    """The end of a turn belongs to the answer before it, which is to learn it, not to the next prompt."""
+    for i in range(2, len(pieces), 2):
+        if end and pieces[i].startswith(end):
+            pieces[i - 1], pieces[i] = pieces[i - 1] + end, pieces[i][len(end) :]
+    return pieces
+
+
+def _behind(prompt: str, answer: str) -> str:
+    """The answer as it follows a prompt: without the `<think>` that the prompt has opened."""
+    opened = prompt.rstrip()
+    if not opened.endswith(THINK) or not answer.lstrip().startswith(THINK):
+        return answer
+    space, rest = prompt[len(opened) :], answer.lstrip()[len(THINK) :]
+    return rest.removeprefix(space) if space else rest
+
+
+def _mark(turns: Sequence[Turn]) -> str:
+    """A word that is in none of the turns."""
+    mark = "ANSWERHERE"
+    while any(mark in text for _, text in turns):
+        mark += "Q"
+    return mark
+
+
+def _loses(tokenizer: PreTrainedTokenizerBase, part: str) -> RecipeError:
+    return RecipeError(
+        f"this chat template leaves {part} out, so no row can be made of it",
+        value=where_of(tokenizer),
+        fix=f"copy the model's chat template again; {PLAIN}",
+    )
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], fmt: PromptFormat, *, opened: bool) -> str:
+    messages: list[Message] = [{"role": role, "content": text} for role, text in turns]
+    if fmt.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": fmt.system})
+    return render(tokenizer, messages, opened=opened, name=fmt.name, variables=fmt.variables)

@@ -1,0 +1,103 @@
+"""Where text comes from, as a recipe names it. To add a source: a config here, and its reader in `stream`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FROZEN = ConfigDict(frozen=True, extra="forbid")
+QUESTION_ANSWER = {"question": "question", "answer": "answer"}
+
+
+class HubData(BaseModel):
+    """One split of a hub data set."""
+
+    model_config = FROZEN
+    type: Literal["hub"] = "hub"
+    name: str
+    """Name on the hub, such as `openai/gsm8k`."""
+    config: str | None = None
+    """Configuration (subset) of the data set."""
+    split: str = "train"
+    """Split to read."""
+    columns: dict[str, str] | None = None
+    """`question` and `answer` -> their columns; or `text`, or `messages` -> a column. None: by well-known names."""
+    data_dir: str | None = None
+    """Folder inside the data set (StarCoder's languages are folders)."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most so many rows."""
+    strip_marks: bool | None = None
+    """Remove GSM8K's calculator marks `<<48/2=24>>`. None: where the answers have them."""
+
+
+class FileData(BaseModel):
+    """A local file or folder: JSON, CSV, TSV, Parquet, Arrow, or plain text (one sample a non-blank line)."""
+
+    model_config = FROZEN
+    type: Literal["file"] = "file"
+    path: str
+    """The file (.gz and the like too), or a folder of such files; `~` and `$VARIABLES` are filled in."""
+    columns: dict[str, str] | None = None
+    """`question` and `answer` -> their columns; or `text`, or `messages` -> a column. None: by well-known names."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most so many rows."""
+    strip_marks: bool | None = None
+    """Remove GSM8K's calculator marks `<<48/2=24>>`. None: where the answers have them."""
+
+
+class GeneratedData(BaseModel):
+    """Problems of a reasoning-gym data set, from the training side of the split (see `generate.py`)."""
+
+    model_config = FROZEN
+    type: Literal["generator"] = "generator"
+    name: str
+    """Name of the reasoning-gym data set, such as `gsm_symbolic` (which writes worked solutions)."""
+    size: int = Field(gt=0)
+    """How many different problems."""
+    seed: int = 0
+    """Seed of the generator."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that data set."""
+
+
+class PresetData(BaseModel):
+    """A named mixture of hub data sets; see `PRESETS`."""
+
+    model_config = FROZEN
+    type: Literal["preset"] = "preset"
+    name: str
+    """One of `PRESETS`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most so many rows of each part."""
+
+
+class DemoData(BaseModel):
+    """Training problems of the embedded demo."""
+
+    model_config = FROZEN
+    type: Literal["demo"] = "demo"
+    size: int = Field(gt=0)
+    """How many problems."""
+    seed: int = 0
+    """Seed of the generator."""
+
+
+DataSource = Annotated[HubData | FileData | GeneratedData | PresetData | DemoData, Field(discriminator="type")]
+
+PRESETS: dict[str, tuple[HubData, ...]] = {
+    "math-cot": (  # the paper's scoring and pre-training data
+        HubData(name="AI-MO/NuminaMath-CoT", columns={"question": "problem", "answer": "solution"}),
+        HubData(name="meta-math/MetaMathQA", columns={"question": "query", "answer": "response"}),
+    ),
+    "gsm8k": (HubData(name="openai/gsm8k", config="main", columns=QUESTION_ANSWER, strip_marks=True),),
+    "math-12k": (HubData(name="hiyouga/math12k", columns={"question": "problem", "answer": "answer"}),),  # its RL data
+    "code": (  # its data for the code task
+        HubData(
+            name="OpenCoder-LLM/opc-sft-stage2",
+            config="educational_instruct",
+            columns={"question": "instruction", "answer": "output"},
+        ),
+        HubData(name="bigcode/starcoderdata", data_dir="python", columns={"text": "content"}),
+    ),
+}
