@@ -17,7 +17,7 @@ from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import DataSource, load_stream
 from prunetune.errors import NotWritable, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
-from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.models.prompt import PromptFormat
 from prunetune.tasks.lm_eval import key_of
 from prunetune.tasks.registry import Task, TaskConfig, build_task, check_task, has_verifier
 from prunetune.tune.methods import METHODS, Method
@@ -78,7 +78,7 @@ def score_file(
         stream = load_stream(sources_of(data), seed)
         tokenizer, fmt = load_tokenizer(folder), PromptFormat()
         rows = [
-            encode_example(tokenizer, e.question, e.answer, fmt, max_length)
+            encode(tokenizer, e, fmt, max_length)
             for e in stream.take(0, min(samples, len(stream)))
         ]
         batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))

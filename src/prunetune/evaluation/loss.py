@@ -12,8 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.data.stream import Example
 from prunetune.errors import DataError, NotFinite
+from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import overflow
-from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.models.prompt import PromptFormat, encode
+
+Scored = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and [start, end) of those that are predicted."""
 
 MOST_NATS = 700  # exp of more is no double
 LOGIT_ELEMENTS = 1 << 26  # logits held at once: 256 MB in fp32
@@ -27,8 +31,9 @@ def reasoning_loss(
     max_length: int,
 ) -> tuple[float, float]:
     """Mean cross-entropy (nats) over the answers' tokens, end token included, and its standard error over examples."""
-    rows = [encode_example(tokenizer, e.question, e.answer, fmt, max_length) for e in examples]
-    scored = [(r.input_ids, max(r.prompt_length, 1)) for r in rows if len(r.input_ids) > max(r.prompt_length, 1)]
+    rows = [encode(tokenizer, e, fmt, max_length) for e in examples]
+    spans = [[(max(1, start), end) for start, end in r.answers if end > max(1, start)] for r in rows]
+    scored = [(r.input_ids, found) for r, found in zip(rows, spans, strict=True) if found]
     if not scored:
         raise DataError("no example has an answer within the length limit", value=max_length, fix="raise max_length")
     return _ratio(list(_losses(model, scored)))
@@ -78,7 +83,7 @@ def perplexity(
     windows = [w for w in windows if len(w) > 1]
     if not windows:
         raise DataError("this text is too short for a perplexity", value=text[:80], fix="use a longer text")
-    losses = list(_losses(model, [(w, 1) for w in windows]))
+    losses = list(_losses(model, [(w, [(1, len(w))]) for w in windows]))
     mean, stderr = _ratio(losses)
     covered = tokenizer.decode([i for w in windows for i in w[len(head) :]], clean_up_tokenization_spaces=False)
     nats = sum(total for total, _ in losses)
@@ -103,8 +108,8 @@ def _ratio(losses: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def _losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> Iterator[tuple[float, int]]:
-    """For each (ids, first scored position): summed loss and count. Batches of similar length, padded on the right."""
+def _losses(model: PreTrainedModel, rows: list[Scored]) -> Iterator[tuple[float, int]]:
+    """For each row: summed loss and count. Batches of similar length, padded on the right."""
     training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
@@ -119,14 +124,12 @@ def _losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> Iterat
     yield from (found[i] for i in range(len(rows)))
 
 
-def _batch_losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> list[tuple[float, int]]:
-    width = max(len(ids) for ids, _ in rows)
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-    labels = torch.full((len(rows), width), -100)
-    for i, (row, first) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-        labels[i, first : len(row)] = torch.tensor(row[first:])
+def _batch_losses(model: PreTrainedModel, rows: list[Scored]) -> list[tuple[float, int]]:
+    ids, mask = padded([row for row, _ in rows], 0), mask_of([row for row, _ in rows])
+    labels = torch.full_like(ids, -100)
+    for i, (_, spans) in enumerate(rows):
+        for start, end in spans:
+            labels[i, start:end] = ids[i, start:end]
     device = model.device
     logits: Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(
@@ -135,4 +138,4 @@ def _batch_losses(model: PreTrainedModel, rows: list[tuple[list[int], int]]) -> 
     totals = losses.sum(1).tolist()
     if not all(map(math.isfinite, totals)):
         raise overflow(model, {"input_ids": ids, "attention_mask": mask}, "the held-out loss")
-    return [(total, len(row) - first) for total, (row, first) in zip(totals, rows, strict=True)]
+    return list(zip(totals, (labels[:, 1:] != -100).sum(1).tolist(), strict=True))

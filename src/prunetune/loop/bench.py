@@ -27,7 +27,7 @@ from prunetune.loop.summary import per_question
 from prunetune.models.cost import cost_of
 from prunetune.models.families import family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, model_sha
-from prunetune.models.prompt import encode_example
+from prunetune.models.prompt import encode
 from prunetune.pruning.scores import Batch, make_batches
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import Record, RunFolder, Timed
@@ -132,7 +132,7 @@ class Bench:
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """Encoded, cut at the length limit, sorted by length."""
         limit = self.recipe.score.max_length
-        rows = [encode_example(self.tokenizer, e.question, e.answer, self.recipe.prompt, limit) for e in examples]
+        rows = [encode(self.tokenizer, e, self.recipe.prompt, limit) for e in examples]
         return make_batches([r.input_ids for r in rows], self.tokenizer.pad_token_id, self.recipe.score.batch_tokens)
 
     @cached_property

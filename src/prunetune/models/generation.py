@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import is_finite, overflow
 from prunetune.models.prompt import end_ids
 
@@ -59,13 +60,8 @@ def generate(
     """
     ends = end_ids(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids, mask = padded(prompts, pad, left=True).to(model.device), mask_of(prompts, left=True).to(model.device)
+    width = ids.shape[1]
     greedy = GenerationConfig(
         do_sample=False,
         eos_token_id=list(ends) or None,

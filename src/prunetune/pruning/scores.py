@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, NotFinite
+from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.criteria import (
@@ -135,12 +136,7 @@ def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: in
     batches, i = [], 0
     while i < len(order):
         rows = order[i : i + max(1, max_tokens // len(order[i]))]
-        ids = torch.full((len(rows), len(rows[0])), pad_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for r, row in enumerate(rows):
-            ids[r, : len(row)] = torch.tensor(row)
-            mask[r, : len(row)] = 1
-        batches.append({"input_ids": ids, "attention_mask": mask})
+        batches.append({"input_ids": padded(rows, pad_id), "attention_mask": mask_of(rows)})
         i += len(rows)
     return batches
 

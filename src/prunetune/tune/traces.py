@@ -128,7 +128,7 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
                     counts["solved"] += bool(kept)
                     counts["kept"] += len(kept)
                     for answer in kept:
-                        f.write(to_json_text({"question": example.question, "answer": answer}, indent=None) + "\n")
+                        f.write(to_json_text(_row(example, answer), indent=None) + "\n")
                 f.flush()
                 write_json(note, {"done": start + len(batch), "bytes": f.tell(), "counts": counts})
                 if progress is not None:
@@ -157,6 +157,14 @@ def _resume(part: Path, note: Path) -> tuple[int, dict[str, int]]:
     return found["done"], found["counts"]
 
 
+def _row(example: Example, answer: str) -> dict[str, Any]:
+    """A row as `data` reads it: question and answer, or the whole conversation."""
+    if not example.before:
+        return {"question": example.question, "answer": answer}
+    turns = [*example.before, ("user", example.question), ("assistant", answer)]
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
 def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:
     return task.verify(Problem(str(index), example.question, example.answer), answer).correct
 
@@ -166,13 +174,13 @@ def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, tas
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
+    from prunetune.models.batches import mask_of, padded
     from prunetune.models.generation import Numbers
 
-    prompts = [prompt_ids(tokenizer, e.question, job.fmt) for e in batch]
-    width = max(len(p) for p in prompts)
+    prompts = [prompt_ids(tokenizer, e.question, job.fmt, e.before) for e in batch]
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids, mask = padded(prompts, pad or 0, left=True).to(model.device), mask_of(prompts, left=True).to(model.device)
+    width = ids.shape[1]
     ends = end_ids(tokenizer, model.generation_config)
     config = GenerationConfig(
         do_sample=True,

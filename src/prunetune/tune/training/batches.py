@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from prunetune.data.stream import Example
-from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.models.batches import padded
+from prunetune.models.prompt import Encoded, PromptFormat, encode
 from prunetune.tune.training.loss import IGNORED
 
 if TYPE_CHECKING:
@@ -76,17 +77,24 @@ def make_rows(
     for i, example in enumerate(examples):
         if tokens is not None and total >= tokens:
             break
-        encoded = encode_example(tokenizer, example.question, example.answer, fmt, max_length)
+        encoded = encode(tokenizer, example, fmt, max_length)
         used, truncated = i + 1, truncated + encoded.truncated
-        skip = encoded.prompt_length if completion_only and example.question else 1
         ids = tuple(encoded.input_ids)
-        if len(ids) <= max(1, skip):
+        labels = _labels(encoded) if completion_only and example.question else (IGNORED, *ids[1:])
+        if all(label == IGNORED for label in labels):
             empty += 1
             continue
-        skip = max(1, skip)
-        rows.append(Row(ids, (IGNORED,) * skip + ids[skip:], real=len(ids), index=len(rows)))
+        rows.append(Row(ids, labels, real=len(ids), index=len(rows)))
         total += len(ids)
     return Rows(tuple(rows), used, truncated, empty)
+
+
+def _labels(row: Encoded) -> tuple[int, ...]:
+    """The ids of the answers; IGNORED elsewhere, and at the first place, which nothing predicts."""
+    labels = [IGNORED] * len(row.input_ids)
+    for start, end in row.answers:
+        labels[max(1, start) : end] = row.input_ids[max(1, start) : end]
+    return tuple(labels)
 
 
 def ordered(rows: Sequence[Row], micro: int, seed: int, epochs: int = 1) -> list[Row]:
@@ -151,10 +159,10 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, Tensor]:
     """
     length = max(len(r.ids) for r in rows)
     out = {
-        "input_ids": torch.tensor([[*r.ids, *[pad] * (length - len(r.ids))] for r in rows]),
-        "labels": torch.tensor([[*r.labels, *[IGNORED] * (length - len(r.ids))] for r in rows]),
+        "input_ids": padded([r.ids for r in rows], pad),
+        "labels": padded([r.labels for r in rows], IGNORED),
         "index": torch.tensor([r.index for r in rows]),
     }
     if any(r.positions is not None for r in rows):  # padding is an example of its own, from position 0
-        out["position_ids"] = torch.tensor([[*(r.positions or ()), *range(length - len(r.ids))] for r in rows])
+        out["position_ids"] = padded([[*(r.positions or ()), *range(length - len(r.ids))] for r in rows], 0)
     return out

@@ -36,7 +36,8 @@ def make_prompts(stage: Stage, max_length: int) -> tuple[list[Prompt], int]:
     for index, example in enumerate(stage.examples):
         if not example.question:
             continue
-        text, ids = prompt_text(tokenizer, example.question, fmt), prompt_ids(tokenizer, example.question, fmt)
+        text = prompt_text(tokenizer, example.question, fmt, example.before)
+        ids = prompt_ids(tokenizer, example.question, fmt, example.before)
         if len(ids) > max_length:
             continue
         if bos and text.startswith(bos) and tokenizer(text)["input_ids"] != ids:
