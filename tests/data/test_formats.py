@@ -173,7 +173,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, 
 
 def test_a_link_to_nowhere_and_a_file_without_permission(tmp_path: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    with pytest.raises(MissingPath, match="points nowhere"):
+    with pytest.raises(MissingPath, match="a link to nothing"):
         read_rows(tmp_path / "link.jsonl", None)
 
 

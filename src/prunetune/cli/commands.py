@@ -17,7 +17,7 @@ from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import DataSource, load_stream
 from prunetune.errors import NotWritable, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
-from prunetune.models.prompt import PromptFormat
+from prunetune.models.prompt import PromptFormat, encode
 from prunetune.tasks.lm_eval import key_of
 from prunetune.tasks.registry import Task, TaskConfig, build_task, check_task, has_verifier
 from prunetune.tune.methods import METHODS, Method

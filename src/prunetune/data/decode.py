@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prunetune.common.reading import regular_file
 from prunetune.errors import DataError, MissingPath
 
 HEAD = 4096
@@ -49,11 +50,9 @@ _OTHER = {
 
 def check_file(path: Path) -> None:
     """Raise unless this is a file that can be read."""
-    if not path.is_file():
-        kind = "this is a folder, not a file" if path.is_dir() else "no such data file"
-        if path.is_symlink() and not path.exists():
-            kind = "this link points nowhere"
-        raise MissingPath(kind, value=str(path), fix="check the path")
+    if path.is_dir():
+        raise MissingPath("this is a folder, not a file", value=str(path), fix="check the path")
+    regular_file(path, "data file", error=DataError)
 
 
 def packing_of(path: Path) -> str | None:

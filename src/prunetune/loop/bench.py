@@ -23,6 +23,7 @@ from prunetune.errors import OutOfReach
 from prunetune.evaluation.evaluate import EvalResult, evaluate
 from prunetune.evaluation.latency import measure
 from prunetune.evaluation.loss import reasoning_loss
+from prunetune.loop.inputs import check_text
 from prunetune.loop.summary import per_question
 from prunetune.models.cost import cost_of
 from prunetune.models.families import family_of
@@ -127,7 +128,7 @@ class Bench:
                 valid=f"more than {self.reserved} (score.samples + score.held_out)",
                 fix="more data, or fewer samples",
             )
-        _ = self.tokenizer, self.tasks
+        check_text(self)
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """Encoded, cut at the length limit, sorted by length."""
