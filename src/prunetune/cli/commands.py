@@ -77,10 +77,7 @@ def score_file(
         folder = resolve_model(model)
         stream = load_stream(sources_of(data), seed)
         tokenizer, fmt = load_tokenizer(folder), PromptFormat()
-        rows = [
-            encode(tokenizer, e, fmt, max_length)
-            for e in stream.take(0, min(samples, len(stream)))
-        ]
+        rows = [encode(tokenizer, e, fmt, max_length) for e in stream.take(0, min(samples, len(stream)))]
         batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
         with watch.bar("score") as bar:
             scores = score(
