@@ -15,7 +15,7 @@ import typer
 
 from prunetune.cli.evaluate import eval_
 from prunetune.cli.net import caught
-from prunetune.cli.prune import apply, plan, score
+from prunetune.cli.prune import apply, compensate, plan, score
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report
 from prunetune.cli.run import inspect, keys, run
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "score": score,
     "plan": plan,
+    "compensate": compensate,
     "apply": apply,
     "tune": tune,
     "generate": generate,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from prunetune.cli.made import is_eval, is_scores
+from prunetune.cli.made import is_eval, is_patch, is_scores
 from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.outputs import claim, full_path, output_file, output_new, own_folder
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
-from prunetune.data.stream import DataSource, load_stream
+from prunetune.data.stream import DataSource, Stream, load_stream
 from prunetune.errors import NotWritable, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
 from prunetune.models.prompt import PromptFormat, encode
@@ -24,6 +24,7 @@ from prunetune.tune.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
+    from prunetune.pruning.patch import Patch
     from prunetune.pruning.scores import Scores
     from prunetune.tune.job import TuneResult
     from prunetune.tune.traces import Traces
@@ -75,10 +76,8 @@ def score_file(
     key = [model, list(data), criterion, reduce, layer_criterion, samples, max_length, seed]
     with output_file(out, is_scores, key, watch.line) as tmp:
         folder = resolve_model(model)
-        stream = load_stream(sources_of(data), seed)
-        tokenizer, fmt = load_tokenizer(folder), PromptFormat()
-        rows = [encode(tokenizer, e, fmt, max_length) for e in stream.take(0, min(samples, len(stream)))]
-        batches = make_batches([r.input_ids for r in rows], int(tokenizer.pad_token_id or 0))
+        stream, sequences, pad_id = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        batches = make_batches(sequences, pad_id)
         with watch.bar("score") as bar:
             scores = score(
                 load_model(folder, device=device_of(device)),
@@ -93,6 +92,49 @@ def score_file(
             )
         scores.write(tmp)
     return scores
+
+
+def sequences_of(
+    folder: Path, data: Sequence[dict[str, Any]], *, samples: int, max_length: int, seed: int
+) -> tuple[Stream, list[list[int]], int]:
+    """(the data as one stream, the ids of its first `samples` rows as a run scores them, the padding id)."""
+    stream, tokenizer = load_stream(sources_of(data), seed), load_tokenizer(folder)
+    rows = stream.take(0, min(samples, len(stream)))
+    encoded = [encode(tokenizer, e, PromptFormat(), max_length) for e in rows]
+    return stream, [list(r.input_ids) for r in encoded], int(tokenizer.pad_token_id or 0)
+
+
+def patch_file(
+    plan: Path,
+    model: str,
+    data: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    target: str,
+    samples: int,
+    max_length: int,
+    seed: int,
+    device: str,
+    watch: Watch,
+) -> Patch:
+    """Fold what a plan removes into what stays, as a round does, and write the patch."""
+    from prunetune.pruning.compensate import calibration_and_held_out, compensate
+    from prunetune.pruning.plan import PrunePlan
+    from prunetune.pruning.scores import make_batches
+
+    read = PrunePlan.read(plan)
+    key = [read.sha, list(data), target, samples, max_length, seed]
+    with output_file(out, is_patch, key, watch.line) as tmp:
+        folder = resolve_model(model)
+        read.check_model(model_sha(folder), folder)
+        _, sequences, pad_id = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        calibration, held_out = (make_batches(part, pad_id) for part in calibration_and_held_out(sequences))
+        with watch.bar("compensate") as bar:
+            patch = compensate(
+                folder, read, calibration, held_out=held_out, target=target, device=device_of(device), progress=bar
+            )
+        patch.write(tmp)
+    return patch
 
 
 def method_of(name: str, config: Path | None, **budget: int | None) -> Method:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunetune.common.files import once, read_json
+from prunetune.common.files import file_sha, once, read_json
 from prunetune.common.outputs import output_new
 from prunetune.common.progress import Watch
+from prunetune.errors import PrunetuneError
 from prunetune.models.folders import resolve_model
 
 if TYPE_CHECKING:
@@ -36,19 +37,36 @@ def is_plan(path: Path) -> bool:
     return True
 
 
-def apply_plan(plan: PrunePlan, model: str, out: Path, watch: Watch) -> None:
+def is_patch(path: Path) -> bool:
+    """Whether a file is a patch of ours."""
+    from prunetune.pruning.patch import Patch
+
+    try:
+        Patch.read(path)
+    except PrunetuneError:
+        return False
+    return True
+
+
+def apply_plan(plan: PrunePlan, model: str, out: Path, patch: Path | None, watch: Watch) -> None:
     """Cut a model into the folder `out`; what a killed call left half made goes, and what is made already stays."""
     from prunetune.pruning.apply import apply_on_disk
+    from prunetune.pruning.patch import Patch
 
-    key = {"apply": plan.model_dump(mode="json")}
+    found: Patch | None = None
+    key: dict[str, object] = {"apply": plan.model_dump(mode="json")}
+    if patch is not None:
+        found = Patch.read(patch)
+        found.check_plan(plan)
+        key["patch"] = file_sha(patch)
     with output_new(out, key) as made:
         if made is not None:
-            return watch.line(f"{out} is made already, from the same plan")
+            return watch.line(f"{out} is made already, from the same plan{' and patch' if patch else ''}")
         source = resolve_model(model)
 
         def make(tmp: Path) -> None:
             with watch.bar("apply") as bar:
-                apply_on_disk(source, plan, tmp, progress=bar)
+                apply_on_disk(source, plan, tmp, found.tensors if found else None, progress=bar)
 
         once(out, key, make)
     return None

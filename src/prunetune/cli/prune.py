@@ -1,4 +1,4 @@
-"""One prune by hand: `score`, `plan`, `apply`."""
+"""One prune by hand: `score`, `plan`, `compensate`, `apply`."""
 
 from __future__ import annotations
 
@@ -91,10 +91,49 @@ def plan(
     )
 
 
+def compensate(
+    plan: Annotated[Path, typer.Argument(help="Plan of `prunetune plan`.")],
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Patch file to write.")],
+    target: Annotated[str, typer.Option(help="What is made up for: auto, layer or stream.")] = "auto",
+    samples: Annotated[int, typer.Option(min=2, help="Sequences: the ones that `score` took.")] = 256,
+    max_length: Annotated[int, typer.Option(min=1, help="Longer sequences are cut.")] = 1024,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fold what a plan removes into what stays, by least squares: a patch for `apply`."""
+    quiet_libraries()
+    from prunetune.cli.commands import patch_file
+
+    patch = patch_file(
+        plan,
+        model,
+        [parse_data(d, seed) for d in data],
+        out,
+        target=target,
+        samples=samples,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        watch=Watch(),
+    )
+    before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))
+    fits = [{"layer": f.layer, "ridge": f.ridge, "before": f.before, "after": f.after} for f in patch.fits]
+    kept = f"{after / before:.1%} of the error left" if before else "nothing to make up for"
+    emit(
+        as_json,
+        {"out": str(out), "tokens": patch.tokens, "held_out_tokens": patch.held_out_tokens, "fits": fits},
+        f"{patch.tokens:,} tokens, {len(patch.fits)} layers, {kept} on held-out tokens: {out}",
+    )
+
+
 def apply(
     plan: Annotated[Path, typer.Argument(help="Plan of `prunetune plan`.")],
     model: Model,
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    patch: Annotated[Path | None, typer.Option(help="Patch of `prunetune compensate`.")] = None,
     as_json: Json = False,
 ) -> None:
     """Cut a model as a plan says, streaming from shards to shards."""
@@ -103,7 +142,7 @@ def apply(
     read = PrunePlan.read(plan)
     from prunetune.cli.made import apply_plan
 
-    apply_plan(read, model, out, Watch())
+    apply_plan(read, model, out, patch, Watch())
     emit(
         as_json,
         {"out": str(out), "depth": read.new_depth, "width": read.new_width},

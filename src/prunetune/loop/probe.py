@@ -13,7 +13,7 @@ from prunetune.loop.bench import Bench, free
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config
 from prunetune.pruning.apply import apply_in_memory
-from prunetune.pruning.compensate import Patch, compensate
+from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, score
 from prunetune.runs.folder import Timed
@@ -100,8 +100,7 @@ def free_layers(bench: Bench) -> list[int] | None:
 def make_patch(bench: Bench, model: Any, plan: PrunePlan, progress: Any = None) -> Patch:
     """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge."""
     examples = bench.stream.take(0, bench.recipe.score.samples)
-    ridge = bench.batches(examples[::4])
-    calibration = bench.batches([e for i, e in enumerate(examples) if i % 4])
+    calibration, ridge = (bench.batches(part) for part in calibration_and_held_out(examples))
     target = "layer" if bench.recipe.compensate == "least-squares-neurons" else "auto"
     return compensate(model, plan, calibration, held_out=ridge, target=target, device=bench.device, progress=progress)
 

@@ -143,6 +143,8 @@ def _recover(bench: Bench, timed: Timed, pruned: Path, plan: PrunePlan, decision
     at, model, cursor = timed.at, pruned, bench.run.cursor or bench.reserved
     key, results = _tuned_key(bench, plan, decision), []
     methods = _methods(bench, decision)
+    if not methods:  # a bare cut
+        timed.once("tuned", "tune", key, lambda tmp: shutil.copytree(pruned, tmp, copy_function=link_or_copy))
     for done, (i, method) in enumerate(methods, start=1):
         last = done == len(methods)
         note = at / f"tune-{i}-{method.type}.json"

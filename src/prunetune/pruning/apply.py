@@ -114,12 +114,7 @@ def apply_on_disk(
     names = [name for infos in shards.values() for name in infos]
     _check_complete(plan, family, names)
     _check_patch(patch, names)
-    if (sha := model_sha(source)) != plan.model_sha:
-        raise PlanError(
-            "this plan is for another model (their hashes differ)",
-            value=f"plan: {plan.model_sha}, {source}: {sha}",
-            fix="make the plan for this model with `prunetune plan`",
-        )
+    plan.check_model(model_sha(source), source)
     cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
     text = to_json_text(config, ensure_ascii=False) + "\n"
     with fresh(out) as tmp:

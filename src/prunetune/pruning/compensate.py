@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from prunetune.pruning.tap import Tap
 __all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 TARGETS = ("auto", "layer", "stream")
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -81,9 +82,14 @@ def compensate(
     auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
     stream = auto if target == "auto" else target == "stream"
     if not plan.drop_neurons and not (stream and plan.drop_layers):
-        return Patch({}, (), 0, 0)
+        return Patch({}, (), 0, 0, plan.sha)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         return _compensate(source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress)
+
+
+def calibration_and_held_out(sequences: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The scored sequences in two: every fourth chooses the ridge, the others are fitted to."""
+    return [s for i, s in enumerate(sequences) if i % 4], list(sequences[::4])
 
 
 def _compensate(
@@ -120,7 +126,7 @@ def _compensate(
         if progress:
             progress(layer + 1, source.depth)
     counts = [int(m.sum()) for m in masks]
-    return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]))
+    return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]), plan.sha)
 
 
 def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:

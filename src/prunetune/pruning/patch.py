@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunetune.errors import NotFinite
+from prunetune.errors import NotFinite, PlanError
 from prunetune.models.finite import broken_weights, is_finite
-from prunetune.pruning.plan import MOST_LAYERS
+from prunetune.pruning.plan import MOST_LAYERS, PrunePlan
 from prunetune.pruning.tensors import read_tensors
 
 
@@ -46,20 +46,31 @@ class Patch:
     fits: tuple[LayerFit, ...]
     tokens: int
     held_out_tokens: int
+    plan_sha: str = ""
 
     def write(self, path: Path) -> None:
         """Write as safetensors with the fits as metadata; NotFinite if a tensor holds NaN or infinity."""
         self.check()
         note = {"fits": [asdict(f) for f in self.fits], "tokens": self.tokens, "held_out_tokens": self.held_out_tokens}
+        note |= {"plan_sha": self.plan_sha} if self.plan_sha else {}
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, path, {"prunetune": json.dumps(note)})
 
     @staticmethod
     def read(path: Path) -> Patch:
         """Read back; BadCheckpoint if it is not a patch."""
         note, tensors = read_tensors(path, _Note, "patch", "make it anew", lambda note, shapes: None)
-        found = Patch(tensors, note.fits, note.tokens, note.held_out_tokens)
+        found = Patch(tensors, note.fits, note.tokens, note.held_out_tokens, note.plan_sha)
         found.check()
         return found
+
+    def check_plan(self, plan: PrunePlan) -> None:
+        """PlanError if the patch was made for another plan: shapes alone would not tell."""
+        if self.plan_sha and self.plan_sha != plan.sha:
+            raise PlanError(
+                "this patch was made for another plan (their hashes differ)",
+                value=f"patch: {self.plan_sha}, plan: {plan.sha}",
+                fix="make the patch for this plan with `prunetune compensate`",
+            )
 
     def check(self) -> None:
         """NotFinite unless every tensor of the patch and every error of its fits is a number."""
@@ -79,3 +90,4 @@ class _Note(BaseModel):
     fits: tuple[LayerFit, ...] = Field(max_length=MOST_LAYERS)
     tokens: StrictInt = Field(ge=0)
     held_out_tokens: StrictInt = Field(ge=0)
+    plan_sha: str = Field("", max_length=200)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
-from prunetune.common.files import write_json
+from prunetune.common.files import json_sha, write_json
 from prunetune.common.reading import read_model
 from prunetune.errors import NotFinite, OutOfReach, PlanError, shown
 
@@ -96,6 +96,20 @@ class PrunePlan(BaseModel):
     def removes_nothing(self) -> bool:
         """Whether the result is the source itself."""
         return not self.drop_layers and self.new_width == self.width
+
+    @property
+    def sha(self) -> str:
+        """Hash of what the plan says: a patch names the plan that it was made for."""
+        return json_sha(self.model_dump(mode="json"))
+
+    def check_model(self, sha: str, source: Path) -> None:
+        """PlanError unless the plan is for this model."""
+        if sha != self.model_sha:
+            raise PlanError(
+                "this plan is for another model (their hashes differ)",
+                value=f"plan: {self.model_sha}, {source}: {sha}",
+                fix="make the plan for this model with `prunetune plan`",
+            )
 
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""

@@ -1,0 +1,50 @@
+"""A round by hand, stage by stage: `score`, `plan`, `compensate`, `apply` give the tensors that `run` gives."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import load_file
+from tests.cli.test_app import call
+from tests.tiny_run import tiny_recipe
+
+from prunetune.common.progress import Watch
+from prunetune.loop.loop import prune_tune_loop
+
+
+def test_stage_by_stage_gives_what_one_round_of_run_gives(tmp_path, capsys):
+    recipe = tiny_recipe(
+        tmp_path,
+        prune={"target": {"width": 32, "depth": 3}, "rounds": 1, "order": "together", "align": 4},
+        score={"samples": 16, "held_out": 4, "max_length": 64, "criterion": "greedy"},
+        compensate="least-squares",
+        recover=[],
+        evaluate={"tasks": [], "latency_repeats": 0},
+    )
+    prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
+    (stage,) = (p.parent for p in (tmp_path / "run").glob("0*/stage.json"))
+
+    model, data = tmp_path / "model", ["--data", tmp_path / "rows.jsonl", "--samples", 16, "--max-length", 64]
+    scores, plan, patch, out = (tmp_path / n for n in ("s.safetensors", "plan.json", "patch.safetensors", "out"))
+    assert call(capsys, "score", model, *data, "--criterion", "greedy", "--out", scores, "--json")[0] == 0
+    assert call(capsys, "plan", scores, "--neurons", 16, "--layers", 1, "--out", plan)[0] == 0
+    code, said, _ = call(capsys, "compensate", plan, model, *data, "--out", patch, "--json")
+    assert code == 0 and {f["layer"] for f in json.loads(said)["fits"]} == set(range(4)) - set(
+        json.loads(plan.read_text())["drop_layers"]
+    )
+    assert call(capsys, "apply", plan, model, out, "--patch", patch)[0] == 0
+
+    assert plan.read_text() == (stage / "plan.json").read_text()
+    by_hand, by_run = load_file(out / "model.safetensors"), load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert by_hand.keys() == by_run.keys() and all(torch.equal(by_hand[k], by_run[k]) for k in by_hand)
+    bare = tmp_path / "bare"
+    assert call(capsys, "apply", plan, model, bare)[0] == 0
+    assert not torch.equal(load_file(bare / "model.safetensors")["model.layers.0.mlp.down_proj.weight"],
+                           by_hand["model.layers.0.mlp.down_proj.weight"])  # fmt: skip
+
+    other = tmp_path / "other.json"
+    assert call(capsys, "plan", scores, "--neurons", 16, "--layers", 0, "--out", other)[0] == 0
+    code, _, said = call(capsys, "apply", other, model, tmp_path / "no", "--patch", patch)
+    assert code == 2 and "made for another plan" in said and "prunetune compensate" in said
+    assert not (tmp_path / "no").exists()
