@@ -179,7 +179,7 @@ def tune_model(
     from prunetune.tune.job import TuneJob, TuneResult, launch
 
     out = full_path(out)
-    work, result = out.with_name(f".{out.name}.work"), dict[str, Any]()
+    work, result = out.parent / f".{out.name}.work", dict[str, Any]()
     key = {
         "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed, "task": task,
         "teacher": teacher,

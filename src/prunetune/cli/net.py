@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prunetune.common import stopping
+from prunetune.common.disk import is_full
 from prunetune.errors import MissingPath, NotEnoughMemory, NotWritable, PrunetuneError, plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -104,6 +105,10 @@ def as_mistake(e: BaseException) -> PrunetuneError | None:
             f"there is not enough memory ({first})",
             fix="a smaller batch_size, micro_batch_size, score.batch_tokens or max_length; LoRA; a larger machine",
         )
+    if is_full(e):  # whoever wrote
+        return NotWritable(
+            "no space left on the disk", value=getattr(e, "filename", None), fix="free space, then run it again"
+        )
     if isinstance(e, OSError):
         return _refused_by_system(e)
     return None
@@ -118,8 +123,6 @@ def _is_memory(e: BaseException) -> bool:
 
 def _refused_by_system(e: OSError) -> PrunetuneError | None:
     """A path or a disk that the operating system refuses. Without a path it is none of the user's."""
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NotWritable("no space left on the disk", value=e.filename, fix="free space, then run it again")
     if e.filename is None:
         return None
     why = plain((e.strerror or str(e)).lower(), 200)

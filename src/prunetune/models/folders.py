@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.common.files import file_sha, json_sha, once, read_json
+from prunetune.common.notes import verify
 from prunetune.errors import BadCheckpoint, MissingExtra, MissingPath, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def resolve_model(ref: str, cache: Path | None = None) -> Path:
         return from_gguf(path, cache)
     if path.is_dir():
         check_model_folder(path)
-        return path
+        return verify(path)
     if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1:
         raise MissingPath("no such model folder", value=ref, fix="check the path")
     return _from_hub(ref)

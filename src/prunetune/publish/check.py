@@ -23,6 +23,7 @@ from typing import Any
 from prunetune.errors import MissingPath
 from prunetune.models.folders import check_model_folder
 from prunetune.report.pairs import read_samples
+from prunetune.runs.ours import verify_run
 from prunetune.runs.reading import RunRecord, read_run
 
 TIMEOUT_S = 900
@@ -52,6 +53,7 @@ def check(run: Path) -> list[Line]:
     Raises:
         MissingPath, BadCheckpoint: There is no final model to check.
     """
+    verify_run(run)
     record = read_run(run)
     final = run / "final"
     if not final.is_dir():

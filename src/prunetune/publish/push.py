@@ -16,6 +16,7 @@ from prunetune.common import units as human
 from prunetune.errors import MissingExtra, MissingPath, NotWritable, RecipeError
 from prunetune.models.folders import check_model_folder
 from prunetune.report.card import model_card
+from prunetune.runs.ours import verify_run
 from prunetune.runs.reading import RunRecord, read_run
 
 FIGURES = ("accuracy-size",)
@@ -63,6 +64,7 @@ def push(run: Path, repo_id: str, *, dry_run: bool = True, private: bool = True)
         validate_repo_id(repo_id)
     except HFValidationError as e:
         raise RecipeError("this is no repository name", value=repo_id, valid="OWNER/NAME", fix=str(e)) from None
+    verify_run(run)
     record = read_run(run)
     contents = _contents(record, repo_id)
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}

@@ -20,6 +20,7 @@ from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
 from prunetune.report.pairs import Sample, read_samples, side_by_side
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
 from prunetune.report.speed import Speedup, speedup
+from prunetune.runs.ours import verify_run
 from prunetune.runs.reading import RunRecord, read_run
 from prunetune.runs.records import EvalRecord, StageRecord
 
@@ -139,6 +140,8 @@ def compare(runs: Sequence[Path]) -> Comparison:
     """
     if not runs:
         raise RecipeError("there is nothing to compare", fix="name at least one run folder")
+    for path in runs:
+        verify_run(path)
     records = [read_run(p) for p in runs]
     if len(records) == 1 and records[0].control is not None:
         records.append(records[0].control)

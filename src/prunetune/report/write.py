@@ -17,6 +17,7 @@ from prunetune.report.figures.draw import Plot, themed
 from prunetune.report.figures.plots import plots
 from prunetune.report.render import render, source
 from prunetune.report.view import view
+from prunetune.runs.ours import adopt_old, verify_run
 from prunetune.runs.reading import RunRecord, read_run
 
 __all__ = ["html", "markdown", "model_card", "write_report"]
@@ -48,9 +49,11 @@ def write_report(run: Path) -> None:
 
     Raises:
         MissingPath: The folder holds no run.
-        BadCheckpoint: A record in it cannot be read.
+        BadCheckpoint: A record in it cannot be read, or a byte of what it holds has changed.
         NotWritable: The folder cannot be written.
     """
+    verify_run(run)
+    adopt_old(run)
     record = read_run(run)
     figures = plots(record)
     for plot in figures:
