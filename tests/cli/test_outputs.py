@@ -29,6 +29,9 @@ Command = Callable[[Path, Path], list[object]]  # inputs, output -> arguments
 TABLE: dict[tuple[str, str], Command] = {
     ("score", "out"): lambda at, out: ["score", at / "model", "--data", at / "rows.jsonl", "--samples", 4, "--out", out],
     ("plan", "out"): lambda at, out: ["plan", at / "s.safetensors", "--neurons", 4, "--out", out],
+    ("compensate", "out"): lambda at, out: [
+        "compensate", at / "p.json", at / "model", "--data", at / "rows.jsonl", "--samples", 4, "--out", out
+    ],
     ("apply", "out"): lambda at, out: ["apply", at / "p.json", at / "model", out],
     ("tune", "out"): lambda at, out: ["tune", "cpt", at / "model", out, "--data", at / "rows.jsonl", "--samples", 8],
     ("generate", "out"): lambda at, out: ["generate", at / "model", out, "--data", "demo", "--n", 2],
@@ -39,7 +42,7 @@ TABLE: dict[tuple[str, str], Command] = {
     ("compare", "figure"): lambda at, out: ["compare", at / "run", "--figure", out],
 }  # fmt: skip
 READ = {
-    ("plan", "scores"), ("plan", "protect"), ("apply", "plan"), ("tune", "config"), ("compare", "runs"), ("check", "run"),
+    ("plan", "scores"), ("plan", "protect"), ("apply", "plan"), ("apply", "patch"), ("compensate", "plan"), ("tune", "config"), ("compare", "runs"), ("check", "run"),
     ("push", "run"), ("report", "run"), ("eval", "path"),
 }  # fmt: skip
 """Paths that are read; `report` writes into a run that it has recognised."""
