@@ -195,7 +195,8 @@ def original_of(recipe: Recipe, home: Path) -> Path:
     """The untouched model's `original/`, measured once for all cells with the same questions and held-out data."""
     from prunetune.common.files import remove
     from prunetune.common.progress import Watch
-    from prunetune.loop.bench import Bench
+    from prunetune.loop.context import prepare
+    from prunetune.loop.loop import begin
     from prunetune.models.folders import model_sha, resolve_model
     from prunetune.runs.folder import RunFolder
 
@@ -215,9 +216,7 @@ def original_of(recipe: Recipe, home: Path) -> Path:
             if twins and not (at / "original" / "eval").exists():  # other held-out data, the same questions
                 shutil.copytree(twins[0], at / "original" / "eval")
             with RunFolder.open(at, recipe, source) as run:
-                bench = Bench(recipe, run, Watch(quiet=True))
-                bench.check()
-                bench.original()
+                begin(prepare(recipe, source, Watch(quiet=True)), run)
             for left in at.glob("[!o]*"):
                 remove(left)
     return at / "original"

@@ -76,7 +76,7 @@ def test_a_second_start_makes_nothing_again(done):
 def test_killed_between_recovery_and_measuring_it_ends_with_the_same_weights(done, tmp_path, monkeypatch):
     _, recipe, _, sliced = done
     with monkeypatch.context() as m:
-        m.setattr("prunetune.baselines.row.per_question", lambda *a: 1 / 0)
+        m.setattr("prunetune.loop.measure.per_question", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             slicegpt_run(recipe, tmp_path / "slice", QUIET, align=4)
     again = slicegpt_run(recipe, tmp_path / "slice", QUIET, align=4)

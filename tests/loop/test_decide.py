@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.tiny_run import tiny_recipe
 
-from prunetune.common.files import write_json
 from prunetune.common.progress import Watch
 from prunetune.common.stats import kept_share
 from prunetune.errors import RecipeError
-from prunetune.loop import probe as survey
 from prunetune.loop import round as rounds
-from prunetune.loop import verdict
-from prunetune.loop.bench import Bench
-from prunetune.loop.decide import decide
+from prunetune.loop.context import prepare
+from prunetune.loop.decide import Case, Decision, Probing, closed, decide
+from prunetune.loop.decide import by_damage as by_predicted_damage
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.loop.verdict import validation
+from prunetune.loop.probe import make_patch
+from prunetune.loop.verdict import promised, validation
 from prunetune.models.folders import load_config, load_model, resolve_model
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe, StopConfig
-from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import StageRecord, Verdict
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.steps import plan_ahead
 from prunetune.schedule.target import Sizes
+from prunetune.tasks.registry import build_task
 
 QUIET = Watch(quiet=True)
 NEURONS = {"target": 0.8, "align": 4}
@@ -186,66 +186,46 @@ def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
     assert done[0]["verdict"]["validation"]["n"] == 6
 
 
-def test_what_is_told_as_kept_is_the_plain_ratio(monkeypatch, tmp_path):
+def test_what_is_told_as_kept_is_the_plain_ratio():
     """8 of 10, then 6 of 10; the bound comes of `kept_share`, which counts half a question more."""
     before, after = ({str(i): i < right for i in range(10)} for right in (8, 6))
-    original = tmp_path / "original"
-    original.mkdir()
-    (original / "validation.json").write_text("{}")
-    bench = SimpleNamespace(run=SimpleNamespace(folder=lambda name: original))
-    monkeypatch.setattr(verdict, "validation", lambda bench, stop: None)
-    monkeypatch.setattr(verdict, "_verdicts", lambda at, task: before)
-    monkeypatch.setattr(verdict, "_validate", lambda *a: after)
-    stop = StopConfig(accuracy=0.7, fresh=1000)
-    told = verdict._promise(bench, stop, None, "sha", tmp_path, [])
-    assert told["validation"]["kept"] == pytest.approx(0.75)
-    assert "75.0% kept" in told["why"]
+    told = promised(StopConfig(accuracy=0.7, fresh=1000), before, after, [])
+    assert told.validation.kept == pytest.approx(0.75)
+    assert "75.0% kept" in told.why
     lower = kept_share([(before[i], after[i]) for i in before], 0.7, fresh=1000)[1]
-    assert told["validation"]["lower"] == lower and told["accepted"] == (lower >= 0.7)
+    assert told.validation.lower == lower and told.accepted == (lower >= 0.7)
 
 
-class Heard(Watch):
-    """Keeps what it would have shown."""
+def walk(at, stands, losses=None, **changes):
+    """The rounds that are decided when every model of some shapes stands and no other: nothing is read or trained.
 
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def walk(at, stands, **changes):
-    """The rounds that are decided when every model of some shapes stands and no other: files only, nothing is trained.
-
-    Before every round all is read anew, as after a kill.
+    `losses` measures shapes, where a decision wants it measured; what was decided so is the last result.
     """
-    recipe, heard = tiny_recipe(at, tolerance=9.0, **changes), Heard()
+    recipe = tiny_recipe(at, tolerance=9.0, **changes)
     part = recipe.recover[0].samples
-    while True:
-        with RunFolder.open(at / "out", recipe, resolve_model(recipe.model)) as run:
-            bench = Bench(recipe, run, heard)
-            sizes, folder = bench.sizes, run.folder("original")
-            if not folder.is_dir():
-                shape = {"depth": sizes.depth, "width": sizes.width, "model_sha": "0", "held_out_loss": 1.0}
-                write_json(folder / "stage.json", {"index": 0, **shape})
-            first, decision = decide(bench), decide(bench)
-            assert first == decision  # what a killed process finds
-            if decision is None:
-                return sizes, stages(at / "out"), heard.lines
-            step, now = decision.step, run.current
-            depth, width = now["depth"] - step.layers, now["width"] - step.neurons
-            assert (depth, width) != (now["depth"], now["width"])
-            start = run.cursor or bench.reserved
-            record = {
-                "index": step.index, "attempt": step.attempt, "name": step.name, "step": vars(step).copy(),
-                "depth": depth, "width": width, "model_sha": f"{depth}x{width}", "held_out_loss": 1.0,
-                "samples": [start, start + part], "rounds": decision.rounds, "share": decision.share,
-                "removed": {"neurons": step.neurons, "layers": [0] * step.layers}, "last": decision.last,
-                "decision": decision.evidence.get("why"), "verdict": {"accepted": stands(depth, width), "why": "-"},
-            }  # fmt: skip
-            assert not run.folder(step.name).exists()
-            write_json(run.folder(step.name) / "stage.json", record)
+    sizes, sequences = Sizes.of(load_config(at / "model")), 200
+    first = StageRecord(index=0, name="original", depth=sizes.depth, width=sizes.width, held_out_loss=1.0)
+    case, evidence = Case(recipe, sizes, first, (), sequences), []
+
+    def probed(index, attempt):
+        found = by_predicted_damage(case, index, Probing(losses, lambda: 10))
+        step = dataclasses.replace(found.step, attempt=attempt)
+        evidence.append(found.model_copy(update={"step": step, "closed": closed(case)}))
+        return evidence[-1]
+
+    while isinstance(decision := decide(case, probed), Decision):
+        step, (depth, width) = decision.step, case.now
+        depth, width = depth - step.layers, width - step.neurons
+        assert (depth, width) != case.now
+        stage = {
+            "index": step.index, "attempt": step.attempt, "name": step.name, "step": step,
+            "depth": depth, "width": width, "held_out_loss": 1.0,
+            "samples": (case.cursor, case.cursor + part), "rounds": decision.rounds, "share": decision.share,
+            "removed": {"neurons": step.neurons, "layers": [0] * step.layers}, "last": decision.last,
+            "decision": decision.why, "verdict": {"accepted": stands(depth, width), "why": "-"},
+        }  # fmt: skip
+        case = dataclasses.replace(case, stages=(*case.stages, StageRecord.model_validate(stage)))
+    return sizes, [s.to_json() for s in case.stages], decision.why, evidence
 
 
 def told(done):
@@ -259,7 +239,7 @@ def no_layer(depth, width):
 @pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
 def test_a_rejected_layer_leaves_the_rest_to_the_neurons(tmp_path, order):
     prune = {"target": 0.75, "step": 0.3, "align": 4, "layers": 1, "order": order}
-    sizes, done, lines = walk(tmp_path, no_layer, prune=prune)
+    sizes, done, end, _ = walk(tmp_path, no_layer, prune=prune)
     at = next(i for i, s in enumerate(done) if not s["verdict"]["accepted"])
     rejected, after = done[at], done[at + 1 :]
     assert rejected["step"]["layers"] == 1
@@ -269,11 +249,11 @@ def test_a_rejected_layer_leaves_the_rest_to_the_neurons(tmp_path, order):
     assert (done[-1]["depth"], done[-1]["width"], done[-1]["last"]) == (4, max(fitting), True)
     why = f"no more layers go, for {rejected['name']} was rejected"
     assert [s["decision"] for s in after] == [why] * len(after)
-    assert not any("no smaller step is left" in line for line in lines)
+    assert end == ""
 
 
 def test_neurons_rejected_down_to_align_leave_the_rest_to_the_layers(tmp_path):
-    _, done, _ = walk(tmp_path, lambda depth, width: width == 48, prune={"target": 0.75, "step": 0.3, "align": 8})
+    _, done, *_ = walk(tmp_path, lambda depth, width: width == 48, prune={"target": 0.75, "step": 0.3, "align": 8})
     assert told(done) == [  # two of four layers: 0.55 of the parameters; one: 0.77
         ("01-neurons-24", False), ("01-neurons-8-a2", False), ("01-layers-1-a3", True), ("02-layers-1", True),
     ]  # fmt: skip
@@ -284,23 +264,23 @@ def test_neurons_rejected_down_to_align_leave_the_rest_to_the_layers(tmp_path):
 )
 def test_it_ends_when_neither_neurons_nor_layers_are_left(tmp_path, layers, tried):
     prune = {"target": 0.75, "step": 0.1, "align": 4, "layers": layers}
-    _, done, lines = walk(tmp_path, lambda depth, width: False, prune=prune)
+    _, done, end, _ = walk(tmp_path, lambda depth, width: False, prune=prune)
     assert told(done) == [(name, False) for name in tried]
-    assert lines[-1] == f"  {tried[-1]} was rejected, and no smaller step is left: finished"
+    assert end == f"{tried[-1]} was rejected, and no smaller step is left: finished"
 
 
 def test_a_width_that_the_recipe_names_is_the_end(tmp_path):
-    _, done, lines = walk(tmp_path, no_layer, prune={"target": {"width": 44, "depth": 3}, "step": 0.1, "align": 4})
+    _, done, end, _ = walk(tmp_path, no_layer, prune={"target": {"width": 44, "depth": 3}, "step": 0.1, "align": 4})
     assert told(done) == [("01-neurons-4", True), ("02-layers-1", False)]
-    assert "no smaller step is left" in lines[-1]
+    assert "no smaller step is left" in end
 
 
 def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
     prune = {"target": {"width": 24, "depth": 3}, "step": 0.3, "align": 4, "order": "layers-then-neurons"}
     method = {"type": "cpt", "samples": 184, "per": "round", "batch_size": 8}  # of the 188 that there are
-    _, done, lines = walk(tmp_path, no_layer, prune=prune, recover=[method])
+    _, done, end, _ = walk(tmp_path, no_layer, prune=prune, recover=[method])
     assert told(done) == [("01-layers-1", False)]
-    assert "too few data are left" in lines[-1]
+    assert "too few data are left" in end
 
 
 @pytest.mark.parametrize(
@@ -318,22 +298,23 @@ def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
         ),
     ],
 )
-def test_with_probes_the_other_axis_is_probed_anew(tmp_path, monkeypatch, prune, changes, wanted):
-    def probe(bench, at, source, scores, shapes):  # 0.01 nats a neuron, 0.3 a layer
-        all_of, size = bench.sizes.original, bench.sizes.params
-        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3, all_of - size(d, w)) for d, w in shapes]
+def test_with_probes_the_other_axis_is_probed_anew(tmp_path, prune, changes, wanted):
+    def losses(shapes):  # 0.01 nats a neuron, 0.3 a layer
+        sizes = Sizes.of(load_config(tmp_path / "model"))
+        size = sizes.params
+        return [
+            Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3, sizes.original - size(d, w)) for d, w in shapes
+        ]
 
-    monkeypatch.setattr(survey, "probe", probe)
-    monkeypatch.setattr(survey, "take_scores", lambda *_: None)
-    monkeypatch.setattr(RunFolder, "model_of", lambda *_: None)
-    _, done, _ = walk(tmp_path, no_layer, prune={"align": 4, **prune}, **changes)
+    _, done, _, evidence = walk(tmp_path, no_layer, losses, prune={"align": 4, **prune}, **changes)
     assert told(done) == wanted
     (rejected,) = [name for name, accepted in wanted if not accepted][-1:]
-    anew = [json.loads(p.read_text()) for p in sorted((tmp_path / "out/decisions").glob("*.json"))]
-    (first, *_) = closing = [d for d in anew if "closed" in d]
-    assert all(d["closed"] == {"layers": rejected} and rejected in d["why"] for d in closing)
-    assert {p["depth"] for d in closing for p in d["probes"]} <= {4}
-    assert first["step"] == next(s["step"] for s in done if s["name"] == wanted[wanted.index((rejected, False)) + 1][0])
+    (first, *_) = closing = [d for d in evidence if d.closed]
+    assert all(d.closed == {"layers": rejected} for d in closing)
+    assert {p.depth for d in closing for p in d.probes} <= {4}
+    assert vars(first.step) == next(
+        s["step"] for s in done if s["name"] == wanted[wanted.index((rejected, False)) + 1][0]
+    )
     assert done[-1]["share"] == 1.0
 
 
@@ -349,11 +330,12 @@ def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monk
 
     seen = set()
 
-    def judge(bench, record, model, at):
-        if record["name"] not in seen:  # trained and measured, but not judged yet
-            seen.add(record["name"])
+    def judge(context, run, case, loss, model, sha, at):
+        if at.name not in seen:  # trained and measured, but not judged yet
+            seen.add(at.name)
             raise Killed
-        return {"accepted": record["depth"] == 4, "why": f"{record['depth']} layers"}
+        depth = model.config.num_hidden_layers
+        return Verdict(accepted=depth == 4, why=f"{depth} layers")
 
     monkeypatch.setattr(rounds, "judge", judge)
     kills = 0
@@ -379,20 +361,18 @@ def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monk
 
 def test_without_a_rejected_round_the_schedule_is_the_recipes(tmp_path):
     recipe = tiny_recipe(tmp_path)
-    sizes, done, lines = walk(tmp_path, lambda depth, width: True)
+    sizes, done, end, evidence = walk(tmp_path, lambda depth, width: True)
     planned = plan_ahead(recipe.prune, sizes)
     assert told(done) == [(a.step.name, True) for a in planned]
     assert [s["decision"] for s in done] == [None] * len(planned)
-    assert not lines
-    assert not (tmp_path / "out/decisions").exists()
+    assert (end, evidence) == ("", [])
 
 
 def test_validation_problems_are_not_the_reported_ones(tmp_path):
     recipe = tiny_recipe(tmp_path)
-    with RunFolder.open(tmp_path / "out", recipe, resolve_model(recipe.model)) as run:
-        bench = Bench(recipe, run, QUIET)
-        found = validation(bench, StopConfig(accuracy=0.9, n=50))
-        reported = {p.question for t in bench.tasks for p in t.problems}
+    tasks = tuple(build_task(t) for t in recipe.evaluate.tasks)
+    found = validation(recipe, StopConfig(accuracy=0.9, n=50), tasks)
+    reported = {p.question for t in tasks for p in t.problems}
     assert len(found.problems) == 50
     assert not reported & {p.question for p in found.problems}
 
@@ -430,9 +410,8 @@ def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
     prune_tune_loop(recipe, tmp_path / "out", QUIET)
     (stage,) = stages(tmp_path / "out")
     found = Scores.read(tmp_path / "out" / stage["name"] / "scores.safetensors")
-    with RunFolder.open(tmp_path / "again", recipe, resolve_model(recipe.model)) as run:
-        bench = Bench(recipe, run, QUIET)
-        direct = score(load_model(tmp_path / "model"), bench.scoring, neuron_criterion="greedy").neurons
+    context = prepare(recipe, resolve_model(recipe.model), QUIET)
+    direct = score(load_model(tmp_path / "model"), context.scoring, neuron_criterion="greedy").neurons
     torch.testing.assert_close(found.neurons, direct)
     assert found.criterion == "greedy"
 
@@ -442,10 +421,8 @@ def test_removed_layers_are_folded_only_by_the_value_that_says_so(tmp_path):
     folded = {}
     for value in ("least-squares", "least-squares-neurons"):
         recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 1}, compensate=value)
-        with RunFolder.open(tmp_path / value, recipe, resolve_model(recipe.model)) as run:
-            bench = Bench(recipe, run, QUIET)
-            model = load_model(tmp_path / "model")
-            folded[value] = survey.make_patch(bench, model, layer).tensors
+        context = prepare(recipe, resolve_model(recipe.model), QUIET)
+        folded[value] = make_patch(context, load_model(tmp_path / "model"), layer).tensors
     assert folded["least-squares"] and not folded["least-squares-neurons"]
 
 

@@ -64,7 +64,7 @@ def test_the_run_folder_keeps_its_contract(done):
     ):
         assert (out / file).is_file(), file
     on_disk = json.loads((out / "summary.json").read_text())
-    assert on_disk == json.loads(json.dumps(summary))
+    assert on_disk == json.loads(json.dumps(summary.to_json()))
     wanted = {
         "original",
         "stages",

@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_with_the_same_parts(tmp_path, monkeypatch):
     again = prune_tune_loop(recipe, tmp_path / "killed", QUIET)
     assert again["final"]["model_sha"] == whole["final"]["model_sha"]
     with RunFolder.open(tmp_path / "killed", recipe, tmp_path / "model") as run:
-        assert [len(s["tune"]) for s in run.stages] == [1, 2]
+        assert [len(s.tune) for s in run.stages] == [1, 2]
 
 
 @pytest.mark.parametrize(

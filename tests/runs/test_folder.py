@@ -8,7 +8,9 @@ from tests.tiny_run import tiny_recipe
 from prunetune.common.files import write_json
 from prunetune.errors import BadCheckpoint, RecipeChanged
 from prunetune.pruning.plan import PrunePlan
-from prunetune.runs.folder import RunFolder, Timed, mean_accuracy
+from prunetune.runs import folder
+from prunetune.runs.folder import RunFolder, Timed, layer_origins
+from prunetune.runs.records import FULL, EvalRecord, FullRecord, StageRecord, read_stage
 from prunetune.schedule.steps import Step
 
 
@@ -25,7 +27,7 @@ def stage(run, index, value, *, layers=(), neurons=8, accepted=True, attempt=1):
         "depth": 4, "width": 48, "model_sha": f"sha{index}", "evals": [{"task": "t", "value": value}], "samples": [10 * index, 10 * index + 10],
         "removed": {"neurons": neurons, "layers": list(layers)}, "verdict": {"accepted": accepted},
     }  # fmt: skip
-    write_json(at / "stage.json", record)
+    run.record(StageRecord.model_validate(record))
     return at
 
 
@@ -37,10 +39,9 @@ def run(tmp_path):
 
 
 def test_before_any_round_the_original_is_current(run):
-    assert run.current["name"] == "original"
-    assert run.model_of(run.current) == run.source
-    assert run.cursor is None
-    assert run.layer_origins() == [0, 1, 2, 3]
+    assert (run.stages, run.accepted, run.original.name) == ([], [], "original")
+    assert run.model_of(run.original) == run.source
+    assert layer_origins(run) == [0, 1, 2, 3]
 
 
 def test_newest_and_best_stay(run):
@@ -48,8 +49,7 @@ def test_newest_and_best_stay(run):
     run.tidy("best")
     assert [(f / "tuned").is_dir() for f in folders] == [False, True, False, True]
     assert not any((f / "pruned").exists() or (f / ".tuned-0").exists() for f in folders)
-    assert run.model_of(run.current) == folders[-1] / "tuned"
-    assert run.cursor == 50
+    assert run.model_of(run.accepted[-1]) == folders[-1] / "tuned"
 
 
 def test_keep_all(run):
@@ -61,21 +61,21 @@ def test_keep_all(run):
 def test_rejected_attempts_are_history_but_not_current(run):
     stage(run, 1, 0.9)
     stage(run, 2, 0.1, accepted=False)
-    assert run.current["index"] == 1
-    assert [d.accepted for d in run.history] == [True, False]
+    assert [s.index for s in run.accepted] == [1]
+    assert [s.accepted for s in run.stages] == [True, False]
 
 
 def test_layer_origins_follow_the_plans(run):
     stage(run, 1, 0.5, layers=(1,))
     stage(run, 2, 0.5, layers=(0,))
-    assert run.layer_origins() == [2, 3]
+    assert layer_origins(run) == [2, 3]
 
 
 def test_a_model_that_is_gone_is_said(run):
     at = stage(run, 1, 0.5)
     (at / "tuned").rmdir()
     with pytest.raises(BadCheckpoint, match="gone"):
-        run.model_of(run.current)
+        run.model_of(run.accepted[-1])
 
 
 def test_unfinished_folders_of_another_schedule_go(run):
@@ -105,9 +105,21 @@ def test_seconds_survive_a_restart(tmp_path):
     again = Timed(tmp_path)
     again.once("x", "tune", 1, lambda tmp: pytest.fail("made again"))
     assert again.seconds["tune"] >= 0
-    assert mean_accuracy({"evals": []}) == -1
 
 
 def test_a_high_perplexity_makes_no_stage_the_best():
     evals = [{"value": 0.25, "metric": "accuracy"}, {"value": 1e6, "metric": "perplexity"}, {"value": 0.75}]
-    assert mean_accuracy({"evals": evals}) == 0.5
+    assert StageRecord(index=1, name="01", evals=[{"task": "t", **e} for e in evals]).mean_accuracy == 0.5
+
+
+def test_a_file_is_read_once_until_it_changes(run, monkeypatch):
+    reads = []
+    monkeypatch.setattr(folder, "read_stage", lambda path: reads.append(path) or read_stage(path))
+    stage(run, 1, 0.5)
+    for _ in range(3):
+        assert [s.mean_accuracy for s in run.stages] == [0.5]
+    assert len(reads) == 1
+    full = FullRecord(evals=(EvalRecord(task="t", value=0.75),), flops={})
+    write_json(run.folder("01-neurons-8") / FULL, full.to_json())
+    assert [s.mean_accuracy for s in (*run.stages, *run.accepted)] == [0.75, 0.75]
+    assert len(reads) == 2

@@ -15,8 +15,8 @@ from tests.studies.study import tiny_study
 
 from prunetune import Recipe, prune_tune_loop
 from prunetune.common.progress import Watch
+from prunetune.loop import measure
 from prunetune.loop import round as rounds
-from prunetune.loop.bench import Bench
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -73,13 +73,13 @@ def test_a_deleted_record_is_made_again_and_nothing_else(done, capsys, monkeypat
     at, study, _ = done
     first, second = study.cells()
     before, kept = study.record(second), study.record(first)
-    measured, measure = [], Bench.measure
+    measured, answers = [], measure.answers
 
     def noted(self, model, sha, folder, n):
         measured.append(folder.name)
-        return measure(self, model, sha, folder, n)
+        return answers(self, model, sha, folder, n)
 
-    monkeypatch.setattr(Bench, "measure", noted)
+    monkeypatch.setattr(measure, "answers", noted)
     call = [str(study.folder), "--workers", "1", "--scratch", str(at / "scratch")]
     assert runner.main([*call, "--again", "--only", f"method={second.method}"]) == 0
     assert measured and "original" not in measured

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunetune.baselines.row import Row, check_recipe, conclude
+from prunetune.baselines.row import Row, check_recipe, conclude, make_row
 from prunetune.common.files import remove
 from prunetune.common.progress import Watch
-from prunetune.loop.bench import Bench
-from prunetune.loop.summary import Summary
+from prunetune.loop.context import prepare
+from prunetune.loop.loop import begin
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import Removed
+from prunetune.runs.summary import Summary
 
 
 def full_model_run(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
@@ -39,26 +41,22 @@ def full_model_run(recipe: Recipe, out: Path | str, watch: Watch | None = None) 
     check_recipe(recipe)
     source = resolve_model(recipe.model)
     with RunFolder.open(Path(out), recipe, source) as run:
-        bench = Bench(recipe, run, watch or Watch())
-        bench.check()
-        bench.original()
-        rounds = bench.rounds
-        model, cursor, stage = source, bench.reserved, run.original
-        for t in range(1, rounds + 1):
+        context = prepare(recipe, source, watch or Watch())
+        case = begin(context, run)
+        model, stage = source, case.original
+        for t in range(1, case.rounds + 1):
             row = Row(
-                bench,
                 index=t,
                 name=f"{t:02d}-full-model",
-                cost=cost_of(bench.config),
+                cost=cost_of(context.config),
                 why="full-model training: nothing is cut (Table 6)",
-                removed={},
-                parts=rounds,
-                cursor=cursor,
-                key={"model": stage["model_sha"], "data": bench.stream.sha},
+                removed=Removed(neurons=0, layers=()),
+                rounds=case.rounds,
+                key={"model": stage.model_sha, "data": context.stream.sha},
                 model=model,
             )
-            stage = row.make()
+            stage = make_row(context, run, row)
             if t > 1 and recipe.keep != "all":
                 remove(model)
-            model, cursor = row.at / "tuned", stage["samples"][1]
-        return conclude(bench, stage)
+            model = run.folder(row.name) / "tuned"
+        return conclude(context, run, stage)

@@ -10,18 +10,21 @@ gets the whole run's recovery budget at once (see `row.py`). The folder reads li
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from prunetune.baselines.row import Row, check_recipe, conclude
+from prunetune.baselines.row import Row, check_recipe, conclude, make_row
 from prunetune.baselines.sliced import ARTEFACT
 from prunetune.baselines.sliced_cost import ALIGN, kept_for, sliced_cost
 from prunetune.baselines.slicegpt import slice_model, write_sliced
 from prunetune.common.progress import Watch
-from prunetune.loop.bench import Bench, free
-from prunetune.loop.summary import Summary
+from prunetune.loop.context import free, prepare
+from prunetune.loop.loop import begin, whole_budget
 from prunetune.models.folders import model_sha, resolve_model
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import Removed
+from prunetune.runs.summary import Summary
 from prunetune.schedule.target import final_shape
 
 
@@ -45,31 +48,36 @@ def slicegpt_run(recipe: Recipe, out: Path | str, watch: Watch | None = None, *,
     check_recipe(recipe)
     source = resolve_model(recipe.model)
     with RunFolder.open(Path(out), recipe, source) as run:
-        bench = Bench(recipe, run, watch or Watch())
-        bench.check()
-        share = bench.sizes.params(*final_shape(recipe.prune, bench.sizes)) / bench.sizes.original
-        hidden, kept = bench.config.hidden_size, kept_for(bench.config, share, align)
-        bench.original()
+        context = prepare(recipe, source, watch or Watch())
+        sizes, config = context.sizes, context.config
+        share = sizes.params(*final_shape(recipe.prune, sizes)) / sizes.original
+        hidden, kept = config.hidden_size, kept_for(config, share, align)
+        rounds = begin(context, run).rounds
 
         def cut(tmp: Path) -> None:
             tmp.mkdir()
-            model = bench.load(source)
-            with bench.watch.bar("slice") as bar:
-                write_sliced(slice_model(model, bench.scoring, share, align=align, progress=bar), source, tmp)
+            model = context.load(source)
+            with context.watch.bar("slice") as bar:
+                write_sliced(slice_model(model, context.scoring, share, align=align, progress=bar), source, tmp)
             del model
             free()
 
-        key = {"model": model_sha(source), "kept": kept, "data": bench.stream.sha, "samples": recipe.score.samples}
         row = Row(
-            bench,
             index=1,
             name=f"01-slicegpt-{kept}",
-            cost=sliced_cost(bench.config, kept),
+            cost=sliced_cost(config, kept),
             why=f"SliceGPT, {kept} of {hidden} places of the residual stream: {ARTEFACT}",
-            removed={"hidden": hidden - kept},
-            parts=1,
-            cursor=bench.reserved,
-            key=key,
+            removed=Removed.model_validate({"neurons": 0, "layers": (), "hidden": hidden - kept}),
+            rounds=1,
+            key={
+                "model": model_sha(source),
+                "kept": kept,
+                "data": context.stream.sha,
+                "samples": recipe.score.samples,
+            },
+            model=source,
             cut=cut,
         )
-        return conclude(bench, row.make(), artefact=ARTEFACT)
+        whole = recipe.changed(recover=[m.changed(**whole_budget(m, rounds)) for m in recipe.recover])
+        stage = make_row(dataclasses.replace(context, recipe=whole), run, row)
+        return conclude(context, run, stage, artefact=ARTEFACT)

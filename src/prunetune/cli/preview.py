@@ -5,12 +5,14 @@ Every function gives the same facts twice: as plain values for machines, and as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
+    from prunetune.runs.summary import Summary
 
 
 def number(target: float) -> float | int:
@@ -184,26 +186,27 @@ def scores(result: EvalResult) -> str:
     )
 
 
-def closing(summary: dict[str, Any], out: Path) -> str:
+def closing(summary: Summary, out: Path) -> str:
     """Original, compacted and control side by side, and where things are."""
     from prunetune.common.units import count, measured
 
-    original, final, control = summary["original"], summary["final"], summary["control"]
-    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary["accuracy"])]
-    full = original["cost"]["params"]
+    original, final, control = summary.original, summary.final, summary.control
+    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary.accuracy)]
+    full = (original.params if original else None) or 1
+    metrics = {e.task: e.metric for e in (original.evals if original else ())}
 
-    metrics = {e["task"]: e["metric"] for e in original["evals"]}
-
-    def line(name: str, params: float, found: dict[str, Any], model: str) -> str:
-        texts = [measured(a[model], a[f"{model}_stderr"], metrics[t]) for t, a in found.items()]
+    def line(name: str, params: float, figures: Sequence[tuple[str, float | None, float | None]]) -> str:
+        texts = [measured(value, error, metrics[t]) for t, value, error in figures]
         return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
 
-    lines.append(line("original", full, summary["accuracy"], "original"))
-    lines.append(line("compacted", final["cost"]["params"], summary["accuracy"], "final"))
+    before = [(t, a.original, a.original_stderr) for t, a in summary.accuracy.items()]
+    lines.append(line("original", full, before))
+    after = [(t, a.final, a.final_stderr) for t, a in summary.accuracy.items()]
+    lines.append(line("compacted", (final.params if final else None) or 0, after))
     if control:
-        lines.append(line("pruned once", control["params_ratio"] * full, control["accuracy"], "final"))
-        lines.append(
-            f"\nrecovery tokens: {summary['recovery_tokens']:,} compacted, {control['recovery_tokens']:,} pruned once"
-        )
+        once = [(t, a.final, a.final_stderr) for t, a in control.accuracy.items()]
+        lines.append(line("pruned once", (control.params_ratio or 0) * full, once))
+        spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
+        lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} pruned once")
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
     return "\n".join(lines)

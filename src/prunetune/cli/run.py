@@ -72,7 +72,7 @@ def run(
     if not as_json:
         watch.line(preview(read)[1])
     summary = prune_tune_loop(read, out, watch)
-    emit(as_json, summary, closing(summary, out))
+    emit(as_json, summary.to_json(), closing(summary, out))
     return None
 
 

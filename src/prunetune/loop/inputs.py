@@ -3,57 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
 from prunetune.common.progress import Watch
-from prunetune.data.sources import DataSource
 from prunetune.data.stream import Stream, load_stream
 from prunetune.models.prompt import check_chat, check_rows, plain_hint
 from prunetune.recipe.schema import Recipe
 from prunetune.tasks.registry import Task
 
 
-class Inputs(Protocol):
-    """The part of a run that says what it reads."""
+def check_text(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, streams: Sequence[Stream], tasks: Sequence[Task], watch: Watch
+) -> None:
+    """Read all data; RecipeError or DataError if a row cannot be written whole, or a task cannot be asked.
 
-    @property
-    def recipe(self) -> Recipe:
-        """What to do."""
-
-    @property
-    def watch(self) -> Watch:
-        """Where lines go."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
-
-    @property
-    def stream(self) -> Stream:
-        """The recipe's data."""
-
-    @property
-    def tasks(self) -> Sequence[Task]:
-        """What is measured."""
-
-    def stream_of(self, sources: tuple[DataSource, ...]) -> Stream:
-        """A method's own data."""
-
-
-def check_text(run: Inputs) -> None:
-    """Read all data; RecipeError or DataError if a row cannot be written whole, or a task cannot be asked."""
-    recipe, fmt = run.recipe, run.recipe.prompt
-    streams = [run.stream, *(run.stream_of(m.data) for m in recipe.recover if m.data is not None)]
+    Args:
+        recipe: How questions become prompts; its protected corpus is read too.
+        tokenizer: The model's.
+        streams: The recipe's data, and those of methods with their own.
+        tasks: What is measured.
+        watch: Where lines go.
+    """
+    fmt, streams = recipe.prompt, list(streams)
     if recipe.protect is not None:
         streams.append(load_stream(recipe.protect.data, recipe.seed))
     for stream in streams:
-        check_rows(run.tokenizer, stream.examples, fmt)
-    for task in run.tasks:
+        check_rows(tokenizer, stream.examples, fmt)
+    for task in tasks:
         if (task.prompt or fmt).template == "chat":
-            check_chat(run.tokenizer, task.prompt or fmt)
-    for line in [*(note for stream in streams for note in stream.notes), plain_hint(run.tokenizer, fmt)]:
+            check_chat(tokenizer, task.prompt or fmt)
+    for line in [*(note for stream in streams for note in stream.notes), plain_hint(tokenizer, fmt)]:
         if line:
-            run.watch.line(escape(line))
+            watch.line(escape(line))

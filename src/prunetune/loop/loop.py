@@ -2,7 +2,7 @@
 
     score -> plan -> (patch) -> prune -> recover -> measure        one round, each arrow a file in the run folder
 
-Deciding is elsewhere (`schedule.next_step`, `steer.decide`, `plan.make_plan`); here things are made, once.
+Deciding is elsewhere (`decide.decide`, `schedule.next_step`, `plan.make_plan`); here things are made, once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from typing import Any
 from prunetune.common.files import once, remove, write_json
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Example
-from prunetune.loop.bench import Bench, samples_of
-from prunetune.loop.decide import decide, prune_of
+from prunetune.loop.context import Context, prepare
+from prunetune.loop.decide import Case, Decision, decide, prune_of, shared_rounds
+from prunetune.loop.measure import answers, flops_of, latency, original
+from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
-from prunetune.loop.shares import used as used_by
-from prunetune.loop.summary import Summary, leaks, per_question, summarise
+from prunetune.loop.shares import used
+from prunetune.loop.summary import leaks, summarise
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
 from prunetune.report.write import write_report
-from prunetune.runs.folder import Record, RunFolder, link_or_copy
+from prunetune.runs.folder import RunFolder, link_or_copy
+from prunetune.runs.records import FULL, FullRecord, StageRecord, known
+from prunetune.runs.summary import Summary
 from prunetune.schedule.steps import once as once_only
+from prunetune.tune.methods import TuneConfig
 
 
 def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
@@ -41,91 +46,117 @@ def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None)
     out, watch = Path(out), watch or Watch()
     source = resolve_model(recipe.model)
     with RunFolder.open(out, recipe, source) as run:
-        bench = Bench(recipe, run, watch)
-        bench.check()
-        bench.original()
+        context = prepare(recipe, source, watch)
+        case = begin(context, run)
         if run.stages:
-            bench.watch.line(f"continuing after {run.stages[-1]['name']}: finished rounds are kept")
-        while decision := decide(bench):
-            one_round(bench, decision)
-        _control(bench)
-        return _finish(bench)
+            watch.line(f"continuing after {run.stages[-1].name}: finished rounds are kept")
+        while decision := _next(context, run, case):
+            one_round(context, run, case, decision)
+            case = case_of(context, run)
+        _control(context, run, case)
+        return _finish(context, run, case)
 
 
-def _finish(bench: Bench) -> Summary:
+def begin(context: Context, run: RunFolder) -> Case:
+    """The untouched model measured, and what the first decision rests on."""
+    original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
+    return case_of(context, run)
+
+
+def case_of(context: Context, run: RunFolder) -> Case:
+    """What the next decision rests on."""
+    return Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream))
+
+
+def _next(context: Context, run: RunFolder, case: Case) -> Decision | None:
+    """The decision on the next round, told; None at the end."""
+    decision = decide(case, lambda index, attempt: probed(context, run, case, index, attempt))
+    if isinstance(decision, Decision):
+        if decision.why:
+            context.watch.line(f"  round {decision.step.index}: {decision.why}")
+        return decision
+    if decision.why:
+        context.watch.line(f"  {decision.why}")
+    return None
+
+
+def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     """final/, summary.json and the report."""
-    run, stage = bench.run, bench.run.current
-    source = run.model_of(stage)
-    final = run.path / "final"
+    final, watch = run.path / "final", context.watch
+    source = run.model_of(case.current)
     if source != final:
-        key = {"model": stage["model_sha"]}
+        key = {"model": case.current.model_sha}
         once(final, key, lambda tmp: shutil.copytree(source, tmp, copy_function=link_or_copy))
-    at = run.folder(stage["name"])
-    if _measured_on_less(bench, stage):
-        model = bench.load(final)
-        stage["evals"] = [e.to_json() for e in bench.measure(model, stage["model_sha"], at, None)]
-        cost = cost_of(load_config(final))
-        stage["cost"]["flops"] = {t.name: per_question(cost, samples_of(at, t)) for t in bench.tasks}
-        del model
-        write_json(at / "stage.json", stage)  # the final model answers all n problems, not round_n
-    latency = bench.latency(final) if bench.run.accepted else None
-    used = [e for s in run.stages for e in bench.stream.take(*s["samples"])] + own_examples(bench)
-    leaked = leaks(used, bench.tasks, run.folder("original"))
+    if _measured_on_less(context, case.current):
+        _measure_all(context, run, case.current, final)
+        case = case_of(context, run)
+    timings = latency(context, run, final) if case.accepted else None
+    examples = [e for s in case.stages for e in context.stream.take(*known(s.samples, "samples"))]
+    leaked = leaks([*examples, *own_examples(context, case)], context.tasks, run.folder("original"))
     for task, found in leaked.items():
-        if found["normalised"]:
-            seen = f"{found['normalised']:,} of the {found['questions']:,} questions of {task}"
-            bench.watch.line(f"warning: the recovery data hold {seen}; read its figures with care")
-    summary = summarise(run, bench.recipe, stage, latency, leaked)
-    write_json(run.path / "summary.json", summary)
+        if found.normalised:
+            seen = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
+            watch.line(f"warning: the recovery data hold {seen}; read its figures with care")
+    summary = summarise(context.recipe, run, case.current, timings, leaked)
+    write_json(run.path / "summary.json", summary.to_json())
     write_report(run.path)
-    if promise := summary["promise"]:
-        bench.watch.line(
-            f"stop_at {promise['wanted']:.0%}: {'kept' if promise['kept'] else 'NOT kept'}; {promise['why']}"
-        )
+    if promise := summary.promise:
+        watch.line(f"stop_at {promise.wanted:.0%}: {'kept' if promise.kept else 'NOT kept'}; {promise.why}")
     return summary
 
 
-def own_examples(bench: Bench) -> list[Example]:
+def _measure_all(context: Context, run: RunFolder, stage: StageRecord, final: Path) -> None:
+    """The final model answers all n problems, not round_n: beside its stage.json, which stays as it is."""
+    at, sha = run.folder(stage.name), known(stage.model_sha, "model_sha")
+
+    def make(tmp: Path) -> None:
+        evals = answers(context, context.load(final), sha, at, None)
+        flops = flops_of(context, cost_of(load_config(final)), at)
+        write_json(tmp, FullRecord(evals=evals, flops=flops).to_json())
+
+    once(at / FULL, {"model": sha, "evaluate": context.recipe.evaluate.model_dump(mode="json")}, make)
+
+
+def own_examples(context: Context, case: Case) -> list[Example]:
     """What methods with data of their own have trained on."""
-    own = [(i, bench.stream_of(m.data)) for i, m in enumerate(bench.recipe.recover) if m.data is not None]
-    return [e for i, stream in own for e in stream.take(0, used_by(bench, i, "samples"))]
+    recipe, stages = context.recipe, case.stages
+    return [e for i, stream in context.own.items() for e in stream.take(0, used(recipe, stages, i)[0])]
 
 
-def _measured_on_less(bench: Bench, stage: Record) -> bool:
-    have = {e["task"]: e for e in stage["evals"]}
-    return any(
-        t.name not in have
-        or have[t.name]["n"] < len(t.problems)
-        or (t.harness is not None and have[t.name].get("limit") != t.harness.limit)
-        for t in bench.tasks
-    )
+def _measured_on_less(context: Context, stage: StageRecord) -> bool:
+    for task in context.tasks:
+        have = stage.eval_of(task.name)
+        if have is None or (have.n or 0) < len(task.problems):
+            return True
+        if task.harness is not None and have.limit != task.harness.limit:
+            return True
+    return False
 
 
-def _control(bench: Bench) -> None:
+def _control(context: Context, run: RunFolder, case: Case) -> None:
     """The same size in one round with the same recovery budget, as a run of its own: RUN/control."""
-    if bench.recipe.control == "none" or not bench.run.accepted:
+    recipe = context.recipe
+    if recipe.control == "none" or not case.accepted:
         return
-    recipe, run = bench.recipe, bench.run
-    spent = sum(s["tokens"] for s in run.stages)
-    bench.watch.line(f"control: the same size in one round, with the same budget ({spent:,} tokens)")
-    methods = [m.changed(**_whole_budget(m, bench)) for m in recipe.recover]
+    spent = sum(known(s.tokens, "tokens") for s in case.stages)
+    context.watch.line(f"control: the same size in one round, with the same budget ({spent:,} tokens)")
     alone = recipe.changed(
-        prune=once_only(prune_of(bench), bench.sizes),
+        prune=once_only(prune_of(case), context.sizes),
         control="none",
-        recover=methods,
+        recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
         budget="equal",
         stop_at=None,
         tolerance=None,
         anneal="every",
     )
-    original = run.path / "control" / "original"
-    if not (original / "stage.json").is_file():
-        remove(original)
-        once(original, {"of": run.original["model_sha"]}, lambda tmp: shutil.copytree(run.path / "original", tmp))
-    prune_tune_loop(alone, run.path / "control", bench.watch)
+    first = run.path / "control" / "original"
+    if not (first / "stage.json").is_file():
+        remove(first)
+        once(first, {"of": case.original.model_sha}, lambda tmp: shutil.copytree(run.path / "original", tmp))
+    prune_tune_loop(alone, run.path / "control", context.watch)
 
 
-def _whole_budget(method: Any, bench: Bench) -> dict[str, Any]:
-    """The budget of all rounds, for one round."""
-    rounds = len(bench.run.accepted) if method.per == "round" and method.when == "every" else 1
+def whole_budget(method: TuneConfig, rounds: int) -> dict[str, Any]:
+    """The settings that give one round the budget of all `rounds`."""
+    rounds = rounds if method.per == "round" and method.when == "every" else 1
     return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}

@@ -1,65 +1,112 @@
 """What each recovery method gets in a round: whether it runs, which data, how much of its budget.
 
-for i, method in active(recipe, last=decision.last): ...
-samples, tokens = part(bench, i, rounds, share)          # of method i's budget
-stream, start = place(bench, i, cursor)                  # its own data, or the recipe's from the run's cursor on
+parts = parts_of(context, stages, rounds=4, share=None, last=False)     # of the round after `stages`
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prunetune.data.stream import Stream
-from prunetune.loop.bench import Bench
+from prunetune.errors import OutOfReach
+from prunetune.loop.context import Context
 from prunetune.recipe.schema import Recipe
+from prunetune.runs.records import StageRecord, known
+from prunetune.tune.methods import TuneConfig
 
 
-def active(recipe: Recipe, *, last: bool) -> list[tuple[int, Any]]:
+@dataclass(frozen=True)
+class Part:
+    """What one method may take in one round.
+
+    Attributes:
+        place: Of the method in the recipe.
+        method: With its settings.
+        samples: Examples; None: as many as it takes for `tokens`.
+        tokens: Tokens; None: all of the examples.
+    """
+
+    place: int
+    method: TuneConfig
+    samples: int | None
+    tokens: int | None
+
+
+def active(recipe: Recipe, *, last: bool) -> list[tuple[int, TuneConfig]]:
     """The methods of a round with their places in the recipe: all in the last one, else those of every round."""
     return [(i, m) for i, m in enumerate(recipe.recover) if last or m.when == "every"]
 
 
-def used(bench: Bench, i: int, what: str) -> int:
-    """Samples or tokens that method `i` has taken so far, in rejected rounds too."""
-    total = 0
-    for stage in bench.run.stages:
-        whole = len(stage["tune"]) == len(bench.recipe.recover)
-        ran = [j for j, _ in active(bench.recipe, last=whole)]
-        if stage["tune"] and i in ran:
-            total += stage["tune"][ran.index(i)][what]
-    return total
+def used(recipe: Recipe, stages: Sequence[StageRecord], i: int) -> tuple[int, int]:
+    """Samples and tokens that method `i` has taken so far, in rejected rounds too."""
+    samples = tokens = 0
+    for stage in stages:
+        ran = [j for j, _ in active(recipe, last=len(stage.tune) == len(recipe.recover))]
+        if stage.tune and i in ran:
+            taken = stage.tune[ran.index(i)]
+            samples += known(taken.samples, "samples")
+            tokens += known(taken.tokens, "tokens")
+    return samples, tokens
 
 
-def place(bench: Bench, i: int, cursor: int) -> tuple[Stream, int]:
-    """The stream of method `i` and its first example of this round."""
-    method = bench.recipe.recover[i]
-    if method.data is None:
-        return bench.stream, cursor
-    return bench.stream_of(method.data), used(bench, i, "samples")
+def source_of(context: Context, stages: Sequence[StageRecord], i: int, cursor: int) -> tuple[Stream, int]:
+    """The stream of method `i` and its first example of this round: its own, or the recipe's from the cursor on."""
+    if i not in context.own:
+        return context.stream, cursor
+    return context.own[i], used(context.recipe, stages, i)[0]
 
 
-def part(bench: Bench, i: int, rounds: int, share: float | None) -> tuple[int | None, int | None]:
-    """Samples and tokens of method `i` in this round: an equal share of the whole, or a share of what is left.
+def parts_of(
+    context: Context, stages: Sequence[StageRecord], cursor: int, *, rounds: int, share: float | None, last: bool
+) -> list[Part]:
+    """What the methods of a round get: an equal share of the whole budget, or a share of what is left of it.
 
     Args:
-        bench: The run.
-        i: Place of the method in the recipe.
+        context: The run.
+        stages: The finished rounds.
+        cursor: First example of the recipe's stream that this round may take.
         rounds: Rounds in all; a method of the last round has its whole budget there.
         share: Share of what is left; None: equal shares of the whole.
+        last: Whether this is the last round; with `anneal: last` the learning rate stays up in all others.
     """
-    method, recipe = bench.recipe.recover[i], bench.recipe
+    found = []
+    for i, method in active(context.recipe, last=last):
+        samples, tokens = _budget(context, stages, i, cursor, rounds, share)
+        stays = context.recipe.anneal == "last" and not last
+        found.append(Part(i, method.changed(scheduler="constant_with_warmup") if stays else method, samples, tokens))
+    return found
+
+
+def _budget(
+    context: Context, stages: Sequence[StageRecord], i: int, cursor: int, rounds: int, share: float | None
+) -> tuple[int | None, int | None]:
+    method = context.recipe.recover[i]
     if method.per == "round":
         return method.samples, method.tokens
     rounds = 1 if method.when == "last" else rounds
-    whole = {"samples": method.samples, "tokens": method.tokens}
+    spent = used(context.recipe, stages, i)
+    whole = (method.samples, method.tokens)
     if share is None:
-        parts = {k: b and max(1, b // rounds) for k, b in whole.items()}
+        samples, tokens = (b and max(1, b // rounds) for b in whole)
     else:
-        parts = {k: b and max(1, round((b - used(bench, i, k)) * share)) for k, b in whole.items()}
-    if parts["samples"] is None and parts["tokens"] is None:  # all that the data hold
-        stream, start = place(bench, i, bench.run.cursor or bench.reserved)
-        beside = 1 if method.data is not None else sum(m.data is None for m in recipe.recover)
-        first = bench.reserved if method.data is None else 0
+        samples, tokens = (b and max(1, round((b - s) * share)) for b, s in zip(whole, spent, strict=True))
+    if samples is None and tokens is None:  # all that the data hold
+        stream, start = source_of(context, stages, i, cursor)
+        beside = 1 if i in context.own else sum(m.data is None for m in context.recipe.recover)
+        first = 0 if i in context.own else context.reserved
         left = len(stream) - (first if share is None else start)
-        parts["samples"] = left // (rounds * beside) if share is None else round(left * share) // beside
-    return parts["samples"], parts["tokens"]
+        samples = left // (rounds * beside) if share is None else round(left * share) // beside
+    return samples, tokens
+
+
+def examples_of(stream: Stream, start: int, samples: int | None) -> tuple[int, int]:
+    """The part [start, end) of a stream; OutOfReach if there is none."""
+    end = len(stream) if samples is None else min(len(stream), start + samples)
+    if start >= end:
+        raise OutOfReach(
+            "no recovery data are left for this round",
+            value=f"{len(stream)} sequences, all used",
+            fix="more data or a smaller budget a round, in a new --out",
+        )
+    return start, end

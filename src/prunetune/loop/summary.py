@@ -1,41 +1,27 @@
-"""RUN/summary.json: original against final, from the records alone. Pure, but for reading the samples' lengths."""
+"""RUN/summary.json made: original against final, from the records alone. Pure, but for the samples' questions."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from prunetune.common.files import read_json
-from prunetune.common.units import is_share
+from pydantic import JsonValue
+
 from prunetune.data.stream import Example, overlap
-from prunetune.models.cost import Cost
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
-from prunetune.runs.folder import Record, RunFolder
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import ACTIONS, EvalRecord, StageRecord, known
+from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, TaskSpeedup, Timing, Timings
+from prunetune.schedule.target import FinalShape
 from prunetune.tasks.registry import Task
 
-Summary = dict[str, Any]
-ACTIONS = ("score", "plan", "compensate", "apply", "tune", "evaluate")
 
-
-def per_question(cost: Cost, samples: Path) -> float | None:
-    """Mean FLOPs a question, from each question's own prompt and generated lengths (Table 1's average)."""
-    if not samples.is_file():
-        return None
-    totals = []
-    for line in samples.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        totals.append(cost.flops(row["prompt_tokens"], max(1, row["new_tokens"])).total)
-    return sum(totals) / len(totals) if totals else None
-
-
-def leaks(used: Iterable[Example], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Any]:
+def leaks(used: Iterable[Example], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Leak]:
     """Evaluation questions that also occur in the recovery data, by task.
 
     Args:
@@ -49,119 +35,146 @@ def leaks(used: Iterable[Example], tasks: Sequence[Task], measured: Path | None 
         if task.harness is not None and measured is not None:
             questions = [s.question for s in read_samples(measured, task.name).values()]
         if questions:
-            found[task.name] = asdict(overlap(examples, questions))
+            found[task.name] = Leak.model_validate(asdict(overlap(examples, questions)))
     return found
 
 
 def summarise(
-    run: RunFolder, recipe: Recipe, final: Record, latency: dict[str, Any] | None, found_leaks: dict[str, Any]
+    recipe: Recipe, run: RunFolder, final: StageRecord, latency: Timings | None, found_leaks: dict[str, Leak]
 ) -> Summary:
     """Everything that summary.json holds (the contract is in the README)."""
-    original, stages = run.original, run.stages
+    original, stages = run.original, tuple(run.stages)
     everyone = [original, *stages]
-    seconds = {a: round(sum(s["seconds"].get(a, 0.0) for s in everyone), 3) for a in ACTIONS}
+    seconds = {a: round(sum(s.seconds.get(a, 0.0) for s in everyone), 3) for a in ACTIONS}
     seconds["plan"] += seconds.pop("compensate")  # the contract knows five actions; stage.json has it apart
-    return {
-        "original": original,
-        "stages": stages,
-        "final": final,
-        "params_ratio": final["cost"]["params"] / original["cost"]["params"],
-        "flops_ratio": _flops_ratio(original, final),
-        "accuracy": accuracy(original, final),
-        "speedup": _speedup(original, final, latency),
-        "latency": latency,
-        "recovery_tokens": sum(s["tokens"] for s in stages),
-        "seconds": seconds,
-        "control": _control(run, original),
-        "promise": promise(recipe, stages, final),
-        "leaks": found_leaks,
-        "truncated": sum(t["truncated"] for s in stages for t in s["tune"]),
-        "environment": environment(),
-        "recipe": recipe.model_dump(mode="json"),
-    }
+    ratio = known(final.params, "params") / known(original.params, "params")
+    return Summary(
+        original=original,
+        stages=stages,
+        final=final,
+        params_ratio=ratio,
+        flops_ratio=_flops_ratio(original, final),
+        accuracy=accuracy(original, final),
+        speedup=speedups(original, final, latency),
+        latency=latency,
+        recovery_tokens=sum(known(s.tokens, "tokens") for s in stages),
+        seconds=seconds,
+        control=_control(run, original),
+        promise=promise(recipe, stages, final),
+        leaks=found_leaks,
+        truncated=sum(t.truncated or 0 for s in stages for t in s.tune),
+        environment=environment(),
+        recipe=recipe.model_dump(mode="json"),
+        shape=final.shape,
+        asked=_asked(recipe),
+        reached=_reached(recipe, original, final),
+    )
 
 
-def promise(recipe: Recipe, stages: Sequence[Record], final: Record) -> dict[str, Any] | None:
+def _asked(recipe: Recipe) -> float | int | dict[str, int | None] | None:
+    """The target as the recipe says it; None: thresholds decide."""
+    target = recipe.prune.target
+    return target.model_dump() if isinstance(target, FinalShape) else target
+
+
+def _reached(recipe: Recipe, original: StageRecord, final: StageRecord) -> float | int | dict[str, int | None] | None:
+    """What the final model has of what the target speaks of, in the target's unit."""
+    target = recipe.prune.target
+    if target is None:
+        return None
+    if isinstance(target, FinalShape):
+        return {"width": final.width, "depth": final.depth}
+    size = known(final.params, "params")
+    return size if target > 1 else size / known(original.params, "params")
+
+
+def promise(recipe: Recipe, stages: Sequence[StageRecord], final: StageRecord) -> Promise | None:
     """What `stop_at` asked for, whether the final model keeps it, and on what evidence; None if nothing was asked."""
     if recipe.stop_at is None:
         return None
-    if final["index"] == 0:
-        last = f" ({stages[-1]['verdict']['why']})" if stages else ""
-        return {"wanted": recipe.stop_at.accuracy, "kept": False, "why": f"no smaller model keeps it{last}"}
-    return {"wanted": recipe.stop_at.accuracy, "kept": True, "why": final["verdict"]["why"]}
+    wanted = recipe.stop_at.accuracy
+    if final.index == 0:
+        last = f" ({stages[-1].why})" if stages else ""
+        return Promise(wanted=wanted, kept=False, why=f"no smaller model keeps it{last}")
+    return Promise(wanted=wanted, kept=True, why=final.why)
 
 
-def accuracy(original: Record, final: Record) -> dict[str, Any]:
+def accuracy(original: StageRecord, final: StageRecord) -> dict[str, Accuracy]:
     """{task: original, final, their standard errors, n}; n is the smaller where they differ."""
-    after = {e["task"]: e for e in final["evals"]}
     return {
-        e["task"]: {
-            "original": e["value"],
-            "final": after[e["task"]]["value"],
-            "original_stderr": e["stderr"],
-            "final_stderr": after[e["task"]]["stderr"],
-            "n": min(e["n"], after[e["task"]]["n"]),
-        }
-        for e in original["evals"]
-        if e["task"] in after
+        old.task: Accuracy(
+            original=old.value,
+            final=new.value,
+            original_stderr=old.stderr,
+            final_stderr=new.stderr,
+            n=min(known(old.n, "n"), known(new.n, "n")),
+        )
+        for old, new in _both(original, final)
     }
 
 
-def _flops_ratio(original: Record, final: Record) -> dict[str, float]:
-    old, new = original["cost"]["flops"], final["cost"]["flops"]
-    return {t: new[t] / old[t] for t in old if old[t] and new.get(t)}
+def _both(original: StageRecord, final: StageRecord) -> list[tuple[EvalRecord, EvalRecord]]:
+    """The results of both models on the tasks that both were asked."""
+    pairs = ((old, final.eval_of(old.task)) for old in original.evals)
+    return [(old, new) for old, new in pairs if new is not None]
 
 
-def _speedup(original: Record, final: Record, latency: dict[str, Any] | None) -> dict[str, Any]:
+def _flops_ratio(original: StageRecord, final: StageRecord) -> dict[str, float]:
+    pairs = {t: (old, final.cost.flops.get(t)) for t, old in original.cost.flops.items()}
+    return {t: new / old for t, (old, new) in pairs.items() if old and new}
+
+
+def speedups(original: StageRecord, final: StageRecord, latency: Timings | None) -> dict[str, float | TaskSpeedup]:
     """How much faster, from prefill and decode times measured in turns at batch 1, on each model's own lengths.
 
     `question` counts that a model may answer shorter or longer; `token` does not.
     """
-    if latency is None:
+    if latency is None or latency.original is None or latency.final is None:
         return {}
-    old, new = latency["original"], latency["final"]
-    out: dict[str, Any] = {
-        "prefill": old["prefill_ms"] / new["prefill_ms"],
-        "decode": old["decode_ms_per_token"] / new["decode_ms_per_token"],
+    old, new, many = latency.original, latency.final, latency.batched
+    out: dict[str, float | TaskSpeedup] = {
+        "prefill": old.prefill_ms / new.prefill_ms,
+        "decode": old.decode_ms_per_token / new.decode_ms_per_token,
     }
-    if many := latency.get("batched"):
-        out["throughput"] = many["final"]["tokens_per_s"] / many["original"]["tokens_per_s"]
-    after = {e["task"]: e for e in final["evals"]}
-    for e in original["evals"]:
-        if e["task"] in after and is_share(e.get("metric", "accuracy")):
-            a, b = _question_ms(old, e), _question_ms(new, after[e["task"]])
-            lengths = max(1.0, e["new_tokens"]), max(1.0, after[e["task"]]["new_tokens"])
-            out[e["task"]] = {"question": a / b, "token": (a / lengths[0]) / (b / lengths[1])}
+    if many is not None and many.original is not None and many.final is not None:
+        rates = known(many.original.tokens_per_s, "tokens_per_s"), known(many.final.tokens_per_s, "tokens_per_s")
+        out["throughput"] = rates[1] / rates[0]
+    for before, after in _both(original, final):
+        if before.is_share:
+            a, b = _question_ms(old, before), _question_ms(new, after)
+            lengths = [max(1.0, known(e.new_tokens, "new_tokens")) for e in (before, after)]
+            out[before.task] = TaskSpeedup(question=a / b, token=(a / lengths[0]) / (b / lengths[1]))
     return out
 
 
-def _question_ms(latency: dict[str, Any], result: Record) -> float:
+def _question_ms(timed: Timing, result: EvalRecord) -> float:
     """Prefill (scaled to the question's own prompt) and then one step a further token, in milliseconds."""
-    prefill = latency["prefill_ms"] * result["prompt_tokens"] / latency["prompt_tokens"]
-    return float(prefill + latency["decode_ms_per_token"] * max(0.0, result["new_tokens"] - 1))
+    asked, answered = known(result.prompt_tokens, "prompt_tokens"), known(result.new_tokens, "new_tokens")
+    prefill = timed.prefill_ms * asked / known(timed.prompt_tokens, "prompt_tokens")
+    return prefill + timed.decode_ms_per_token * max(0.0, answered - 1)
 
 
-def _control(run: RunFolder, original: Record) -> dict[str, Any] | None:
+def _control(run: RunFolder, original: StageRecord) -> ControlRecord | None:
     """The pruned-once control's figures, if it was asked for and is finished."""
     path = run.path / "control" / "summary.json"
     if not path.is_file():
         return None
-    theirs = read_json(path)
-    return {
-        "name": "pruned once",
-        "params_ratio": theirs["params_ratio"],
-        "accuracy": accuracy(original, theirs["final"]),
-        "recovery_tokens": theirs["recovery_tokens"],
-        "seconds": theirs["seconds"],
-    }
+    theirs = Summary.read(path)
+    return ControlRecord(
+        name="pruned once",
+        params_ratio=theirs.params_ratio,
+        accuracy=accuracy(original, known(theirs.final, "final")),
+        recovery_tokens=theirs.recovery_tokens,
+        seconds=theirs.seconds,
+    )
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, JsonValue]:
     """What the figures were measured on."""
     import torch
 
     packages = ("prunetune", "torch", "transformers", "trl", "accelerate", "datasets")
-    versions = {}
+    versions: dict[str, JsonValue] = {}
     for p in packages:
         try:
             versions[p] = importlib.metadata.version(p)

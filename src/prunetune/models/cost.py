@@ -93,6 +93,10 @@ class Shape:
         sliding = round(self.sliding * depth / self.depth)
         return replace(self, depth=depth, width=self.width if width is None else width, sliding=sliding)
 
+    def counts(self) -> dict[str, int]:
+        """How many there are of what can be cut, by axis; heads are key/value groups."""
+        return {"layers": self.depth, "neurons": self.width, "heads": self.kv_heads, "vocabulary": self.vocab}
+
     @property
     def attention_weights(self) -> int:
         """Elements of a layer's query, key, value and output matrices."""

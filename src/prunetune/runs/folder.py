@@ -17,21 +17,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prunetune.common.files import is_made, once, read_json, remove, write_json
 from prunetune.common.notes import verify
 from prunetune.common.outputs import own_folder
-from prunetune.common.units import is_share
 from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint
 from prunetune.models.folders import model_sha
 from prunetune.pruning.plan import PrunePlan
 from prunetune.recipe.schema import Recipe, check_unchanged
 from prunetune.runs.ours import clear_round, is_run, sweep, unfinished, verify_notes
-from prunetune.schedule.steps import Done, Step
-
-Record = dict[str, Any]
+from prunetune.runs.records import FULL, StageRecord, known, read_stage
+from prunetune.schedule.steps import Step
 
 LATE = ("recover", "do_no_harm", "anneal", "stop_at", "tolerance")
 """What first matters when a round is recovered."""
@@ -46,6 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path, self.source = path, source
+        self._seen: dict[Path, tuple[object, StageRecord]] = {}
 
     @staticmethod
     @contextmanager
@@ -83,7 +81,7 @@ class RunFolder:
         """What a recipe may change before the first finished round without throwing away what is made; None: all."""
         if self.stages:
             return ()
-        rounds = [*unfinished(self.path), *self.decisions.glob("[0-9]*")]
+        rounds = [*unfinished(self.path), *(self.path / "decisions").glob("[0-9]*")]
         if any(p for at in rounds for p in (*at.glob("tuned"), *at.glob(".tuned-*"), *at.glob(".step-*"))):
             return ()
         if rounds:
@@ -93,70 +91,52 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------------ history
 
     @property
-    def stages(self) -> list[Record]:
+    def stages(self) -> list[StageRecord]:
         """All finished rounds, rejected attempts too, in order."""
-        found = [read_json(p) for p in self.path.glob("[0-9]*-*/stage.json")]
-        return sorted(found, key=lambda s: (s["index"], s["attempt"]))
+        found = [self._read(p) for p in self.path.glob("[0-9]*-*/stage.json")]
+        return sorted(found, key=lambda s: (s.index, s.attempt))
 
     @property
-    def accepted(self) -> list[Record]:
+    def accepted(self) -> list[StageRecord]:
         """The finished rounds that the loop went on from."""
-        return [s for s in self.stages if s["verdict"]["accepted"]]
+        return [s for s in self.stages if s.accepted]
 
     @property
-    def history(self) -> list[Done]:
-        """The same for the schedule."""
-        return [Done(Step(**s["step"]), s["depth"], s["width"], s["verdict"]["accepted"]) for s in self.stages]
-
-    @property
-    def original(self) -> Record:
+    def original(self) -> StageRecord:
         """RUN/original/stage.json."""
-        record: Record = read_json(self.path / "original" / "stage.json")
-        return record
+        return self._read(self.path / "original" / "stage.json")
 
-    @property
-    def current(self) -> Record:
-        """The newest accepted stage, or the original."""
-        return self.accepted[-1] if self.accepted else self.original
+    def record(self, stage: StageRecord) -> None:
+        """Write a finished round's stage.json: from then on it is history."""
+        write_json(self.folder(stage.name) / "stage.json", stage.to_json())
 
-    @property
-    def cursor(self) -> int | None:
-        """Where the next round goes on in the data stream; None before the first."""
-        return max((s["samples"][1] for s in self.stages), default=None)
-
-    @property
-    def decisions(self) -> Path:
-        """Where steering leaves what it measured and decided."""
-        return self.path / "decisions"
+    def _read(self, path: Path) -> StageRecord:
+        """A stage's record; each state of a file is read once."""
+        stamp = tuple(s and (s.st_mtime_ns, s.st_size) for s in map(_stat, (path, path.with_name(FULL))))
+        if path not in self._seen or self._seen[path][0] != stamp:
+            self._seen[path] = (stamp, read_stage(path))
+        return self._seen[path][1]
 
     def folder(self, name: str) -> Path:
-        """Folder of a stage."""
+        """Folder of a stage, or another one of the run."""
         return self.path / name
 
-    def model_of(self, stage: Record) -> Path:
+    def model_of(self, stage: StageRecord) -> Path:
         """Folder of the model that a stage left: its own, or, if it removed nothing, that of the stage before."""
-        if stage["index"] == 0:
+        if stage.index == 0:
             return self.source
-        tuned = self.folder(stage["name"]) / "tuned"
-        if stage["removed"]["neurons"] == 0 and not stage["removed"]["layers"]:
-            before = [s for s in self.accepted if s["index"] < stage["index"]]
+        tuned, removed = self.folder(stage.name) / "tuned", known(stage.removed, "removed")
+        if removed.neurons == 0 and not removed.layers:
+            before = [s for s in self.accepted if s.index < stage.index]
             return self.model_of(before[-1]) if before else self.source
         if tuned.is_dir():
             return verify(tuned)
         final = self.path / "final"
-        if is_made(final, {"model": stage["model_sha"]}):
+        if is_made(final, {"model": stage.model_sha}):
             return final
-        if (final / "config.json").is_file() and model_sha(verify(final)) == stage["model_sha"]:
+        if (final / "config.json").is_file() and model_sha(verify(final)) == stage.model_sha:
             return final  # copied without its hidden note
         raise BadCheckpoint("this stage's model is gone", value=str(tuned), fix="start again in a new --out")
-
-    def layer_origins(self) -> list[int]:
-        """For every layer of the current model, its index in the original model."""
-        origins = list(range(self.original["depth"]))
-        for stage in self.accepted:
-            plan = PrunePlan.read(self.folder(stage["name"]) / "plan.json")
-            origins = [origins[i] for i in plan.kept_layers]
-        return origins
 
     # ---------------------------------------------------------------------------------------------------- deletion
 
@@ -170,23 +150,30 @@ class RunFolder:
         """After a stage is recorded: its intermediate models go; older models too, unless newest or best."""
         stages = self.accepted
         for s in self.stages:
-            at = self.folder(s["name"])
+            at = self.folder(s.name)
             for leftover in [at / "pruned", *at.glob(".tuned*"), *at.glob(".step*")]:
                 if keep != "all" and leftover.suffix != ".key":
                     remove(leftover)
         if keep == "all":
             return
-        best = max(stages, key=lambda s: (mean_accuracy(s), s["index"]), default=None)
-        stay = {s["name"] for s in (*stages[-1:], best) if s}
+        best = max(stages, key=lambda s: (s.mean_accuracy, s.index), default=None)
+        stay = {s.name for s in (*stages[-1:], best) if s}
         for s in self.stages:
-            if s["name"] not in stay:
-                remove(self.folder(s["name"]) / "tuned")
+            if s.name not in stay:
+                remove(self.folder(s.name) / "tuned")
 
 
-def mean_accuracy(stage: Record) -> float:
-    """Mean over the tasks of a stage that are judged right or wrong; -1 if there is none."""
-    values = [e["value"] for e in stage["evals"] if is_share(e.get("metric", "accuracy"))]
-    return sum(values) / len(values) if values else -1.0
+def layer_origins(run: RunFolder) -> list[int]:
+    """For every layer of a run's current model, its index in the original model."""
+    origins = list(range(known(run.original.depth, "depth")))
+    for stage in run.accepted:
+        plan = PrunePlan.read(run.folder(stage.name) / "plan.json")
+        origins = [origins[i] for i in plan.kept_layers]
+    return origins
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    return path.stat() if path.is_file() else None
 
 
 class Timed:

@@ -253,6 +253,16 @@ class DecisionRecord(Record):
     seconds: float = 0.0
 
 
+class Figures(Record):
+    """What was measured of a round's model, and the verdict on it: what its stage.json is composed from."""
+
+    cost: CostRecord
+    evals: tuple[EvalRecord, ...]
+    pruned_loss: float | None
+    held_out_loss: float | None
+    verdict: Verdict | None = None
+
+
 FULL = "full.json"
 """Beside the final stage's stage.json, where the rounds were asked less: the final model's figures on all questions."""
 

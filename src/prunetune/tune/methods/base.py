@@ -6,7 +6,7 @@ the method. Nothing here imports torch, so that recipes are read quickly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -121,6 +121,6 @@ class Method(BaseModel):
         """Train `stage.model` in place. Each method has its own."""
         raise NotImplementedError(self.type)
 
-    def changed(self, **values: Any) -> Method:
+    def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""
         return type(self).model_validate({**self.model_dump(), **values})

@@ -10,9 +10,10 @@ from tests.tiny import brief_folder
 from tests.tiny_run import rows, tiny_recipe
 
 from prunetune.common.progress import Watch
-from prunetune.loop.bench import line_of
 from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.measure import line_of
 from prunetune.recipe.schema import Recipe
+from prunetune.runs.records import StageRecord
 
 
 class Lines(Watch):
@@ -55,7 +56,7 @@ def test_controls_in_a_recipe(tmp_path: Path) -> None:
         found = {e["task"]: e for e in stage["evals"]}
         assert found["perplexity"]["value"] > 1 and found["lm-eval:gsm8k"]["limit"] == 3
         shown = f"{found['perplexity']['value']:,.2f}" if found["perplexity"]["value"] < 100 else "perplexity "
-        assert shown in line_of(stage, summary["original"])
+        assert shown in line_of(StageRecord.model_validate(stage), summary.original)
         assert (tmp_path / "out" / stage["name"] / "eval" / "lm-eval:gsm8k.jsonl").is_file()
     assert "perplexity" not in summary["leaks"] and summary["leaks"]["lm-eval:gsm8k"]["questions"] == 3
     assert summary["leaks"]["lm-eval:gsm8k"]["exact"] > 0

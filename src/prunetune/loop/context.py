@@ -1,0 +1,162 @@
+"""What is given to every round of one run: the model as it was, the data in their parts, the tasks. Nothing is made.
+
+    context = prepare(recipe, source, watch)      # everything that can fail before any work fails here
+
+stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in order, recovery: nothing seen twice
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunetune.common.files import json_sha
+from prunetune.common.progress import Watch
+from prunetune.data.stream import Example, Stream, load_stream
+from prunetune.errors import OutOfReach
+from prunetune.loop.decide import planned_rounds
+from prunetune.loop.inputs import check_text
+from prunetune.models.families import family_of
+from prunetune.models.folders import load_config, load_model, load_tokenizer
+from prunetune.models.prompt import encode
+from prunetune.pruning.scores import Batch, make_batches
+from prunetune.recipe.schema import Recipe
+from prunetune.schedule.steps import check_protection, plan_ahead
+from prunetune.schedule.target import Sizes
+from prunetune.tasks.registry import Task, build_task
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is given.
+
+    Attributes:
+        recipe: What to do.
+        source: Folder of the untouched model.
+        config: Its config.
+        sizes: Its parameters by depth and width.
+        tokenizer: Its tokenizer.
+        stream: Reasoning sequences: first those to score with, then held-out ones, then what recovery trains on.
+        own: The streams of methods with data of their own, by the method's place in the recipe.
+        tasks: What is measured.
+        device: Where scoring and evaluation run.
+        watch: Shows lines and bars.
+    """
+
+    recipe: Recipe
+    source: Path
+    config: Any
+    sizes: Sizes
+    tokenizer: PreTrainedTokenizerBase
+    stream: Stream
+    own: Mapping[int, Stream]
+    tasks: tuple[Task, ...]
+    device: str
+    watch: Watch
+
+    @property
+    def reserved(self) -> int:
+        """Sequences at the start of the stream that are never trained on."""
+        return self.recipe.score.samples + self.recipe.score.held_out
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """Encoded, cut at the length limit, sorted by length."""
+        limit = self.recipe.score.max_length
+        rows = [encode(self.tokenizer, e, self.recipe.prompt, limit) for e in examples]
+        return make_batches([r.input_ids for r in rows], self.tokenizer.pad_token_id, self.recipe.score.batch_tokens)
+
+    @cached_property
+    def scoring(self) -> list[Batch]:
+        """The sequences that are scored in every round."""
+        return self.batches(self.stream.take(0, self.recipe.score.samples))
+
+    @cached_property
+    def held_out(self) -> list[Example]:
+        """Sequences for the loss after pruning and after recovery."""
+        return self.stream.take(self.recipe.score.samples, self.reserved)
+
+    @cached_property
+    def guarded(self) -> list[Batch]:
+        """The protected corpus."""
+        if self.recipe.protect is None:
+            return []
+        stream = load_stream(self.recipe.protect.data, self.recipe.seed)
+        return self.batches(stream.take(0, min(self.recipe.protect.samples, len(stream))))
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        """A model in its own dtype on the device."""
+        return load_model(folder, device=self.device)
+
+
+def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
+    """Read what a run is given, and check all that can be known to fail before any work.
+
+    Args:
+        recipe: What to do.
+        source: Folder of the untouched model.
+        watch: Shows lines and bars.
+
+    Raises:
+        UnsupportedModel, OutOfReach, DataError, TaskError, BadCheckpoint: As model, target, data and tasks have them.
+    """
+    config = load_config(source)
+    family_of(config)
+    sizes = Sizes.of(config)
+    planned_rounds(recipe, sizes)  # the target can be reached
+    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
+    if recipe.protect:
+        check_protection(ahead, sizes.width, recipe.protect.share)
+    stream = load_stream(recipe.data, recipe.seed)
+    reserved = recipe.score.samples + recipe.score.held_out
+    if len(stream) <= reserved:
+        raise OutOfReach(
+            "scoring and held-out loss would use up all the data",
+            value=f"{len(stream)} sequences",
+            valid=f"more than {reserved} (score.samples + score.held_out)",
+            fix="more data, or fewer samples",
+        )
+    tokenizer, own, tasks = load_tokenizer(source), _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
+    check_text(recipe, tokenizer, [stream, *own.values()], tasks, watch)
+    return Context(
+        recipe=recipe,
+        source=source,
+        config=config,
+        sizes=sizes,
+        tokenizer=tokenizer,
+        stream=stream,
+        own=own,
+        tasks=tasks,
+        device=_device(recipe.device),
+        watch=watch,
+    )
+
+
+def _own(recipe: Recipe) -> dict[int, Stream]:
+    """The streams of methods with data of their own; methods of the same data share one."""
+    streams: dict[str, Stream] = {}
+    found = {}
+    for i, method in enumerate(recipe.recover):
+        if method.data is not None:
+            key = json_sha([s.model_dump(mode="json") for s in method.data])
+            streams[key] = found[i] = streams.get(key) or load_stream(method.data, recipe.seed)
+    return found
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def free() -> None:
+    """Give memory back between models."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

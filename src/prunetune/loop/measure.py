@@ -1,0 +1,185 @@
+"""How a model of the run is measured: its answers, its held-out loss, its times; and the stage record made of it.
+
+figures = figures_of(context, model, sha, at, n=None)           # a model's part of stage.json
+record = stage_record(figures, index=1, name=at.name, ...)      # the one place where a stage is composed
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from prunetune.common.files import once, write_json
+from prunetune.common.units import measured
+from prunetune.evaluation.evaluate import EvalResult, evaluate
+from prunetune.evaluation.latency import measure
+from prunetune.evaluation.loss import reasoning_loss
+from prunetune.loop.context import Context, free
+from prunetune.models.cost import Cost, Shape, cost_of
+from prunetune.models.folders import model_sha
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import CostRecord, EvalRecord, Figures, StageRecord, Verdict
+from prunetune.runs.summary import Timings
+from prunetune.tasks.registry import Task
+
+BATCH = 8
+"""Questions at once when throughput is measured."""
+
+
+def samples_of(at: Path, task: Task) -> Path:
+    """Where a stage keeps its answers to a task."""
+    return at / "eval" / f"{task.name.replace('/', '_')}.jsonl"
+
+
+def answer(context: Context, task: Task, model: PreTrainedModel, sha: str, at: Path) -> EvalResult:
+    """One task; the samples go into the stage's folder, and a killed evaluation goes on from them."""
+    with context.watch.bar(f"evaluate {task.name}") as bar:
+        return evaluate(
+            model,
+            context.tokenizer,
+            task,
+            fmt=context.recipe.prompt,
+            out=samples_of(at, task),
+            batch_size=context.recipe.evaluate.batch_size,
+            progress=bar,
+            key=sha,
+        )
+
+
+def answers(context: Context, model: PreTrainedModel, sha: str, at: Path, n: int | None) -> tuple[EvalRecord, ...]:
+    """All tasks, the first `n` problems of each (None: all)."""
+    results = (answer(context, task.first(n), model, sha, at) for task in context.tasks)
+    return tuple(EvalRecord.model_validate(r.to_json()) for r in results)
+
+
+def held_out_loss(context: Context, model: PreTrainedModel) -> float:
+    """Mean next-token loss (nats) over the answers of the held-out sequences."""
+    limit = context.recipe.score.max_length
+    return reasoning_loss(model, context.tokenizer, context.held_out, context.recipe.prompt, limit)[0]
+
+
+def per_question(cost: Cost, samples: Path) -> float | None:
+    """Mean FLOPs a question, from each question's own prompt and generated lengths (Table 1's average)."""
+    if not samples.is_file():
+        return None
+    totals = []
+    for line in samples.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        totals.append(cost.flops(row["prompt_tokens"], max(1, row["new_tokens"])).total)
+    return sum(totals) / len(totals) if totals else None
+
+
+def flops_of(context: Context, cost: Cost, at: Path) -> dict[str, float | None]:
+    """Mean FLOPs a question, by task, from the answers in a stage's folder."""
+    return {task.name: per_question(cost, samples_of(at, task)) for task in context.tasks}
+
+
+def figures_of(
+    context: Context,
+    model: PreTrainedModel,
+    sha: str,
+    at: Path,
+    n: int | None,
+    *,
+    cost: Cost | None = None,
+    pruned_loss: float | None = None,
+) -> Figures:
+    """Everything that is measured of a model.
+
+    Args:
+        context: The run.
+        model: On the context's device.
+        sha: Of the model; answers of another are not taken for its own.
+        at: The stage's folder.
+        n: Problems of each task; None: all.
+        cost: Of the model, where its config does not tell.
+        pruned_loss: Held-out loss before recovery, if there was a cut.
+    """
+    evals = answers(context, model, sha, at, n)
+    cost = cost or cost_of(model.config)
+    return Figures(
+        cost=CostRecord.model_validate({**cost.to_json(), "flops": flops_of(context, cost, at)}),
+        evals=evals,
+        pruned_loss=pruned_loss,
+        held_out_loss=held_out_loss(context, model),
+    )
+
+
+def stage_record(context: Context, config: Any, figures: Figures, **rest: Any) -> StageRecord:
+    """A whole stage.json.
+
+    Args:
+        context: The run.
+        config: Of the stage's model; its shape is recorded.
+        figures: What was measured of it.
+        rest: The other fields of `StageRecord`; those of a stage that took and removed nothing are the default.
+    """
+    nothing = {"samples": (context.reserved, context.reserved), "tokens": 0, "tune": (), "step": None, "attempt": 1}
+    return StageRecord.model_validate(
+        {
+            **nothing,
+            "removed": {"neurons": 0, "layers": ()},
+            "depth": config.num_hidden_layers,
+            "width": config.intermediate_size,
+            "shape": Shape.of(config).counts(),
+            **{key: getattr(figures, key) for key in ("cost", "evals", "pruned_loss", "held_out_loss")},
+            **rest,
+        }
+    )
+
+
+def original(context: Context, run: RunFolder, rounds: int) -> StageRecord:
+    """Measure the untouched model, the same way as every round, once."""
+    at, recipe = run.folder("original"), context.recipe
+    key = {"evaluate": recipe.evaluate.model_dump(mode="json"), "model": str(recipe.model), "v": 1}
+
+    def make(tmp: Path) -> None:
+        start, sha = time.monotonic(), model_sha(context.source)
+        figures = figures_of(context, context.load(context.source), sha, at, None)
+        record = stage_record(
+            context,
+            context.config,
+            figures,
+            index=0,
+            name="original",
+            model_sha=sha,
+            rounds=rounds,
+            seconds={"evaluate": round(time.monotonic() - start, 3)},
+            verdict=Verdict(accepted=True, why="the untouched model"),
+        )
+        write_json(tmp, record.to_json())
+
+    once(at / "stage.json", key, make)
+    context.watch.line(line_of(run.original, run.original))
+    return run.original
+
+
+def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
+    """Original and final model timed in turns, at batch 1 and `BATCH`; None if the recipe does not want it."""
+    repeats = context.recipe.evaluate.latency_repeats
+    if not repeats:
+        return None
+
+    def make(tmp: Path) -> None:
+        models = {"original": context.load(context.source), "final": context.load(final)}
+        with context.watch.bar("latency") as bar:
+            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
+        found = {name: timed.to_json() for name, timed in alone.items()}
+        write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
+        models.clear()
+        free()
+
+    key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH}
+    return Timings.read(once(run.path / ".latency.json", key, make))
+
+
+def line_of(stage: StageRecord, first: StageRecord) -> str:
+    """One line a round: name, size, accuracy."""
+    size, whole = stage.params or 0, first.params or 1
+    scores = "  ".join(f"{e.task} {measured(e.value, e.stderr, e.metric)}" for e in stage.evals)
+    loss = f"  loss {stage.pruned_loss:.3f} -> {stage.loss:.3f}" if stage.pruned_loss else ""
+    return f"  {stage.name:<20} {size / 1e6:9.2f} M  {size / whole:6.1%}  {scores}{loss}"
