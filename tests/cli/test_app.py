@@ -266,11 +266,14 @@ def test_generate_writes_rows_that_tune_and_a_recipe_take(capsys, tmp_path):
     )
     code, text, err = call(capsys, "run", recipe, "--dry-run", "--json")
     assert code == 0, err
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"question": "when?", "answer": "3:30"}) + "\n")
     bad = {
         "no judge": ([at_file(tmp_path)], "--task"),
         "no such task": (["demo", "--task", "gsm9k"], "gsm8k"),
         "a task without a verifier": (["demo", "--task", "perplexity"], "judge"),
-        "a verifier without rows": (["generator:basic_arithmetic", "--verifier", "number"], "needs a file"),
+        "a verifier that is not there": (["demo", "--verifier", "no.py:f"], "no such file of code"),
+        "an answer that is no number": ([odd, "--verifier", "number"], "no single number"),
         "a verifier that is none": ([at_file(tmp_path), "--verifier", "numbr"], "number"),
         "no questions": (["demo", "--n", "0"], "--n"),
         "a file that is not there": (["/no/such.jsonl", "--verifier", "number"], "/no/such.jsonl"),

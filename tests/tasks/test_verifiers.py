@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from prunetune.errors import MissingPath, TaskError, UnknownName
+from prunetune.tasks.own import find_verifier
 from prunetune.tasks.verifiers import (
     Verdict,
     extract_answer,
     extract_number,
-    find_verifier,
     verify_boxed,
     verify_exact,
     verify_number,

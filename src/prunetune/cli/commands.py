@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from prunetune.cli.judges import judged_by, parse_task
 from prunetune.cli.made import is_eval, is_patch, is_scores
 from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.outputs import claim, full_path, output_file, output_new, own_folder
@@ -19,7 +20,7 @@ from prunetune.errors import NotWritable, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
 from prunetune.models.prompt import PromptFormat, encode
 from prunetune.tasks.lm_eval import key_of
-from prunetune.tasks.registry import Task, TaskConfig, build_task, check_task, has_verifier
+from prunetune.tasks.registry import JUDGES, Task, TaskConfig, build_judge, build_task, check_task
 from prunetune.tune.methods import METHODS, Method
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def tune_model(
     out: Path,
     data: Sequence[dict[str, Any]],
     *,
-    task: str | None,
+    task: TaskConfig | None,
     teacher: str | None,
     launcher: str | None,
     seed: int,
@@ -178,11 +179,12 @@ def tune_model(
     """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
     from prunetune.tune.job import TuneJob, TuneResult, launch
 
+    _check_teacher(method, model, teacher)
     out = full_path(out)
     work, result = out.parent / f".{out.name}.work", dict[str, Any]()
     key = {
-        "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed, "task": task,
-        "teacher": teacher,
+        "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed,
+        "task": task and task.model_dump(mode="json"), "teacher": teacher,
     }  # fmt: skip
 
     def make(tmp: Path) -> None:
@@ -196,8 +198,8 @@ def tune_model(
             end=method.samples,
             tokens=method.tokens,
             seed=seed,
-            teacher=resolve_model(teacher or model),
-            task=TaskConfig(name=task) if task else None,
+            teacher=resolve_model(teacher) if teacher else None,
+            task=task,
             device=device_of(device),
         )
         with watch.bar(f"tune {method.type}") as bar:
@@ -214,46 +216,55 @@ def tune_model(
     return TuneResult.from_json(result["result"])
 
 
-JUDGES = {
+def _check_teacher(method: Any, model: str, teacher: str | None) -> None:
+    """RecipeError for a distillation that has no teacher, or whose teacher is the model itself."""
+    if method.type != "distill":
+        if teacher is not None:
+            raise RecipeError("only distill has a teacher", value=f"{method.type} --teacher {teacher}")
+        return
+    wanted = teacher or method.teacher
+    fix = "--teacher MODEL, the model before it was cut (or `teacher: MODEL` in the --config file)"
+    if wanted is None:
+        raise RecipeError("distillation needs a teacher", fix=fix)
+    if resolve_model(wanted) == resolve_model(model):
+        raise RecipeError("this teacher is the model itself: there is nothing to learn from it", value=wanted, fix=fix)
+
+
+BELONGS = {
     "demo": "demo", "generator:gsm_symbolic": "gsm_symbolic", "preset:gsm8k": "gsm8k", "preset:math-12k": "math"
 }  # fmt: skip
 """`--data` -> the task whose verifier reads its answers."""
 
 
-def judge_of(
-    task: str | None, verifier: str | None, names: Sequence[str], data: Sequence[dict[str, Any]]
-) -> TaskConfig:
-    """Who judges sampled answers: the task, a verifier on the data's own rows, or the task that the data belong to.
+def judge_of(task: str | None, verifier: str | None, names: Sequence[str]) -> TaskConfig:
+    """Who judges sampled answers: the task, the verifier named, or the task that the data belong to.
 
     Args:
-        task: `--task`.
+        task: `--task`; its problems are not read.
         verifier: `--verifier`.
         names: `--data` as given.
-        data: The same as sources of a recipe.
+
+    Raises:
+        RecipeError, TaskError, MissingPath: nobody can judge, or a verifier that cannot be used.
     """
-    guessed = {JUDGES.get(name) for name in names}
+    guessed = {BELONGS.get(name) for name in names}
     if task is None and verifier is None and len(guessed) == 1:
         task = guessed.pop()
-    if task is not None:
-        config = TaskConfig(name=task)
-        check_task(config)
-        if not has_verifier(config) or config.name.startswith("reasoning-gym:"):
-            raise RecipeError(
-                "this task cannot judge answers to other questions than its own",
-                value=task,
-                valid="demo, gsm8k, gsm_symbolic, math",
-            )
-        return config
-    files = [d["path"] for d in data if d["type"] == "file"]
-    if verifier is None or not files:
+    if task is None and verifier is None:
         raise RecipeError(
-            "nobody judges the sampled answers of these data"
-            if verifier is None
-            else "--verifier needs a file as data",
+            "nobody judges the sampled answers of these data",
             value=list(names),
-            valid="--task gsm8k (or another with a verifier), or --data FILE --verifier number|boxed|exact",
+            valid="--task gsm8k (or another with a verifier), or --verifier number|boxed|exact|file.py:f",
         )
-    return TaskConfig(name="rows", path=files[0], verifier=verifier)
+    value = parse_task(task or "rows")
+    if task is not None and verifier is None and value["name"] not in JUDGES:
+        check_task(TaskConfig.model_validate(value))
+        raise RecipeError(
+            "this task cannot judge answers to other questions than its own", value=task, valid=sorted(JUDGES)
+        )
+    config = TaskConfig.model_validate(judged_by([value], verifier)[0])
+    build_judge(config)
+    return config
 
 
 def sample_traces(
@@ -317,24 +328,23 @@ def eval_tasks(
     """Tasks by name, each with its own data: `gsm8k` of `data` serves `gsm8k`, `lm-eval:gsm8k` and `lm-eval:gsm8k_cot`.
 
     Args:
-        names: Tasks as a recipe names them.
+        names: Tasks as a recipe names them, or NAME=PATH.
         data: Task -> file or folder.
         path: Data of every task that `data` does not name.
-        verifier: For rows of your own.
+        verifier: For rows of your own, or for tasks of plain questions.
         more: Further fields of each task's config.
 
     Raises:
         UnknownName: no such task, or data for a task that is not measured.
     """
+    own = [parse_task(n) for n in names]
+    data = {**data, **{t["name"].removeprefix("lm-eval:"): t["path"] for t in own if "path" in t}}
+    names = [str(t["name"]) for t in own]
     found = {n: key_of(n.removeprefix("lm-eval:"), data) if n.startswith("lm-eval:") else n for n in names}
     for unused in data.keys() - set(found.values()):
         raise UnknownName("task with --data of its own", unused, [n.removeprefix("lm-eval:") for n in names])
-    configs = [
-        TaskConfig(
-            name=n, path=data.get(key or "", path), verifier=None if n.startswith("lm-eval:") else verifier, **more
-        )
-        for n, key in found.items()
-    ]
+    values = [{"name": n, "path": data.get(key or "", path), **more} for n, key in found.items()]
+    configs = [TaskConfig.model_validate(v) for v in judged_by(values, verifier)]
     for config in configs:  # a misspelt name is told before any data are read
         check_task(config)
     return [build_task(config) for config in configs]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from prunetune.cli.judges import VerifierOption
 from prunetune.cli.options import Device, Json, Model, emit, named_path, quiet_libraries
 from prunetune.common.progress import Watch
 
@@ -18,7 +19,8 @@ def eval_(
         typer.Option(
             "--task",
             "-t",
-            help="gsm8k, math, mbpp, squad, perplexity, gsm_symbolic, demo, reasoning-gym:NAME, lm-eval:NAME.",
+            help="gsm8k, math, mbpp, squad, perplexity, gsm_symbolic, demo, reasoning-gym:NAME, lm-eval:NAME; "
+            "with local data (or rows of your own, any name): NAME=PATH.",
         ),
     ],
     out: Annotated[
@@ -32,7 +34,7 @@ def eval_(
         list[str] | None, typer.Option("--data", "-d", help="NAME=PATH: local data of a task, such as gsm8k=FOLDER.")
     ] = None,
     path: Annotated[str | None, typer.Option(help="Local data of every other task (file or folder).")] = None,
-    verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
+    verifier: VerifierOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions at once; default: by memory.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (mbpp, lm-eval); default: its own.")] = None,

@@ -24,10 +24,15 @@ def check_inputs(recipe: Recipe) -> None:
     """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
     from prunetune.data.stream import PRESETS, read_source
     from prunetune.errors import OutOfReach, UnknownName
-    from prunetune.tasks.registry import check_task
+    from prunetune.tasks.registry import build_judge, build_task, check_task
 
     for task in recipe.evaluate.tasks:
         check_task(task)
+    for task in recipe.evaluate.tasks:
+        if task.path is not None and not task.name.startswith("lm-eval:"):
+            build_task(task)
+        elif task.verifier is not None:
+            build_judge(task)
     own = [s for m in recipe.recover for s in m.data or ()]
     sources = [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
     for source in sources:

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from prunetune.cli.judges import VerifierOption
 from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, parse_data, quiet_libraries
 from prunetune.common.progress import Watch
+from prunetune.errors import RecipeError
 
 
 def tune(
@@ -19,7 +21,11 @@ def tune(
     config: Annotated[Path | None, typer.Option(help="YAML with the method's settings.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget in examples.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task whose verifier rewards (grpo).")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="Task whose verifier rewards (grpo); default: by the data."),
+    ] = None,
+    verifier: VerifierOption = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher model (distill).")] = None,
     launcher: Annotated[
         str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
@@ -29,16 +35,19 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Recover (or teach) a model with one method; killed and started again, it continues."""
-    from prunetune.cli.commands import method_of, tune_model
+    from prunetune.cli.commands import judge_of, method_of, tune_model
 
     chosen = method_of(method, config, tokens=tokens, samples=samples)
+    if chosen.type != "grpo" and (task or verifier):
+        raise RecipeError(f"{chosen.type} needs no task: only grpo's answers are judged", value=task or verifier)
+    judge = judge_of(task, verifier, data) if chosen.type == "grpo" else None
     quiet_libraries()
     result = tune_model(
         chosen,
         model,
         out,
         [parse_data(d, seed) for d in data],
-        task=task,
+        task=judge,
         teacher=teacher,
         launcher=launcher,
         seed=seed,
@@ -60,7 +69,7 @@ def generate(
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Task whose verifier judges; default: the one of the data.")
     ] = None,
-    verifier: Annotated[str | None, typer.Option(help="For rows of your own: number, boxed, exact.")] = None,
+    verifier: VerifierOption = None,
     samples_per_question: Annotated[int, typer.Option(min=1, help="Answers sampled for each question.")] = 4,
     keep: Annotated[int, typer.Option(min=1, help="Different right answers kept of a question, shortest first.")] = 1,
     n: Annotated[int | None, typer.Option(min=1, help="Questions; default: all.")] = None,
@@ -75,7 +84,7 @@ def generate(
     from prunetune.cli.commands import judge_of, sample_traces
 
     sources = [parse_data(d, seed) for d in data]
-    judge = judge_of(task, verifier, data, sources)
+    judge = judge_of(task, verifier, data)
     quiet_libraries()
     made = sample_traces(
         model,

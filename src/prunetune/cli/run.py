@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunetune.cli.judges import VerifierOption, judged_by, parse_task
 from prunetune.cli.options import Json, Model, emit, parse_data, quiet_libraries
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
@@ -24,7 +25,10 @@ def run(
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Instead of a recipe: reasoning data.")] = None,
     target: Annotated[float | None, typer.Option(help="Share of the parameters to keep (0.6), or a count.")] = None,
     step: Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Tasks to measure, such as gsm8k.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Tasks to measure: gsm8k, gsm8k=FOLDER, mine=rows.jsonl.")
+    ] = None,
+    verifier: VerifierOption = None,
     launcher: Annotated[
         str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
     ] = None,
@@ -40,6 +44,9 @@ def run(
             "give either a recipe or --model",
             valid="prunetune run RECIPE, or prunetune run --model M --data D --target 0.6",
         )
+    if verifier and not task:
+        raise RecipeError("--verifier needs a task to judge", value=verifier, fix="--task mine=rows.jsonl")
+    tasks = judged_by([parse_task(t) for t in task or []], verifier)
     if recipe is not None:
         read = Recipe.read(recipe)
     else:
@@ -54,11 +61,11 @@ def run(
                 "model": model,
                 "data": [parse_data(d) for d in data],
                 "prune": {**start["prune"], "target": number(target)},
-                "evaluate": {"tasks": [{"name": t} for t in task or []]},
+                "evaluate": {"tasks": tasks},
             },
             "the options",
         )
-    read = _overridden(read, target if recipe else None, step, task if recipe else None, launcher)
+    read = _overridden(read, target if recipe else None, step, tasks if recipe else None, launcher)
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
     check_inputs(read)
     if dry_run:
@@ -77,7 +84,11 @@ def run(
 
 
 def _overridden(
-    recipe: Recipe, target: float | None, step: float | None, tasks: list[str] | None, launcher: str | None
+    recipe: Recipe,
+    target: float | None,
+    step: float | None,
+    tasks: list[dict[str, Any]] | None,
+    launcher: str | None,
 ) -> Recipe:
     """The recipe with what the command line says."""
     from prunetune.cli.preview import number
@@ -88,7 +99,7 @@ def _overridden(
     if step is not None:
         value["prune"] |= {"step": step, "rounds": None}
     if tasks:
-        value.setdefault("evaluate", {})["tasks"] = [{"name": t} for t in tasks]
+        value.setdefault("evaluate", {})["tasks"] = tasks
     if launcher is not None:
         value["launcher"] = launcher
     return type(recipe).parse(value, "the options")

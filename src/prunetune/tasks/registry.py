@@ -13,145 +13,56 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from prunetune.data.files import Row, expand_path, hub_rows, read_rows
+from prunetune.data.files import expand_path, hub_rows, read_rows
 from prunetune.data.generators import gym_entries
 from prunetune.errors import MissingPath, TaskError, UnknownName
 from prunetune.models.prompt import PromptFormat
 from prunetune.tasks import mbpp, squad
+from prunetune.tasks.problems import Problem, draw, local_file
+from prunetune.tasks.questions import JUDGES, asked, judged, own_rows_need
 from prunetune.tasks.sandbox.grader import grader
-from prunetune.tasks.verifiers import VERIFIERS, Verdict, Verifier, extract_answer, find_verifier
+from prunetune.tasks.task import Harness, Task, TaskConfig, adapted, make_task
+from prunetune.tasks.verifiers import VERIFIERS, Verdict, extract_answer, verify_exact
 
-__all__ = ["TASKS", "VERIFIERS", "Problem", "Task", "TaskConfig", "Verdict", "build_task", "draw", "local_file"]
-
-NEXT_QUESTION = ("Question:",)  # a model that goes on with a question of its own has ended its answer
-
-
-class TaskConfig(BaseModel):
-    """One evaluation task, as a recipe names it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """A built-in task (`TASKS`), `reasoning-gym:NAME`, `lm-eval:NAME`, or any name of your own together with `path`."""
-    n: int | None = Field(default=None, gt=0)
-    """How many problems: drawn by `seed`. None: all (200 of a generator). Of lm-eval: the first ones of each task."""
-    seed: int = 0
-    """Seed of the draw, or of the generator. Of lm-eval: 0 is its own seeds, any other stands for all of them."""
-    max_new_tokens: int | None = Field(default=None, gt=0)
-    """Longest answer. None: the task's own limit."""
-    path: str | None = None
-    """Local file (or folder, for a built-in task) with the rows; `~` and `$VARIABLES` are filled in."""
-    columns: dict[str, str] | None = None
-    """`question` and `answer` -> columns of the rows, where they differ from the usual ones."""
-    verifier: str | None = None
-    """For your own rows: `number`, `boxed`, `exact`, or `file.py:function` (with `allow_custom_code`)."""
-    allow_custom_code: bool = False
-    """Run the verifier's file."""
-    allow_code_execution: bool = False
-    """Let a verifier execute what the model wrote (mbpp, some reasoning-gym scorers)."""
-    stop: list[str] | None = None
-    """Texts that end an answer. None: the task's own."""
-    prompt: PromptFormat | None = None
-    """Another prompt format than the recipe's."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the task or of its generator; `shots` of mbpp and lm-eval's tasks."""
-
-
-@dataclass(frozen=True)
-class Harness:
-    """One of lm-eval's tasks or groups, and how it is to be asked.
-
-    Attributes:
-        name: What lm-eval calls it.
-        path: Local data in the source's format. None: from the hub.
-        limit: First questions of each task only.
-        shots: Worked examples. None: the task's own number.
-        seed: None: lm-eval's own.
-        allow_code_execution: Run what the model wrote, in the sandbox.
-    """
-
-    name: str
-    path: str | None = None
-    limit: int | None = None
-    shots: int | None = None
-    seed: int | None = None
-    allow_code_execution: bool = False
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One question.
-
-    Attributes:
-        id: Stable name; results of two models are paired by it.
-        question: As it goes into the prompt.
-        reference: The right answer, in the form that the verifier reads.
-        extra: What the verifier needs beyond the reference.
-    """
-
-    id: str
-    question: str
-    reference: str
-    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Problems and how they are judged.
-
-    Attributes:
-        version: Rises when figures no longer compare.
-        verify: (problem, output) -> Verdict.
-        stop: Texts that end an answer.
-        prompt: This task's own prompt format, if it has one.
-        metric: What the share of correct answers is called.
-        text: For a perplexity: the text to predict, instead of problems.
-        window: Tokens in one window of it.
-        windows: Windows to use. None: all.
-        harness: For a task of lm-eval's, which has problems and a verifier of its own.
-    """
-
-    name: str
-    version: str
-    problems: tuple[Problem, ...] = field(repr=False)
-    verify: Callable[[Problem, str], Verdict] = field(repr=False)
-    stop: tuple[str, ...]
-    max_new_tokens: int
-    seed: int = 0
-    prompt: PromptFormat | None = None
-    metric: str = "accuracy"
-    text: str | None = field(default=None, repr=False)
-    window: int = 1024
-    windows: int | None = None
-    harness: Harness | None = None
-
-    def first(self, n: int | None) -> Task:
-        """The same task on its first `n` problems. A perplexity is always measured whole."""
-        if n is None:
-            return self
-        if self.harness is None:
-            return dataclasses.replace(self, problems=self.problems[:n])
-        fewer = dataclasses.replace(self.harness, limit=min(n, self.harness.limit or n))
-        return dataclasses.replace(self, harness=fewer)
+__all__ = [
+    "JUDGES", "TASKS", "VERIFIERS", "Harness", "Problem", "Task", "TaskConfig", "Verdict", "build_judge", "build_task",
+]  # fmt: skip
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The task with its problems, read or generated.
+    """The task with its problems, read or generated, and each of them fit to be judged.
 
     Raises:
         UnknownName: neither a built-in task nor rows of your own.
-        TaskError: settings that this task cannot use, or fewer problems than asked for.
+        DataError: a question or a reference that is no text.
+        TaskError: settings that this task cannot use, fewer problems than asked for, or a reference that its verifier
+            cannot read.
     """
     check_task(config)
-    return TASKS.get(config.name.partition(":")[0], _rows)(config)
+    kind = config.name.partition(":")[0]
+    if config.verifier is not None and kind in TASKS and kind not in {*JUDGES, "rows", "lm-eval"}:
+        raise TaskError(
+            f"{config.name} has a verifier of its own", value=config.verifier, valid=[*JUDGES, "your own rows"]
+        )
+    return TASKS.get(kind, _rows)(config)
+
+
+def build_judge(config: TaskConfig) -> Task:
+    """The verifier of a task with its limits, without its problems: for answers to other questions, as a reward or
+    one's own traces need it. Reads no data, except of a task whose verifier goes with its problems.
+
+    Raises:
+        As `build_task`.
+    """
+    kind = config.name.partition(":")[0]
+    if kind not in JUDGES and (kind in TASKS and kind != "rows"):
+        return build_task(config if config.n else config.model_copy(update={"n": 1}))
+    if kind not in JUDGES and config.verifier is None:
+        check_task(config)
+    return judged(config, ())
 
 
 def check_task(config: TaskConfig) -> None:
@@ -169,40 +80,28 @@ def has_verifier(config: TaskConfig) -> bool:
 
 
 def _gsm8k(config: TaskConfig) -> Task:
-    rows = _read(config, "test.jsonl", ("openai/gsm8k", "main"), {"question": "question", "answer": "answer"})
-    return _task(config, "1", _problems("gsm8k", rows, config), _plain("number"), max_new_tokens=400)
+    return asked(config, "test.jsonl", ("openai/gsm8k", "main"))
 
 
 def _math(config: TaskConfig) -> Task:
-    columns = {"question": "problem", "answer": "answer"}
-    rows = _read(config, "test.jsonl", ("HuggingFaceH4/MATH-500", None), columns)
-    return _task(config, "1", _problems("math", rows, config), _plain("boxed"), max_new_tokens=1024)
+    return asked(config, "test.jsonl", ("HuggingFaceH4/MATH-500", None))
 
 
 def _rows(config: TaskConfig) -> Task:
-    if config.path is None or config.verifier is None:
-        raise TaskError(
-            "your own rows need `path` and `verifier`",
-            value=config.name,
-            valid="number, boxed, exact, file.py:function",
-            fix="add `path: rows.jsonl` and `verifier: number`",
-        )
-    rows = read_rows(expand_path(config.path), config.columns or {"question": "question", "answer": "answer"})
-    verify = find_verifier(config.verifier, config.allow_custom_code)
-    return _task(config, "1", _problems(config.name, rows, config), _adapt(verify), max_new_tokens=512)
+    if config.path is None:
+        raise own_rows_need(config)
+    return asked(config, "test.jsonl", ("", None))
 
 
 def _gsm_symbolic(config: TaskConfig) -> Task:
     entries = gym_entries("gsm_symbolic", config.n or 200, config.seed, "test", config.options)
-    problems = tuple(_generated(str(e["question"]), str(e["answer"])) for e in entries)
-    return _task(config, "1", problems, _plain("number"), max_new_tokens=400)
+    return judged(config, tuple(_generated(str(e["question"]), str(e["answer"])) for e in entries))
 
 
 def _demo(config: TaskConfig) -> Task:
     from prunetune.data.demo.problems import problems
 
-    drawn = tuple(_generated(q, a) for q, a in problems(config.n or 200, config.seed, "test"))
-    return _task(config, "1", drawn, _plain("number"), max_new_tokens=64)
+    return judged(config, tuple(_generated(q, a) for q, a in problems(config.n or 200, config.seed, "test")))
 
 
 def _gym(config: TaskConfig) -> Task:
@@ -225,7 +124,7 @@ def _gym(config: TaskConfig) -> Task:
         correct = reply["score"] >= 1.0
         return Verdict(correct, answer, "" if correct else f"score {reply['score']:g}", {"score": reply["score"]})
 
-    return _task(config, "1", problems, verify, max_new_tokens=512)
+    return make_task(config, "1", problems, verify, max_new_tokens=512)
 
 
 def _mbpp(config: TaskConfig) -> Task:
@@ -247,13 +146,14 @@ def _mbpp(config: TaskConfig) -> Task:
         rows = read_rows(path, columns)
     template = PromptFormat(question=mbpp.prompt(rows, int(config.options.get("shots", 3))), answer="{answer}")
     tests = mbpp.test_rows(rows)
-    problems = draw([Problem(f"mbpp/{r['task_id']}", mbpp.question(r), mbpp.reference(r)) for r in tests], config)
+    found = [Problem(f"mbpp/{r['task_id']}", mbpp.question(r), mbpp.reference(r)) for r in tests]
+    problems = draw(found, config.n, config.seed, config.name)
 
     def verify(problem: Problem, output: str) -> Verdict:
         return mbpp.verify(output, problem.reference, allowed=config.allow_code_execution)
 
     config = config.model_copy(update={"prompt": config.prompt or template})
-    return _task(config, "2", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
+    return make_task(config, "2", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
 
 
 def _squad(config: TaskConfig) -> Task:
@@ -265,10 +165,12 @@ def _squad(config: TaskConfig) -> Task:
         path = expand_path(config.path)
         inside = sorted(path.glob("*.json")) if path.is_dir() else []
         found = squad.read(inside[0] if len(inside) == 1 else path)
-    problems = draw([Problem(f"squad/{i}", q, a) for i, q, a in found], config)
+    problems = draw([Problem(f"squad/{i}", q, a) for i, q, a in found], config.n, config.seed, config.name)
     template = PromptFormat(question=squad.PROMPT)
     config = config.model_copy(update={"prompt": config.prompt or template})
-    return _task(config, "1", problems, _adapt(squad.verify), max_new_tokens=32, stop=squad.STOP, metric="exact_match")
+    return make_task(
+        config, "1", problems, adapted(squad.verify), max_new_tokens=32, stop=squad.STOP, metric="exact_match"
+    )
 
 
 def _perplexity(config: TaskConfig) -> Task:
@@ -277,7 +179,7 @@ def _perplexity(config: TaskConfig) -> Task:
     path = expand_path(config.path)
     if not path.is_file():
         raise MissingPath("no such text file", value=str(path), fix="check `path` of the task")
-    task = _task(config, "1", (), _plain("exact"), max_new_tokens=1, metric="perplexity")
+    task = make_task(config, "1", (), adapted(verify_exact), max_new_tokens=1, metric="perplexity")
     window = int(config.options.get("window", 1024))
     return dataclasses.replace(task, text=path.read_text(encoding="utf-8"), window=window, windows=config.n)
 
@@ -296,7 +198,7 @@ def _harness(config: TaskConfig) -> Task:
         )
     version = check_tasks([name], {name: config.path} if config.path else {}, config.allow_code_execution)
     shots = config.options.get("shots")
-    task = _task(config, f"lm-eval {version}", (), _plain("exact"), max_new_tokens=1)
+    task = make_task(config, f"lm-eval {version}", (), adapted(verify_exact), max_new_tokens=1)
     job = Harness(name, config.path, config.n, shots, config.seed or None, config.allow_code_execution)
     return dataclasses.replace(task, harness=job)
 
@@ -326,69 +228,6 @@ EXECUTING = frozenset({
 # -------------------------------------------------------------------------------------------------------- shared parts
 
 
-def _task(
-    config: TaskConfig,
-    version: str,
-    problems: tuple[Problem, ...],
-    verify: Callable[[Problem, str], Verdict],
-    *,
-    max_new_tokens: int,
-    stop: tuple[str, ...] = NEXT_QUESTION,
-    metric: str = "accuracy",
-) -> Task:
-    return Task(
-        name=config.name,
-        version=version,
-        problems=problems,
-        verify=verify,
-        stop=stop if config.stop is None else tuple(config.stop),
-        max_new_tokens=config.max_new_tokens or max_new_tokens,
-        seed=config.seed,
-        prompt=config.prompt,
-        metric=metric,
-    )
-
-
-def _read(config: TaskConfig, file: str, hub: tuple[str, str | None], columns: dict[str, str]) -> list[Row]:
-    columns = config.columns or columns
-    if config.path is None:
-        return hub_rows(*hub, "test", columns=columns, limit=None)
-    return read_rows(local_file(config.path, file), columns)
-
-
-def local_file(path: str, file: str) -> Path:
-    """The rows of a built-in task: the file itself, or `file` in a folder."""
-    found = expand_path(path)
-    if found.is_dir():
-        found /= file
-    if not found.is_file():
-        raise MissingPath("no such data file", value=str(found), fix="check `path` of the task")
-    return found
-
-
-def _problems(prefix: str, rows: list[Row], config: TaskConfig) -> tuple[Problem, ...]:
-    all_of_them = [Problem(f"{prefix}/{i}", str(r["question"]), str(r["answer"])) for i, r in enumerate(rows)]
-    return draw(all_of_them, config)
-
-
-def draw(problems: list[Problem], config: TaskConfig) -> tuple[Problem, ...]:
-    """`n` of the problems, chosen by the seed, in their own order. All of them without `n`."""
-    if config.n is None:
-        return tuple(problems)
-    if config.n > len(problems):
-        raise TaskError(f"{config.name} has {len(problems)} problems", value=config.n, fix="ask for at most so many")
-    chosen = random.Random(config.seed).sample(range(len(problems)), config.n)
-    return tuple(problems[i] for i in sorted(chosen))
-
-
 def _generated(question: str, reference: str, extra: Mapping[str, Any] | None = None) -> Problem:
     name = hashlib.sha256(question.encode()).hexdigest()[:12]
     return Problem(name, question, reference, extra or {})
-
-
-def _plain(verifier: str) -> Callable[[Problem, str], Verdict]:
-    return _adapt(find_verifier(verifier, allow_custom_code=False))
-
-
-def _adapt(verify: Verifier) -> Callable[[Problem, str], Verdict]:
-    return lambda problem, output: verify(output, problem.reference)

@@ -1,19 +1,20 @@
 """Verifiers: is this model output right? One function serves evaluation and RL reward.
 
-A verifier takes (output, reference) and returns a `Verdict`; the built-in ones are listed in `VERIFIERS`.
+A verifier takes (output, reference) and returns a `Verdict`; the built-in ones are listed in `VERIFIERS`, a user's own
+is read by `own.py`. What a verifier cannot read as a reference, `refusal` tells before any answer is generated. Each
+takes time linear in the output, or is stopped (grader.py).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from types import ModuleType
+from fractions import Fraction
 
-from prunetune.errors import MissingPath, TaskError, UnknownName
+from prunetune.errors import TaskError
+from prunetune.tasks.numbers import LONGEST, NotOneNumber, Number, last_number, normalise, numbers, single_number
 from prunetune.tasks.sandbox.grader import grader
 
 
@@ -36,58 +37,97 @@ class Verdict:
 
 Verifier = Callable[[str, str], Verdict]
 
-MARKED = re.compile(r"#### (-?[0-9.,]+)")  # as lm-eval's strict-match
-LAST = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")  # as its flexible-extract
+OTHER_VERIFIERS = (
+    "mend the row, or use another verifier: boxed (mathematics), exact (text), file.py:function (your own)"
+)
+
+# ------------------------------------------------------------------------------------------------------------- number
+
+_MARKED = re.compile("####[ \u202f]{0,3}[*(]{0,3}(?=[-+$€£¥₹ \u202f]{0,4}[.]?[0-9])")
+_SAID = re.compile(r"\banswer(?: is:?|:| =) ?", re.IGNORECASE)
 
 
 def extract_number(output: str) -> str | None:
-    """GSM8K's final number: the first one after `#### `, else the last number of the text.
+    """GSM8K's final number: the first one after `####`, else the one in the last box, else the last of the text.
 
-    The same patterns as lm-eval's `strict-match` and then `flexible-extract`, except that what holds no digit (an
-    ellipsis, a lone `$.`) is no number.
+    As lm-eval's `strict-match` and then `flexible-extract`, except that a number is read whole (numbers.py).
     """
-    marked = MARKED.search(output)
-    if marked and _value(marked[1]) is not None:
-        return marked[1]
-    found = [text for text in LAST.findall(output) if re.search("[0-9]", text)]
-    return found[-1] if found else None
+    found = _final(output)
+    return found.text if found else None
 
 
 def verify_number(output: str, reference: str) -> Verdict:
-    """Equal as decimal numbers, whatever the thousands separators, currency sign and trailing zeros."""
-    wanted = extract_number(reference)
-    target = _value(wanted) if wanted else None
-    if target is None:
-        raise TaskError("this reference holds no number", value=reference, fix="mend the row, or use another verifier")
-    found = extract_number(output)
-    value = _value(found) if found else None
-    if value is None:
-        return Verdict(False, found, "no number in the output")
-    return Verdict(value == target, found, "" if value == target else f"not {wanted}")
+    """Equal as exact numbers, however they are written: 1/2, 0.5, ½; 1,000, 1 000, 1e3; -5, −5."""
+    try:
+        target = reference_number(reference)
+    except NotOneNumber as e:
+        raise TaskError(f"this reference {e}", value=reference, fix=OTHER_VERIFIERS) from None
+    found = _final(output)
+    if found is None:
+        return Verdict(False, None, "no number in the output")
+    if found.value is None:
+        return Verdict(False, found.text, "no single number in the output")
+    correct = found.equals(target)
+    return Verdict(correct, found.text, "" if correct else f"not {target}")
+
+
+@functools.lru_cache(maxsize=4096)
+def reference_number(reference: str) -> Fraction:
+    """The one number that a reference is, or that its `####`, its tag, its last box or its "answer is" gives.
+
+    Raises:
+        NotOneNumber: It is none, or several.
+    """
+    text = normalise(reference)
+    if "####" in text:
+        said = {single_number(part.strip().partition("\n")[0]) for part in text.split("####")[1:]}
+        if len(said) > 1:
+            raise NotOneNumber("gives several numbers behind ####")
+        return said.pop()
+    part = _declared(text)
+    if part is None and (spoken := list(_SAID.finditer(text))):
+        part = text[spoken[-1].end() :].partition("\n")[0]
+    return single_number(text if part is None else part)
+
+
+def _final(output: str) -> Number | None:
+    text = normalise(output)
+    if mark := _MARKED.search(text):
+        return next(numbers(text[mark.end() : mark.end() + 2 * LONGEST]), None)
+    part = _declared(text)
+    return (last_number(part) if part else None) or last_number(text)
+
+
+# -------------------------------------------------------------------------------------------------------------- boxed
+
+LONGEST_MATHS = 4000
+"""Characters at the end of an output in which math-verify looks for an answer outside a box."""
 
 
 def verify_boxed(output: str, reference: str) -> Verdict:
-    """Mathematically equal to the reference, by math-verify: LaTeX in a box, in dollars, or a plain expression."""
-    reply = grader("math").ask({"output": output, "reference": reference})
+    """Mathematically equal to the reference, by math-verify: the last box, else what stands at the end."""
+    box, wanted = last_box(output), last_box(reference)
+    if box is not None and len(box) > LONGEST_MATHS:
+        return Verdict(False, None, "the answer in the box is too long")
+    said = output[-LONGEST_MATHS:] if box is None else f"\\boxed{{{box}}}"
+    reply = grader("math").ask({"output": said, "reference": reference if wanted is None else wanted})
     if "error" in reply:
         return Verdict(False, None, f"not graded: {reply['error']}")
     if not reply["gold"]:
-        raise TaskError("math-verify cannot read this reference", value=reference, fix="mend the row")
+        raise TaskError("math-verify cannot read this reference", value=reference, fix=OTHER_VERIFIERS)
     found = reply["extracted"]
     if reply["correct"]:
         return Verdict(True, found, "")
     return Verdict(False, found, "not equal to the reference" if found else "no answer in the output")
 
 
+# -------------------------------------------------------------------------------------------------------------- exact
+
+
 def extract_answer(output: str) -> str:
-    """A free answer: what stands in `<answer>…</answer>`, in the last box, or behind `####`; else the whole output."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", output, flags=re.DOTALL)
-    if tagged:
-        return str(tagged[-1]).strip()
-    boxed = _last_box(output)
-    if boxed is not None:
-        return boxed.strip()
-    return output.rpartition("####")[2].strip()
+    """A free answer: what stands in the last `<answer>…</answer>` or box, or behind `####`; else the whole output."""
+    part = _declared(output)
+    return (output.rpartition("####")[2] if part is None else part).strip()
 
 
 def verify_exact(output: str, reference: str) -> Verdict:
@@ -97,76 +137,58 @@ def verify_exact(output: str, reference: str) -> Verdict:
     return Verdict(correct, found, "" if correct else "another text")
 
 
+def _declared(text: str) -> str | None:
+    """What an answer declares to be its result: the last `<answer>…</answer>`, else the last box."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    if start >= 0:
+        return text[start + len("<answer>") : text.find("</answer>", start)]
+    return last_box(text)
+
+
+def last_box(text: str) -> str | None:
+    r"""What stands in the last `\boxed{…}`; None if there is none, or if it is never closed."""
+    begin = -1
+    for opened in re.finditer(r"\\boxed[ ]{0,3}\{", text):
+        begin = opened.end()
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[begin:]) if begin >= 0 else ():
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[begin : begin + brace.start()]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
 VERIFIERS: dict[str, Verifier] = {"number": verify_number, "boxed": verify_boxed, "exact": verify_exact}
 
 
-def find_verifier(name: str, allow_custom_code: bool) -> Verifier:
-    """A built-in verifier by name, or a user's own `file.py:function(output, reference) -> bool`.
-
-    Raises:
-        TaskError: a file is named, and its code is not allowed to run.
-    """
-    if ":" not in name:
-        if name not in VERIFIERS:
-            raise UnknownName("verifier", name, [*VERIFIERS, "file.py:function"])
-        return VERIFIERS[name]
-    path, _, function = name.rpartition(":")
-    if not allow_custom_code:
-        raise TaskError(
-            "this verifier is a file of code, which runs only if you allow it",
-            value=name,
-            fix="allow_custom_code: true",
-        )
-    custom = getattr(_module(Path(path).expanduser()), function, None)
-    if not callable(custom):
-        raise TaskError(f"this file has no function {function!r}", value=path, fix="check the name behind the colon")
-
-    def verify(output: str, reference: str) -> Verdict:
-        try:
-            said = custom(output, reference)
-        except Exception as e:
-            raise TaskError(
-                f"the verifier {function} raised {type(e).__name__}: {e}",
-                value=output[-200:],
-                fix=f"mend {path}; the same command then goes on",
-            ) from e
-        if isinstance(said, Verdict):
-            return said
-        if not isinstance(said, bool):
-            raise TaskError("a verifier must return True or False (or a Verdict)", value=said, fix=f"mend {name}")
-        return Verdict(said, None, "" if said else f"rejected by {function}")
-
-    return verify
+def refusal(verifier: str, reference: str) -> str | None:
+    """Why a verifier cannot judge against a reference; None where it can. A user's own reads any text."""
+    if not reference.strip():
+        return "is empty"
+    return _REFUSALS[verifier](reference) if verifier in _REFUSALS else None
 
 
-def _module(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise MissingPath("no such file of code", value=str(path), fix="check the path")
-    spec = importlib.util.spec_from_file_location(f"prunetune_custom_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise TaskError("this is not a Python file", value=str(path), fix="name it something.py")
-    module = importlib.util.module_from_spec(spec)
+def _no_number(reference: str) -> str | None:
     try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise TaskError(f"this file of code cannot be run ({e})", value=str(path), fix="mend it") from e
-    return module
-
-
-def _value(text: str) -> Decimal | None:
-    try:
-        return Decimal(text.replace(",", "").replace("$", "").rstrip("."))
-    except InvalidOperation:
-        return None
-
-
-def _last_box(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 1, start + len("\\boxed{")
-    for i in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[begin:i]
+        reference_number(reference)
+    except NotOneNumber as e:
+        return str(e)
     return None
+
+
+def _no_maths(reference: str) -> str | None:
+    try:
+        verdict = verify_boxed("", reference)
+    except TaskError:
+        return "cannot be read by math-verify"
+    return f"is {verdict.reason} by math-verify" if verdict.reason.startswith("not graded") else None
+
+
+def _no_text(reference: str) -> str | None:
+    return None if extract_answer(reference) else "holds no answer"
+
+
+_REFUSALS: dict[str, Callable[[str], str | None]] = {"number": _no_number, "boxed": _no_maths, "exact": _no_text}

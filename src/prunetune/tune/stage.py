@@ -85,6 +85,7 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
             value=f"samples [{job.start}, {job.end}) of {len(job.sources)} sources",
             fix="give a larger data set, or a budget (samples, tokens) above zero",
         )
+    job.method.check(job, own)
     examples = with_replay(own, job)
     work_folder(job.work)
     weights = sum(p.stat().st_size for p in job.model.glob("*.safetensors"))

@@ -26,7 +26,8 @@ from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_model, load_tokenizer, model_sha
 from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids
-from prunetune.tasks.registry import Problem, Task, TaskConfig, build_task
+from prunetune.tasks.problems import check_examples
+from prunetune.tasks.registry import Problem, Task, TaskConfig, build_judge
 from prunetune.tune.job import Progress
 
 
@@ -107,7 +108,9 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
     questions = [e for e in stream.take(job.start, len(stream) if job.end is None else job.end) if e.question]
     if not questions:
         raise TuneError("there are no questions to sample answers of", value=str(job.sources), fix="give questions")
-    task = build_task(job.task if job.task.n else job.task.model_copy(update={"n": 1}))
+    task = build_judge(job.task)
+    check_examples(questions, task)
+    task.verify(_problem(questions[0], 0), questions[0].answer)  # a verifier of one's own is tried before any work
     own = [job.model_dump(mode="json", exclude={"out", "device", "model"}), model_sha(job.model)]
     work = job.out.with_name(f".{job.out.name}.work")
     part, note = work / "rows.jsonl", work / "state.json"
@@ -165,8 +168,12 @@ def _row(example: Example, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
+def _problem(example: Example, index: int) -> Problem:
+    return Problem(str(index), example.question, example.answer)
+
+
 def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:
-    return task.verify(Problem(str(index), example.question, example.answer), answer).correct
+    return task.verify(_problem(example, index), answer).correct
 
 
 def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, task: Task) -> list[list[str]]:

@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prunetune.data.stream import DataSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunetune.data.stream import Example
+    from prunetune.tune.job import TuneJob
     from prunetune.tune.stage import Stage, Trained
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
@@ -116,6 +120,9 @@ class Method(BaseModel):
         if self.average and self.until == "flat":
             raise ValueError("average needs the number of steps beforehand: leave out `until: flat`")
         return self
+
+    def check(self, job: TuneJob, examples: Sequence[Example]) -> None:
+        """Raise what can be known to fail before a model is loaded."""
 
     def train(self, stage: Stage) -> Trained:
         """Train `stage.model` in place. Each method has its own."""

@@ -14,6 +14,10 @@ from pydantic import Field, model_validator
 from prunetune.tune.methods.base import Method
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunetune.data.stream import Example
+    from prunetune.tune.job import TuneJob
     from prunetune.tune.stage import Stage, Trained
 
 
@@ -77,6 +81,12 @@ class Grpo(Method):
         if self.epochs != 1:
             raise ValueError("grpo makes one pass over its prompts")
         return self
+
+    def check(self, job: TuneJob, examples: Sequence[Example]) -> None:
+        """TuneError or TaskError for a verifier that cannot be used, or that cannot judge these answers."""
+        from prunetune.tune.training.reward import judge_of, reward_of
+
+        reward_of(judge_of(job, examples), examples, self)
 
     def train(self, stage: Stage) -> Trained:
         """Sample, reward, update."""

@@ -18,14 +18,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from prunetune.common import stopping
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.tasks.registry import TaskConfig, build_task
 from prunetune.tune.methods.grpo import Grpo
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
 from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan
 from prunetune.tune.training.prompts import make_prompts
-from prunetune.tune.training.reward import Reward, reward_of
+from prunetune.tune.training.reward import Reward, judge_of, reward_of
 from prunetune.tune.training.trainer import log_entry, share_of_device, utilisation, whole_state
 
 Rollout = Callable[[list[str], Any], dict[str, Any]]
@@ -47,9 +46,7 @@ def train_policy(stage: Stage, method: Grpo, rollout: Rollout | None = None) -> 
     from trl import GRPOConfig, GRPOTrainer
 
     job, world = stage.job, world_size()
-    if job.task is None:
-        raise TuneError("grpo needs a task, whose verifier gives the reward", fix="name a task: demo, gsm8k, ...")
-    task = build_task(job.task if job.task.n else TaskConfig(**{**job.task.model_dump(), "n": 1}))
+    task = judge_of(job)
     prompts, left_out = make_prompts(stage, method.max_length)
     reward = reward_of(task, stage.examples, method)
     batch = min(method.batch_size, len(prompts))

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunetune.data.stream import Example
 from prunetune.errors import NotFinite, PrunetuneError, TuneError
-from prunetune.tasks.registry import Problem, Task, Verdict
+from prunetune.tasks.problems import check_examples
+from prunetune.tasks.registry import Problem, Task, Verdict, build_judge
+from prunetune.tasks.verifiers import last_box
+from prunetune.tune.job import TuneJob
 from prunetune.tune.methods.grpo import Grpo
 
-FORMATS: dict[str, re.Pattern[str]] = {
-    "hashes": re.compile(r"#### *[^\s#]"),
-    "boxed": re.compile(r"\\boxed *\{.+\}", re.DOTALL),
-    "think": re.compile(r"^\s*<think>.*\S.*</think>\s*\S", re.DOTALL),
+
+def _thinks(answer: str) -> bool:
+    head, opened, rest = answer.partition("<think>")
+    thought, closed, said = rest.rpartition("</think>")
+    return bool(opened and closed and not head.strip() and thought.strip() and said.strip())
+
+
+FORMATS: dict[str, Callable[[str], bool]] = {
+    "hashes": lambda answer: re.search(r"#### {0,9}[^\s#]", answer) is not None,
+    "boxed": lambda answer: bool(last_box(answer)),
+    "think": _thinks,
 }
-"""What an answer in a form holds."""
+"""Whether an answer has a form; each in time linear in the answer."""
 
 
 def form_of(answers: Sequence[str]) -> str | None:
     """The form that most of these answers have."""
-    for name, pattern in FORMATS.items():
-        if answers and sum(bool(pattern.search(a)) for a in answers) > len(answers) / 2:
+    for name, fits in FORMATS.items():
+        if answers and sum(map(fits, answers)) > len(answers) / 2:
             return name
     return None
 
@@ -87,7 +97,7 @@ class Reward:
         """Whether a completion has the right form; a chat template may have opened `<think>` in the prompt already."""
         if self.form == "think" and prompt.rstrip().endswith("<think>"):
             text = f"<think>{text}"
-        return bool(FORMATS[self.form].search(text)) if self.form else verdict.extracted is not None
+        return FORMATS[self.form](text) if self.form else verdict.extracted is not None
 
     def check(self, sample: int = 16) -> None:
         """TuneError unless the verifier accepts the data's own answers: otherwise nothing could ever be rewarded."""
@@ -116,3 +126,17 @@ def reward_of(task: Task, examples: Sequence[Example], method: Grpo) -> Reward:
     reward = Reward(task, examples, method, form)
     reward.check()
     return reward
+
+
+def judge_of(job: TuneJob, examples: Sequence[Example] = ()) -> Task:
+    """The task whose verifier gives the reward of a job, and can judge against these examples' answers.
+
+    Raises:
+        TuneError: The job names no task.
+        TaskError: A verifier that cannot be used, or an answer that it cannot judge against.
+    """
+    if job.task is None:
+        raise TuneError("grpo needs a task, whose verifier gives the reward", fix="name a task: demo, gsm8k, ...")
+    task = build_judge(job.task)
+    check_examples(examples, task)
+    return task

@@ -1,0 +1,74 @@
+"""Tasks of plain questions, each with one right answer: from a file, the hub or a generator, under a named verifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+from prunetune.data.files import hub_rows
+from prunetune.errors import TaskError
+from prunetune.tasks.own import find_verifier, fingerprint
+from prunetune.tasks.problems import Problem, check_reference, draw, place_of, problems_of, rows_of
+from prunetune.tasks.task import Task, TaskConfig, adapted, make_task
+from prunetune.tasks.verifiers import refusal
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How a task of plain questions is judged: by which verifier, on how long an answer."""
+
+    verifier: str
+    max_new_tokens: int
+
+
+JUDGES: dict[str, Judge] = {
+    "demo": Judge("number", 64),
+    "gsm8k": Judge("number", 400),
+    "gsm_symbolic": Judge("number", 400),
+    "math": Judge("boxed", 1024),
+}
+"""Tasks that can judge answers to other questions than their own."""
+
+
+def asked(config: TaskConfig, file: str, hub: tuple[str, str | None]) -> Task:
+    """A task of rows with question and answer, from a file or the hub, each reference fit for its verifier."""
+    judge = judged(config, ())
+    if config.path is None:
+        where, rows = f"{hub[0]}, test", hub_rows(*hub, "test", columns=None, limit=None)
+    else:
+        where, rows = rows_of(config.path, file)
+    found = problems_of(config.name, rows, config.columns, where)
+    drawn = draw(found, config.n, config.seed, config.name)
+    for problem in drawn if judge.slow else found:  # of a slow verifier only what is asked
+        place = place_of(where, int(problem.id.rpartition("/")[2]))
+        check_reference(problem.reference, judge.refuses, place)
+    if config.verifier:  # a verifier of one's own is tried once before any work
+        judge.verify(drawn[0], drawn[0].reference)
+    return dataclasses.replace(judge, problems=drawn)
+
+
+def judged(config: TaskConfig, problems: tuple[Problem, ...]) -> Task:
+    """A task with the verifier that its name or its config says."""
+    judge = JUDGES.get(config.name, Judge("", 512))
+    name = _verifier_of(config)
+    verify = find_verifier(name, config.allow_custom_code)
+    version = "2" if config.verifier is None else f"2 {fingerprint(config.verifier)}"
+    task = make_task(config, version, problems, adapted(verify), max_new_tokens=judge.max_new_tokens)
+    return dataclasses.replace(task, refuses=functools.partial(refusal, name), slow=name == "boxed")
+
+
+def _verifier_of(config: TaskConfig) -> str:
+    if config.verifier is None and config.name not in JUDGES:
+        raise own_rows_need(config)
+    return config.verifier or JUDGES[config.name].verifier
+
+
+def own_rows_need(config: TaskConfig) -> TaskError:
+    """The error for rows of your own without a file or a verifier."""
+    return TaskError(
+        "your own rows need `path` and `verifier`",
+        value=config.name,
+        valid="number, boxed, exact, file.py:function",
+        fix="add `path: rows.jsonl` and `verifier: number` (--task NAME=rows.jsonl --verifier number)",
+    )
