@@ -25,6 +25,7 @@ def tiny_recipe(at: Path, family: str = "llama", **changes: Any) -> Recipe:
         rows(at / "rows.jsonl")
     task = {"name": "sums", "path": str(at / "rows.jsonl"), "verifier": "number", "n": 4, "max_new_tokens": 4}
     value = {
+        "extends": "paper",
         "model": str(at / "model"),
         "data": [{"type": "file", "path": str(at / "rows.jsonl")}],
         "prune": {"target": 0.75, "step": 0.1, "align": 4, "layers": 1},

@@ -212,6 +212,11 @@ class Grid:
         return {i: float(r) for i, r in zip(ids, found["right"], strict=True)}
 
 
+def paper(cell: Cell) -> dict[str, Any]:
+    """A cell's recipe to run: what a grid does not say is as the paper has it."""
+    return {"extends": "paper", **cell.recipe}
+
+
 def sha_of(value: object) -> str:
     """SHA-256 (16 hex digits) of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cells import LOOP, Cell, Grid, GridError, Record, sha_of
+from cells import LOOP, Cell, Grid, GridError, Record, paper, sha_of
 
 if TYPE_CHECKING:
     from prunetune.common.progress import Watch
@@ -178,7 +178,7 @@ def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
     from prunetune.common.files import remove
     from prunetune.common.progress import Watch
 
-    recipe = Recipe.parse(cell.recipe, f"{cell.name}, from {grid.folder.name}/grid.yaml")
+    recipe = Recipe.parse(paper(cell), f"{cell.name}, from {grid.folder.name}/grid.yaml")
     run, began = scratch / cell.name, time.monotonic()
     shared = original_of(recipe, scratch / "originals")
     if not (run / "original" / "stage.json").is_file():

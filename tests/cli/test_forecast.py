@@ -107,7 +107,8 @@ def test_budgets_that_only_the_data_know_and_teachers():
 
 def test_steps_that_are_measured_have_no_forecast():
     recipe = Recipe.read("demo")
-    changed = Recipe.parse({**recipe.model_dump(mode="json"), "prune": {"sigma_neuron": 0.1, "max_rounds": 3}})
+    value = {**recipe.model_dump(mode="json"), "budget": "equal", "prune": {"sigma_neuron": 0.1, "max_rounds": 3}}
+    changed = Recipe.parse(value)
     value, text = forecast(changed)
     assert "unknown" in text and "hours" not in value
 

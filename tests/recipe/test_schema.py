@@ -9,8 +9,9 @@ import pytest
 import yaml
 from tests.tiny_run import tiny_recipe
 
-from prunetune.errors import MissingPath, RecipeChanged, RecipeError, UnknownName
-from prunetune.recipe.schema import FREE, Recipe, check_unchanged, shipped
+from prunetune.errors import MissingPath, PrunetuneError, RecipeChanged, RecipeError, UnknownName
+from prunetune.recipe.schema import FREE, TOKENS, Recipe, check_unchanged, shipped
+from prunetune.tune.methods import Cpt
 
 MINIMAL = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}
 
@@ -31,8 +32,67 @@ def test_resolved_recipe_round_trips(tmp_path):
     recipe.write(tmp_path / "r.yaml")
     assert Recipe.read(tmp_path / "r.yaml") == recipe
     written = yaml.safe_load((tmp_path / "r.yaml").read_text())
-    assert written["recover"][0]["learning_rate"] == 8e-6  # the paper's default, spelled out
-    assert written["score"]["criterion"] == "contribution"
+    assert written["recover"] == [Cpt(tokens=TOKENS).model_dump(mode="json")]  # it ends
+    assert (written["score"]["criterion"], written["compensate"]) == ("greedy", "least-squares")
+    assert (written["prune"]["rounds"], written["budget"], written["do_no_harm"]) == ("auto", "damage", True)
+
+
+def test_a_recipe_may_start_from_the_papers_settings_or_from_another_recipe(tmp_path):
+    paper = Recipe.parse({"extends": "paper", **MINIMAL})
+    assert paper.recover == [Cpt()] and paper.recover[0].learning_rate == 8e-6 and paper.recover[0].tokens is None
+    assert (paper.score.criterion, paper.compensate, paper.budget) == ("contribution", "none", "equal")
+    assert (paper.prune.rounds, paper.prune.step, paper.do_no_harm) == (None, 0.1, False)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"extends": "paper", **MINIMAL, "score": {"samples": 7}}))
+    more = {
+        "extends": str(tmp_path / "mine.yaml"),
+        "score": {"held_out": 5},
+        "prune": {"align": 4},
+        "data": [{"type": "demo", "size": 9}],
+    }
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(more))
+    found = Recipe.read(tmp_path / "more.yaml")
+    assert (found.score.samples, found.score.held_out, found.score.criterion) == (7, 5, "contribution")
+    assert (found.prune.target, found.prune.align) == (0.6, 4)
+    assert [s.size for s in found.data] == [9]  # a list is replaced whole
+    assert Recipe.parse({"extends": "recommended", **MINIMAL}) == Recipe.parse(MINIMAL)
+    assert Recipe.parse({"extends": "baselines/shortgpt"}) == Recipe.read("baselines/shortgpt")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("papper", "paper"), (3, "must be a name"), ("none.yaml", "no such recipe file"), ("", "must be a name")],
+)
+def test_what_cannot_be_extended_is_told(value, says):
+    with pytest.raises(PrunetuneError, match=says):
+        Recipe.parse({**MINIMAL, "extends": value})
+
+
+def test_recipes_that_extend_each_other_are_told(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/b.yaml")
+    (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml")
+    with pytest.raises(RecipeError, match="circle"):
+        Recipe.read(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("says", "then"),
+    [
+        ({"prune": {"step": 0.2}}, {"rounds": None, "budget": "damage"}),
+        ({"prune": {"order": "alternating"}}, {"rounds": None, "budget": "equal"}),
+        ({"budget": "equal"}, {"rounds": None, "budget": "equal"}),
+        ({"prune": {"rounds": 3}}, {"rounds": 3, "budget": "damage"}),
+        ({"prune": {"target": None, "sigma_neuron": 0.1, "max_rounds": 2}}, {"rounds": None, "budget": "equal"}),
+        ({"recover": [{"type": "grpo"}]}, {"rounds": "auto", "do_no_harm": False}),
+        ({"compensate": "none"}, {"criterion": "contribution"}),
+        ({"compensate": "none", "score": {"criterion": "wanda"}}, {"criterion": "wanda"}),
+    ],
+)
+def test_a_default_gives_way_to_what_a_recipe_says(says, then):
+    prune = {**MINIMAL["prune"], **says.get("prune", {})}
+    found = Recipe.parse({**MINIMAL, **says, "prune": {k: v for k, v in prune.items() if v is not None}})
+    got = {"rounds": found.prune.rounds, "budget": found.budget, "do_no_harm": found.do_no_harm}
+    got["criterion"] = found.score.criterion
+    assert {k: got[k] for k in then} == then
 
 
 @pytest.mark.parametrize(

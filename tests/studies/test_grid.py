@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grid as runner
 import pytest
-from cells import Grid, GridError
+from cells import Grid, GridError, paper
 from tables import write
 from tests.studies.study import tiny_study
 
@@ -38,7 +38,7 @@ def test_a_record_holds_what_the_loop_itself_finds(done):
     for cell in study.cells():
         record = study.record(cell)
         run = at / "straight" / cell.method
-        summary = prune_tune_loop(Recipe.parse(cell.recipe), run, Watch(quiet=True))
+        summary = prune_tune_loop(Recipe.parse(paper(cell)), run, Watch(quiet=True))
         rows = [
             json.loads(line)
             for line in (run / summary["final"]["name"] / "eval" / "sums.jsonl").read_text().splitlines()
@@ -173,4 +173,4 @@ def test_a_record_of_another_recipe_is_refused(tmp_path):
 def test_every_shipped_grid_is_valid(path):
     study = Grid.read(path.parent)
     for cell in study.cells():
-        Recipe.parse(cell.recipe, cell.name)
+        Recipe.parse(paper(cell), cell.name)

@@ -8,7 +8,7 @@ from statistics import fmean
 import grid as runner
 import pytest
 import yaml
-from cells import Grid, GridError, sha_of
+from cells import Grid, GridError, paper, sha_of
 from from_scratch import llama
 from paired import t_interval
 from results import Results
@@ -36,8 +36,8 @@ def test_the_baselines_that_need_code_leave_records_like_the_loop(tmp_path, caps
     sliced, full = study.cells()
     assert (sliced.name, full.name) == ("sliced-0.8-600-s0", "full-1-600-s0")
     straight = {
-        sliced: slicegpt_run(Recipe.parse(sliced.recipe), tmp_path / "a", Watch(quiet=True), align=4),
-        full: full_model_run(Recipe.parse(full.recipe), tmp_path / "b", Watch(quiet=True)),
+        sliced: slicegpt_run(Recipe.parse(paper(sliced)), tmp_path / "a", Watch(quiet=True), align=4),
+        full: full_model_run(Recipe.parse(paper(full)), tmp_path / "b", Watch(quiet=True)),
     }
     for cell, summary in straight.items():
         record = study.record(cell)
@@ -163,7 +163,7 @@ def test_every_method_ends_at_the_size_of_its_row(name):
     for cell in study.cells():
         if cell.run == "full_model":
             continue
-        prune = Recipe.parse(cell.recipe, cell.name).prune
+        prune = Recipe.parse(paper(cell), cell.name).prune
         share = sizes.params(*final_shape(prune, sizes)) / sizes.original
         if cell.run == "slicegpt":
             share = sliced_cost(config, kept_for(config, share, prune.align or 8)).params / sizes.original

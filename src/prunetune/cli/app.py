@@ -18,7 +18,7 @@ from prunetune.cli.net import caught
 from prunetune.cli.prune import apply, compensate, plan, score
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report
-from prunetune.cli.run import inspect, keys, run
+from prunetune.cli.run import init, inspect, keys, run
 from prunetune.common.progress import Watch
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "init": init,
     "keys": keys,
     "inspect": inspect,
     "score": score,

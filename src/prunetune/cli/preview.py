@@ -89,8 +89,6 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         for r in rows
     ]
     lines.append("(a question: 512 prompt tokens, 256 generated)")
-    if not recipe.model_fields_set & {"compensate", "budget", "do_no_harm"}:
-        lines.append("what this recipe leaves out is as the paper has it; the keys that did better: README.md, Use")
     if recipe.stop_at:
         lines.append(
             "stop_at: may end before the target; a rejected round is tried again at half, with a share of its own"

@@ -16,7 +16,7 @@ def score(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Scores file to write.")],
     data: Data,
-    criterion: Annotated[str, typer.Option(help="Neuron criterion.")] = "contribution",
+    criterion: Annotated[str, typer.Option(help="Neuron criterion; the paper's: contribution.")] = "greedy",
     reduce: Annotated[str, typer.Option(help="Reduction over tokens: mean, rms, max, q99.")] = "mean",
     layer_criterion: Annotated[str, typer.Option(help="Layer criterion: l2, relative, cosine.")] = "l2",
     samples: Annotated[int, typer.Option(help="Sequences to score.")] = 256,

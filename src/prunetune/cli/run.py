@@ -1,77 +1,70 @@
-"""`run`, and what is asked before a run: `keys` of a recipe, `inspect` of a model."""
+"""`run` and `init`, and what is asked before a run: `keys` of a recipe, `inspect` of a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from prunetune.cli.judges import VerifierOption, judged_by, parse_task
-from prunetune.cli.options import Json, Model, emit, parse_data, quiet_libraries
+from prunetune.cli.asked import Asked, mapping_of
+from prunetune.cli.judges import VerifierOption
+from prunetune.cli.options import Json, Model, emit, quiet_libraries
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
 
-if TYPE_CHECKING:
-    from prunetune.recipe.schema import Recipe
+RecipeName = Annotated[str | None, typer.Argument(help="A YAML file, or a shipped recipe such as demo.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Instead of a recipe: the model.")]
+DataNames = Annotated[list[str] | None, typer.Option("--data", "-d", help="Reasoning data: FILE, preset:NAME, ...")]
+Target = Annotated[str | None, typer.Option(help="What to keep: a share (0.6, 60%) or parameters (3B).")]
+Step = Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")]
+Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole run, such as 20M.")]
+Tasks = Annotated[
+    list[str] | None, typer.Option("--task", "-t", help="Tasks to measure: gsm8k, gsm8k=FOLDER, mine=rows.jsonl.")
+]
+Problems = Annotated[int | None, typer.Option("--n", min=1, help="Problems of each task.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Launcher = Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Any key: score.samples=512, recover.0.learning_rate=1e-5.")
+]
 
 
 def run(
-    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or a shipped recipe such as demo.")] = None,
+    recipe: RecipeName = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Instead of a recipe: the model.")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Instead of a recipe: reasoning data.")] = None,
-    target: Annotated[float | None, typer.Option(help="Share of the parameters to keep (0.6), or a count.")] = None,
-    step: Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="Tasks to measure: gsm8k, gsm8k=FOLDER, mine=rows.jsonl.")
-    ] = None,
+    model: ModelName = None,
+    data: DataNames = None,
+    target: Target = None,
+    step: Step = None,
+    tokens: Tokens = None,
+    task: Tasks = None,
     verifier: VerifierOption = None,
-    launcher: Annotated[
-        str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
-    ] = None,
+    n: Problems = None,
+    seed: Seed = None,
+    device: Device = None,
+    launcher: Launcher = None,
+    sets: Sets = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
-    from prunetune.cli.preview import check_inputs, closing, number, preview
-    from prunetune.recipe.schema import Recipe, recommended
+    from prunetune.cli.preview import check_inputs, closing, preview
+    from prunetune.recipe.schema import Recipe
 
-    if (recipe is None) == (model is None):
-        raise RecipeError(
-            "give either a recipe or --model",
-            valid="prunetune run RECIPE, or prunetune run --model M --data D --target 0.6",
-        )
-    if verifier and not task:
-        raise RecipeError("--verifier needs a task to judge", value=verifier, fix="--task mine=rows.jsonl")
-    tasks = judged_by([parse_task(t) for t in task or []], verifier)
-    if recipe is not None:
-        read = Recipe.read(recipe)
-    else:
-        if not data or target is None:
-            raise RecipeError(
-                "--model needs --data and --target too", fix="prunetune run --model M --data D --target 0.6 --out RUN"
-            )
-        start = recommended()
-        read = Recipe.parse(
-            {
-                **start,
-                "model": model,
-                "data": [parse_data(d) for d in data],
-                "prune": {**start["prune"], "target": number(target)},
-                "evaluate": {"tasks": tasks},
-            },
-            "the options",
-        )
-    read = _overridden(read, target if recipe else None, step, tasks if recipe else None, launcher)
+    asked = Asked(
+        recipe, model, data or (), target, step, tokens, task or (), verifier, n, seed, device, launcher, sets or ()
+    )
+    read = Recipe.parse(mapping_of(asked), recipe or "the options")
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
     check_inputs(read)
     if dry_run:
         from prunetune.cli.forecast import forecast
 
-        return emit(as_json, *forecast(read, recipe if target is None and step is None else None))
+        return emit(as_json, *forecast(read, None if asked.changes else recipe))
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
 
@@ -79,30 +72,38 @@ def run(
     if not as_json:
         watch.line(preview(read)[1])
     summary = prune_tune_loop(read, out, watch)
-    emit(as_json, summary.to_json(), closing(summary, out))
+    emit(as_json, summary, closing(summary, out))
     return None
 
 
-def _overridden(
-    recipe: Recipe,
-    target: float | None,
-    step: float | None,
-    tasks: list[dict[str, Any]] | None,
-    launcher: str | None,
-) -> Recipe:
-    """The recipe with what the command line says."""
-    from prunetune.cli.preview import number
+def init(
+    file: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    model: ModelName = None,
+    data: DataNames = None,
+    target: Target = None,
+    tokens: Tokens = None,
+    task: Tasks = None,
+    verifier: VerifierOption = None,
+    n: Problems = None,
+    seed: Seed = None,
+    device: Device = None,
+    launcher: Launcher = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write a short recipe with a word on each key, from the options of `run`; `prunetune keys` tells the others."""
+    from prunetune.common.outputs import output_file
+    from prunetune.recipe.schema import Recipe
+    from prunetune.recipe.short import short
 
-    value = recipe.model_dump(mode="json", exclude_unset=True)
-    if target is not None:
-        value["prune"]["target"] = number(target)
-    if step is not None:
-        value["prune"] |= {"step": step, "rounds": None}
-    if tasks:
-        value.setdefault("evaluate", {})["tasks"] = tasks
-    if launcher is not None:
-        value["launcher"] = launcher
-    return type(recipe).parse(value, "the options")
+    asked = Asked(
+        None, model, data or (), target, None, tokens, task or (), verifier, n, seed, device, launcher, sets or ()
+    )
+    value = mapping_of(asked)
+    read = Recipe.parse(value, "the options")
+    with output_file(file) as tmp:
+        tmp.write_text(short(value, read), encoding="utf-8")
+    emit(as_json, {"recipe": str(file)}, f"{file} is written; now: prunetune run {file} --dry-run")
 
 
 def keys(

@@ -23,6 +23,7 @@ from prunetune.common.yaml import dump_yaml, read_mapping
 from prunetune.data.stream import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, UnknownName
 from prunetune.models.prompt import PromptFormat
+from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
 from prunetune.schedule.target import PruneConfig
 from prunetune.tasks.registry import TaskConfig, has_verifier
@@ -50,9 +51,9 @@ class ScoreConfig(_Config):
 
     criterion: Literal[
         "contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random", "greedy", "leverage"
-    ] = "contribution"
+    ] = "greedy"
     """How redundant a neuron is; see `criteria.CRITERIA`. `greedy` and `leverage`: by the error left after least
-    squares (`compensate.rank_neurons`)."""
+    squares; the paper: `contribution` (Eq. 2) or `activation` (Eq. 4)."""
     reduce: str = "mean"
     """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
     layer_criterion: Literal["l2", "relative", "cosine"] = "l2"
@@ -112,8 +113,12 @@ class StopConfig(_Config):
     """Where the validation problems come from; None: the first task of `evaluate`, drawn with another seed."""
 
 
-def _paper() -> list[TuneConfig]:
-    return [Cpt()]
+TOKENS = 20_000_000
+"""Recovery tokens of a run that names no budget: it must end."""
+
+
+def _recovery() -> list[TuneConfig]:
+    return [Cpt(tokens=TOKENS)]
 
 
 class Recipe(_Config):
@@ -127,24 +132,25 @@ class Recipe(_Config):
     """How far, and in which steps."""
     score: ScoreConfig = ScoreConfig()
     """How redundancy is measured."""
-    compensate: Literal["none", "least-squares", "least-squares-neurons"] = "none"
+    compensate: Literal["none", "least-squares", "least-squares-neurons"] = "least-squares"
     """`least-squares`: before any training, fold what is removed into the neurons that stay (docs/method.md).
-    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds."""
+    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds.
+    The paper: none."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
-    budget: Literal["equal", "damage"] = "equal"
+    budget: Literal["equal", "damage"] = "damage"
     """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it."""
     damage_per_round: float = Field(0.3, gt=0)
     """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
     tolerance: float | None = Field(None, ge=0)
     """A round after which the held-out loss is more than so much (nats) higher than before it is undone and halved."""
-    do_no_harm: bool = False
+    do_no_harm: bool = True
     """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
     """Go on only while the wanted accuracy is kept; the target is then how far to try."""
     anneal: Literal["every", "last"] = "every"
     """Whether the learning rate falls to zero in every round or in the last alone."""
-    recover: list[TuneConfig] = Field(default_factory=_paper)
+    recover: list[TuneConfig] = Field(default_factory=_recovery)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
@@ -170,6 +176,24 @@ class Recipe(_Config):
     def foreseen(self) -> bool:
         """Whether all steps are known before anything runs."""
         return not (self.probed or self.prune.by_threshold)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting(cls, value: Any) -> Any:
+        """A default that rules out what the recipe says gives way; what is said is never changed."""
+        if not isinstance(value, dict) or not isinstance(value.get("prune"), dict):
+            return value
+        value, prune = {**value}, {**value["prune"]}
+        fixed = prune.get("order") == "alternating" or bool({"sigma_neuron", "sigma_layer"} & set(prune))
+        value.setdefault("budget", "equal" if fixed else "damage")
+        if value["budget"] == "equal" and prune.get("order") != "auto":
+            prune.setdefault("rounds", None)
+        methods = value["recover"] if isinstance(value.get("recover"), list) else []
+        if any(isinstance(m, dict) and m.get("type") == "grpo" for m in methods):
+            value.setdefault("do_no_harm", False)
+        if value.get("compensate") == "none" and isinstance(value.get("score", {}), dict):
+            value["score"] = {"criterion": "contribution", **value.get("score", {})}
+        return {**value, "prune": prune}
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
@@ -207,24 +231,16 @@ class Recipe(_Config):
 
     @classmethod
     def parse(cls, value: Any, where: str = "recipe") -> Recipe:
-        """Validate a mapping; RecipeError names the first bad key, its value, and what is valid."""
+        """Validate a mapping (which may say `extends`); RecipeError names the first bad key and what is valid."""
         try:
-            return cls.model_validate(value)
+            return cls.model_validate(with_base(value, where, _as_written))
         except ValidationError as e:
             raise explain(e, where, cls) from None
 
     @classmethod
     def read(cls, ref: str | Path) -> Recipe:
         """Read a YAML file, or a shipped recipe by its name (`demo`)."""
-        path = shipped().get(str(ref), Path(ref))
-        if not path.is_file():
-            near = difflib.get_close_matches(str(ref), shipped(), cutoff=0.7)
-            if path.suffix in (".yaml", ".yml") or ("/" in str(ref) and not near):
-                raise MissingPath(
-                    "no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped())
-                )
-            raise UnknownName("recipe", str(ref), shipped())
-        return cls.parse(read_mapping(path, "recipe"), str(path))
+        return cls.parse(recipe_mapping(ref), str(recipe_file(ref)))
 
     def write(self, path: Path) -> None:
         """Write fully resolved YAML, atomically."""
@@ -236,15 +252,25 @@ class Recipe(_Config):
         return self.model_copy(update=values)
 
 
-def recommended() -> dict[str, Any]:
-    """What a run without a recipe file starts from; studies/01 has the measurements behind what is not the paper's."""
-    return {
-        "compensate": "least-squares",
-        "score": {"criterion": "greedy"},
-        "budget": "damage",
-        "do_no_harm": True,
-        "prune": {"rounds": "auto"},
-    }
+def recipe_file(ref: str | Path) -> Path:
+    """The YAML file of a recipe: a path, or the name of a shipped one."""
+    path = shipped().get(str(ref), Path(ref))
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(str(ref), shipped(), cutoff=0.7)
+    if path.suffix in (".yaml", ".yml") or ("/" in str(ref) and not near):
+        raise MissingPath("no such recipe file", value=str(ref), fix="check the path, or use: " + ", ".join(shipped()))
+    raise UnknownName("recipe", str(ref), shipped())
+
+
+def recipe_mapping(ref: str | Path) -> dict[str, Any]:
+    """A recipe as written, with what it extends; not validated."""
+    found: dict[str, Any] = with_base(_as_written(ref), str(ref), _as_written)
+    return found
+
+
+def _as_written(ref: str | Path) -> dict[str, Any]:
+    return read_mapping(recipe_file(ref), "recipe")
 
 
 def shipped() -> dict[str, Path]:

@@ -49,8 +49,9 @@ class PruneConfig(_Config):
     """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}."""
     step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
     """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
-    rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
-    """Number of rounds, in place of `step`; auto (with `budget: damage`): as many as the predicted damage asks for."""
+    rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """Number of rounds, in place of `step`; auto (with `budget: damage`): as many as the predicted damage asks for.
+    None, or a recipe that says `step`: as many as the steps make, as the paper has it."""
     order: Order = "neurons-then-layers"
     """Which axis goes first (Table 3: neurons-then-layers is best); auto: in each round what costs least (`save`)."""
     save: Literal["flops", "bytes", "ms"] = "flops"
@@ -65,6 +66,14 @@ class PruneConfig(_Config):
     """Instead of counts: layers whose maximal change is at most this are redundant (Eq. 6)."""
     max_rounds: int | None = Field(None, gt=0)
     """At most this many rounds (T of Algorithm 1); needed with thresholds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps(cls, value: Any) -> Any:
+        """Who says `step`, or thresholds, does not want `rounds: auto`."""
+        if isinstance(value, dict) and {"step", "sigma_neuron", "sigma_layer"} & set(value):
+            return {"rounds": None, **value}
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> PruneConfig:

@@ -1,0 +1,115 @@
+"""What the options of `run` and `init` ask for, as the mapping of a recipe; the recipe's own rules come after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunetune.cli.judges import judged_by, parse_task
+from prunetune.cli.options import parse_data
+from prunetune.errors import RecipeError
+from prunetune.recipe.said import changed, count, target
+
+USAGE = "prunetune run --model M --data D --target 0.6 --out RUN"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options, as typed. Whatever is None or empty was not said."""
+
+    recipe: str | None = None
+    model: str | None = None
+    data: Sequence[str] = ()
+    target: str | None = None
+    step: float | None = None
+    tokens: str | None = None
+    tasks: Sequence[str] = ()
+    verifier: str | None = None
+    n: int | None = None
+    seed: int | None = None
+    device: str | None = None
+    launcher: str | None = None
+    sets: Sequence[str] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether the recipe of that name is run with something changed."""
+        return (self.target, self.step, self.tokens, self.seed) != (None,) * 4 or bool(self.data or self.sets)
+
+
+def mapping_of(asked: Asked) -> dict[str, Any]:
+    """The recipe that is asked for, not yet validated.
+
+    Raises:
+        RecipeError: Neither or both of recipe and model, or an option that cannot be understood.
+    """
+    from prunetune.recipe.schema import recipe_mapping
+
+    if asked.recipe is not None and asked.model is not None:
+        raise RecipeError("give either a recipe or --model", valid=f"prunetune run RECIPE, or {USAGE}")
+    if asked.recipe is not None:
+        value = recipe_mapping(asked.recipe)
+    elif asked.model is None:
+        raise RecipeError("give either a recipe or --model", valid=f"prunetune run RECIPE, or {USAGE}")
+    elif not asked.data or asked.target is None:
+        raise RecipeError("--model needs --data and --target too", fix=USAGE)
+    else:
+        value = {"model": asked.model}
+    value = _with_cut(value, asked)
+    value = _with_tasks(value, asked)
+    if asked.tokens is not None:
+        value["recover"] = _budget(value.get("recover"), count(asked.tokens, "--tokens"))
+    value |= {k: v for k in ("seed", "device", "launcher") if (v := getattr(asked, k)) is not None}
+    for said in asked.sets:
+        value = changed(value, said)
+    return value
+
+
+def _with_cut(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Data, target and step."""
+    value = dict(value)
+    if asked.data:
+        value["data"] = [parse_data(d, asked.seed or 0) for d in asked.data]
+    prune = dict(value["prune"]) if isinstance(value.get("prune"), dict) else {}
+    if asked.target is not None:
+        prune["target"] = target(asked.target)
+    if asked.step is not None:
+        prune |= {"step": asked.step, "rounds": None}
+    return {**value, "prune": prune} if prune else value
+
+
+def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Tasks, their verifier, and on how many problems."""
+    if asked.verifier and not asked.tasks:
+        raise RecipeError("--verifier needs a task to judge", value=asked.verifier, fix="--task mine=rows.jsonl")
+    evaluate = dict(value["evaluate"]) if isinstance(value.get("evaluate"), dict) else {}
+    if asked.tasks:
+        evaluate["tasks"] = judged_by([parse_task(t) for t in asked.tasks], asked.verifier)
+    if asked.n is not None:
+        tasks = evaluate.get("tasks") or []
+        if not tasks:
+            raise RecipeError(
+                "--n needs a task to measure", value=asked.n, fix="--task gsm8k, or --task mine=rows.jsonl"
+            )
+        evaluate["tasks"] = [{**t, "n": asked.n} if isinstance(t, dict) else t for t in tasks]
+    return {**value, "evaluate": evaluate} if evaluate else value
+
+
+def _budget(methods: Any, tokens: int) -> list[Any]:
+    """The recovery methods with a budget of tokens; only one of them may be meant."""
+    if not methods:
+        return [{"type": "cpt", "tokens": tokens}]
+    if not isinstance(methods, list) or len(methods) != 1 or not isinstance(methods[0], dict):
+        raise RecipeError(
+            "--tokens cannot tell which recovery method is meant",
+            value=[m.get("type") if isinstance(m, dict) else m for m in methods]
+            if isinstance(methods, list)
+            else methods,
+            fix=f"--set recover.0.tokens={tokens}",
+        )
+    if methods[0].get("type") == "grpo":
+        raise RecipeError(
+            "a budget of grpo is in prompts, not in tokens", value=tokens, fix="--set recover.0.samples=12000"
+        )
+    return [{**methods[0], "tokens": tokens, "samples": None}]

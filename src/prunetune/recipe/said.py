@@ -1,0 +1,73 @@
+"""What the command line says of a recipe, put into its mapping before it is read: `--set KEY=VALUE`, `--tokens 20M`.
+
+value = changed(value, "score.samples=512")
+value = changed(value, "recover.0.learning_rate=1e-5")
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+from prunetune.common.yaml import parse_yaml
+from prunetune.errors import RecipeError
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbKMBgG]?)")
+_SCALE = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
+
+
+def count(text: str, what: str) -> int:
+    """A count as people write it: `20M`, `1.5k`, `300000`, `300_000`."""
+    found = _COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    value = float(found[1]) * _SCALE[found[2].lower()] if found else 0.0
+    if not 1 <= value < 1e18:
+        raise RecipeError(f"{what} must be a count above 0", value=text, valid="300000, 300k, 20M, 1.5B")
+    return round(value)
+
+
+def target(text: str) -> float | int:
+    """How much is to stay, as people write it: a share (`0.6`, `60%`, `60 %`) or a count of parameters (`3B`)."""
+    percent = text.strip().removesuffix("%").strip()
+    try:
+        share = float(percent) / 100 if percent != text.strip() else float(text)
+    except ValueError:
+        return count(text, "--target")
+    if not math.isfinite(share) or share <= 0 or (share > 1 and percent != text.strip()):
+        raise RecipeError(
+            "--target must be above 0", value=text, valid="a share such as 0.6 or 60%, or a count such as 3B"
+        )
+    return int(share) if share > 1 and share == int(share) else share
+
+
+def changed(value: dict[str, Any], said: str) -> dict[str, Any]:
+    """The mapping with one value changed: `KEY.KEY=VALUE`, a number in the path is a place in a list, VALUE is YAML."""
+    path, equals, text = said.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            "--set wants KEY=VALUE", value=said, valid="--set score.samples=512, --set recover.0.lora.rank=8"
+        )
+    value = copy.deepcopy(value)
+    here: Any = value
+    for done, key in enumerate(keys):
+        at = _place(here, key, ".".join(keys[:done]) or "the recipe", said)
+        if done == len(keys) - 1:
+            here[at] = parse_yaml(text, f"--set {path}")
+            return value
+        if isinstance(here, dict) and not isinstance(here.get(at), (dict, list)):
+            here[at] = {}
+        here = here[at]
+    return value
+
+
+def _place(here: Any, key: str, where: str, said: str) -> Any:
+    """A key of a mapping, or a place in a list."""
+    if isinstance(here, dict):
+        return key
+    if not isinstance(here, list) or not key.isdecimal() or int(key) >= len(here):
+        many = len(here) if isinstance(here, list) else 0
+        valid = f"0 to {many - 1}" if many else f"{where} as a whole, such as --set {where}=[...]"
+        raise RecipeError(f"--set: {where} has no entry {key!r}", value=said, valid=valid)
+    return int(key)
