@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunetune.errors import RecipeError
-from prunetune.recipe.said import changed, count
+from prunetune.recipe.said import changed, count, target
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ def test_what_is_no_count(text):
     with pytest.raises(RecipeError, match="--tokens must be a count") as e:
         count(text, "--tokens")
     assert "20M" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.6", 0.6), ("60%", 0.6), ("60 %", 0.6), ("3B", 3 * 10**9), ("500000", 500000), ("1", 1.0), ("1.5k", 1500)],
+)
+def test_targets(text, value):
+    assert target(text) == value
 
 
 def test_one_value_of_a_mapping():

@@ -27,9 +27,9 @@ def short(value: dict[str, Any], recipe: Recipe) -> str:
         recipe: The same, with its defaults: told as comments.
     """
     lines = ["# A prunetune recipe. `prunetune keys` tells every key; what is not here has the recommended setting."]
-    for key in value:
+    for key, said in value.items():
         lines += [f"# {WORDS[key]}"] if key in WORDS else []
-        lines += dump_yaml({key: value[key]}).rstrip().splitlines()
+        lines += dump_yaml({key: said}).rstrip().splitlines()
     if "recover" not in value:
         method = recipe.recover[0]
         lines += [f"# {WORDS['recover']}", f"# recover: [{{type: {method.type}, tokens: {method.tokens}}}]"]
