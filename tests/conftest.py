@@ -16,7 +16,7 @@ SHAPED = [
     f"pruning.{m}"
     for m in ("criteria", "scores", "ranking", "tap", "apply", "cut", "least_squares", "layerwise", "compensate")
 ]
-SHAPED += ["tune.training.loss", "tune.training.kl", "baselines.slicegpt"]
+SHAPED += ["pruning.gradients", "models.head_loss", "tune.training.kl", "baselines.slicegpt"]
 install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
 
 import torch

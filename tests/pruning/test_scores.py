@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tests.tiny import FAMILIES, tiny_model
@@ -108,18 +111,57 @@ def test_a_batch_of_several_blocks_scores_as_one_of_one_block():
         torch.testing.assert_close(whole.layers_max, parts.layers_max, rtol=1e-5, atol=1e-7)
 
 
-def test_taylor_equals_autograd_on_the_activations():
-    model = tiny_model("llama")
-    found = score(model, make_batches(SEQUENCES[:1], 0), neuron_criterion="taylor").neurons
-    kept = []
-    handle = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(
-        lambda m, a: (a[0].retain_grad(), kept.append(a[0]))[0]
-    )
-    ids = torch.tensor(SEQUENCES[:1])
-    logits = model(ids).logits[0, :-1]
-    torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
-    handle.remove()
-    torch.testing.assert_close(found[2], (kept[0] * kept[0].grad)[0].abs().mean(0), rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taylor_equals_autograd_through_the_whole_model(family):
+    """The direct formula, all logits at once and one graph: |a dL/da|, sequence by sequence without padding."""
+    model = tiny_model(family)
+    found = score(model, make_batches(SEQUENCES, 0), neuron_criterion="taylor")
+    down = family_of(model.config).down
+    kept = [[] for _ in model.model.layers]
+    handles = [
+        layer.get_submodule(down).register_forward_pre_hook(lambda m, a, k=k: (a[0].retain_grad(), k.append(a[0]))[0])
+        for layer, k in zip(model.model.layers, kept, strict=True)
+    ]
+    for row in SEQUENCES:
+        ids = torch.tensor([row])
+        logits = model(ids).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
+    for handle in handles:
+        handle.remove()
+    direct = torch.stack([torch.cat([(a * a.grad)[0] for a in k]).abs().mean(0) for k in kept])
+    torch.testing.assert_close(found.neurons, direct.detach(), rtol=1e-4, atol=1e-7)
+    assert found.tokens == sum(map(len, SEQUENCES)), "a layer that runs twice is counted once"
+    torch.testing.assert_close(found.layers, score(model, make_batches(SEQUENCES, 0)).layers)
+
+
+def test_taylor_keeps_no_logits_and_one_layer_at_a_time():
+    """19 GB for a model of 135 M: the logits of a batch, several times over, and the graph of all layers."""
+    model, saved = tiny_model("llama", vocab_size=1000, num_hidden_layers=4), []
+
+    def pack(x):
+        saved.append(tuple(x.shape))
+        return x
+
+    (batch,) = make_batches([[int(t) for t in torch.randint(3, 999, (90,))] for _ in range(8)], 0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        score(model, [batch], neuron_criterion="taylor")
+    assert saved and not any(1000 in shape and 32 not in shape for shape in saved), "logits stayed for the backward"
+    seen, alive = [], []
+
+    def watch(m, a):
+        if torch.is_grad_enabled():
+            alive.append(sum(r() is not None for r in seen))
+            seen.append(weakref.ref(a[0]))
+
+    handles = [layer.mlp.down_proj.register_forward_pre_hook(watch) for layer in model.model.layers]
+    gc.disable()  # a circle of references would keep every layer's graph until the next collection
+    try:
+        score(model, [batch], neuron_criterion="taylor")
+    finally:
+        gc.enable()
+        for handle in handles:
+            handle.remove()
+    assert alive == [0] * 4, "a layer's graph is gone before the next one's is made"
 
 
 def test_taylor_leaves_no_gradient_behind():

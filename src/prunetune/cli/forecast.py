@@ -10,7 +10,8 @@
              recomputing activations is not counted as work), LoRA 4, distill 2 more a parameter of the teacher; grpo 2
              more for the reference, and 2 for sampling at SAMPLING of the peak (decoding is bound by memory)
 
-Scoring, pruning and evaluation come on top. These are estimates to choose a machine with, not measurements.
+Scoring holds its own memory (`Cost.scoring_bytes`); its time, and that of pruning and evaluation, comes on top. These
+are estimates to choose a machine with, not measurements.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
     value["hours"] = None if None in hours else sum(hours)
     value["paper_hours"] = paper.hours
     value["device_bytes"] = max((m["device_bytes"] for s in value["steps"][1:] for m in s["recover"]), default=0)
+    value["score_bytes"] = original.scoring_bytes(
+        recipe.score.batch_tokens, gradients=recipe.score.criterion == "taylor"
+    )
     value["assumptions"] = assumptions(recipe)
     if not recipe.foreseen:
         value["assumptions"].append("one round: more would share the same budget, at larger sizes")
@@ -212,7 +216,10 @@ def _text(value: dict[str, Any]) -> str:
         said = said or (" (the paper states no hours)" if paper else "")
         about = f"about {duration(3600 * value['hours'])}" if 60 * value["hours"] >= 1 else "less than a minute"
         lines.append(f"\nrecovery on {where}: {about}{said}")
-    lines.append(f"memory of a device for training: about {size(value['device_bytes'])}")
+    lines.append(
+        f"memory of a device for training: about {size(value['device_bytes'])}; "
+        f"for scoring: about {size(value['score_bytes'])}"
+    )
     lines.append("assumed: " + "; ".join(value["assumptions"]))
     return "\n".join(lines)
 

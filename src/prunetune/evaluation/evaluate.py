@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunetune.common.stats import mean_stderr, stderr
 from prunetune.errors import TaskError
 from prunetune.evaluation.loss import perplexity
 from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples
@@ -37,7 +38,7 @@ class EvalResult:
 
     Attributes:
         value: Share of correct answers (or the perplexity, where `metric` says so).
-        stderr: Standard error of that share, sqrt(p (1 - p) / n).
+        stderr: Standard error of that share (`common.stats.stderr`); zero where all or none are right: see `wilson`.
         n: Questions (tokens, of a perplexity).
         seed: Seed of the choice of questions.
         prompt_tokens: Mean prompt length.
@@ -155,15 +156,14 @@ def summarise(task: Task, records: Sequence[dict[str, Any]]) -> EvalResult:
     scores: dict[str, float] = {}
     for name in sorted({name for r in records for name in r["scores"]}):
         values = [float(r["scores"].get(name, 0.0)) for r in records]
-        mean = sum(values) / n
-        scores[name] = mean
-        scores[f"{name}_stderr"] = math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
+        scores[name] = sum(values) / n
+        scores[f"{name}_stderr"] = mean_stderr(values)
     return EvalResult(
         task=task.name,
         version=task.version,
         metric=task.metric,
         value=share,
-        stderr=math.sqrt(share * (1 - share) / n),
+        stderr=stderr(correct, n),
         n=n,
         seed=task.seed,
         prompt_tokens=sum(r["prompt_tokens"] for r in records) / n,

@@ -1,12 +1,16 @@
-"""Measured prefill and decode time of several models, taken in turns in one run, so that their ratio is fair.
+"""Measured prefill and decode time of several models, timed in turns in one run, so that their ratio is fair.
 
-A machine's speed drifts (other work, clocks), so the models alternate, repeat by repeat and in reversed order every
-second time; medians are compared. Greedy, random prompt tokens, key-value cache on; a batch of one gives the latency,
-a larger one the throughput.
+A machine's speed drifts, and other work comes in bursts. So every repeat times each model once, one straight after the
+other, in an order drawn by lot; what is compared are the two times of one repeat. Whatever slows the machine, the lot
+decides which model it hits, so a ratio's interval (`common.stats.paired_ratio`) holds the truth as often as it says,
+whatever the noise is like. Greedy, random prompt tokens, key-value cache on; a batch of one gives the latency, a larger
+one the throughput. The first timings of all are dropped.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,15 +19,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prunetune.common.stats import LOOKS, MOST_LOOKS, paired_ratio
 from prunetune.errors import RecipeError
+from prunetune.models.finite import is_finite, overflow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Seconds = list[tuple[float, float]]
+"""(prefill, decode) of one model, a repeat each."""
+
+LEAST = 8
+"""Repeats from which on an interval of 95 % can be given (see `paired_ratio`)."""
+NARROW = 0.03
+"""Half an interval's width, as a share, at which more repeats would tell nothing that matters."""
+PATIENCE_S = 60.0
+"""Time after which no further repeats are begun."""
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Median times of a whole batch over the repeats, with interquartile ranges, in milliseconds."""
+    """Median times of a whole batch over the repeats, with interquartile ranges, in milliseconds.
+
+    `prefill_each_ms` and `decode_each_ms` (a token) are the repeats themselves, in order: of two models timed together
+    the same places belong to one repeat. `load`: the machine's load over the last minute, before and after.
+    """
 
     prefill_ms: float
     prefill_iqr_ms: float
@@ -33,6 +53,9 @@ class Latency:
     new_tokens: int
     repeats: int
     batch: int = 1
+    prefill_each_ms: tuple[float, ...] = ()
+    decode_each_ms: tuple[float, ...] = ()
+    load: tuple[float, ...] = ()
 
     @property
     def question_ms(self) -> float:
@@ -68,6 +91,9 @@ def time_once(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> 
         model: In eval mode.
         prompt: Token ids [batch, prompt_tokens] on the model's device.
         new_tokens: At least two; the first comes from the prefill.
+
+    Raises:
+        NotFinite: What was timed were no logits: a model that overflows has no speed worth knowing.
     """
     _sync(model.device)
     start = time.perf_counter()
@@ -79,7 +105,11 @@ def time_once(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> 
         out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         token = out.logits[:, -1:].argmax(-1)
     _sync(model.device)
-    return middle - start, time.perf_counter() - middle
+    end = time.perf_counter()
+    if not is_finite(out.logits[:, -1].amax(-1)):
+        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+        raise overflow(model, inputs, "the next token")
+    return middle - start, end - middle
 
 
 def measure(
@@ -91,6 +121,7 @@ def measure(
     repeats: int = 5,
     warmup: int = 1,
     seed: int = 0,
+    settle: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
     """Time every model on the same prompt, in turns.
@@ -103,6 +134,8 @@ def measure(
         repeats: Timed generations a model.
         warmup: Untimed ones before.
         seed: Of the prompt.
+        settle: Begin with `LEAST` repeats, and double them (twice at most) until the ratio of the last model to the
+            first is known to `NARROW`, or `PATIENCE_S` are over.
         progress: Called with (generations done, in all).
     """
     for name, value, least in (
@@ -115,20 +148,40 @@ def measure(
             raise RecipeError(f"{name} is too small to be timed", value=value, valid=f"at least {least}")
     vocab = min(model.config.vocab_size for model in models.values())
     prompt = torch.randint(0, vocab, (batch, prompt_tokens), generator=torch.Generator().manual_seed(seed))
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    rounds = warmup + repeats
-    for i in range(rounds):
-        order = list(models) if i % 2 == 0 else list(models)[::-1]
+    seconds: dict[str, Seconds] = {name: [] for name in models}
+    lot, begin, before = random.Random(), time.monotonic(), _load()  # not seeded: the lot is what makes it fair
+    wanted, done, looks = warmup + (max(repeats, LEAST) if settle else repeats), 0, 1
+    while done < wanted:
+        order = list(models)
+        lot.shuffle(order)
         for at, name in enumerate(order):
             taken = time_once(models[name], prompt.to(models[name].device), new_tokens)
-            if i >= warmup:
+            if done >= warmup:
                 seconds[name].append(taken)
             if progress:
-                progress(i * len(order) + at + 1, rounds * len(order))
-    return {name: _summary(taken, prompt_tokens, new_tokens, batch) for name, taken in seconds.items()}
+                progress(done * len(order) + at + 1, wanted * len(order))
+        done += 1
+        late = time.monotonic() - begin > PATIENCE_S
+        if settle and done == wanted and looks < MOST_LOOKS and not late and not _settled(list(seconds.values())):
+            wanted, looks = wanted + done - warmup, looks + 1
+    load = (before, _load())
+    return {name: _summary(taken, prompt_tokens, new_tokens, batch, load) for name, taken in seconds.items()}
 
 
-def _summary(seconds: list[tuple[float, float]], prompt_tokens: int, new_tokens: int, batch: int) -> Latency:
+def _settled(seconds: list[Seconds]) -> bool:
+    """Whether prefill and decode of the last model over the first are both known to `NARROW`."""
+    for part in (0, 1):
+        ratio = paired_ratio([t[part] for t in seconds[0]], [t[part] for t in seconds[-1]], looks=LOOKS)
+        if ratio.low is None or ratio.high is None or ratio.high / ratio.low > (1 + NARROW) ** 2:
+            return False
+    return True
+
+
+def _load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _summary(seconds: Seconds, prompt_tokens: int, new_tokens: int, batch: int, load: tuple[float, float]) -> Latency:
     prefill = [1000 * p for p, _ in seconds]
     decode = [1000 * d / (new_tokens - 1) for _, d in seconds]
     return Latency(
@@ -140,6 +193,9 @@ def _summary(seconds: list[tuple[float, float]], prompt_tokens: int, new_tokens:
         new_tokens=new_tokens,
         repeats=len(seconds),
         batch=batch,
+        prefill_each_ms=tuple(prefill),
+        decode_each_ms=tuple(decode),
+        load=load,
     )
 
 

@@ -227,6 +227,21 @@ class Cost:
         one_layer = 2 * (8 * s.hidden + 4 * s.width + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
         return tokens * (2 * s.hidden * s.depth + one_layer + 8 * s.vocab)
 
+    def scoring_bytes(self, tokens: int, *, gradients: bool = False) -> int:
+        """Rough bytes of scoring with batches of `tokens` places: weights and one layer's activations.
+
+        With gradients (`taylor`) also every layer's input, that layer's activations once more, and three chunks of
+        fp32 logits (`head_loss.CHUNK_BYTES`; a GPU's are four times as large). No batch's logits are ever held.
+        """
+        s = self.shape
+        one_layer = (
+            self.dtype_bytes * tokens * (8 * s.hidden + 4 * s.width + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
+        )
+        if not gradients:
+            return self.weight_bytes + one_layer
+        chunk = min(128 << 20, 4 * s.vocab * tokens)
+        return self.weight_bytes + 2 * one_layer + self.dtype_bytes * s.depth * s.hidden * tokens + 3 * chunk
+
     def forward_flops(self, tokens: int, past: int = 0, head_tokens: int | None = None) -> int:
         """FLOPs of a forward pass of `tokens` after `past` cached ones; the head runs on `head_tokens` (all)."""
         s = self.shape

@@ -3,6 +3,7 @@
     walk the base model (no head) over batches sorted by length
         hook on down_proj's input   -> a statistic over real tokens, a layer
         hook on the decoder layer   -> how much it changes the residual stream
+    with gradients (`taylor`): the head's loss in chunks of tokens, then layer after layer backwards, each run again
     combine with the weights         -> Scores, a safetensors file that several plans can use
 
 The hooks look at the layers' own inputs and outputs: `hidden_states[-1]` of transformers is taken after the final
@@ -42,6 +43,7 @@ from prunetune.pruning.criteria import (
     statistic,
     vote_scores,
 )
+from prunetune.pruning.gradients import backward_by_layer
 from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
 from prunetune.pruning.ranking import rank
 from prunetune.pruning.tensors import Shapes, read_tensors
@@ -236,6 +238,8 @@ class _Walk:
 
     def _layer_hook(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if torch.is_grad_enabled():
+                return  # run again, for its gradients: counted already
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             with _plain(before):
@@ -245,11 +249,11 @@ class _Walk:
 
     def _activation_hook(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            a = args[0]
-            if self.chosen.needs == "gradients":
-                a.register_hook(lambda grad: self._add(i, a.detach().float() * grad.float()))
-            else:
-                self._add(i, a.detach())
+            a, plain = args[0], args[0].detach()
+            if self.chosen.needs != "gradients":
+                self._add(i, plain)
+            elif a.requires_grad:  # a hook that held `a` itself would keep the layer's whole graph: a circle
+                a.register_hook(lambda grad: self._add(i, plain.float() * grad.float()))
 
         return hook
 
@@ -286,30 +290,13 @@ class _Walk:
         rows = torch.arange(mask.shape[0], device=mask.device) * mask.shape[1]
         self.last = (mask * places).amax(1) + rows
         if self.chosen.needs == "gradients":
-            self._with_gradients(batch, mask)
+            backward_by_layer(self.model, self.layers, batch)
         else:
             with torch.no_grad():
                 self.model.get_submodule("model")(**batch, use_cache=False)
         for i, change in enumerate(self.changes):
             if not math.isfinite(change.total):
                 raise layer_overflow(self.layers[i], i, "its scores", self.model.dtype)
-
-    def _with_gradients(self, batch: Batch, mask: Tensor) -> None:
-        """Forward with the head and backward of the summed next-token loss; no weight gets a gradient."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        for p in trained:
-            p.requires_grad_(False)
-        try:
-            with torch.enable_grad():
-                embed = self.model.get_input_embeddings()
-                embeds = embed(batch["input_ids"]).requires_grad_()
-                out = self.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
-                labels = batch["input_ids"][:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
-                logits = out.logits[:, :-1].float()
-                torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
-        finally:
-            for p in trained:
-                p.requires_grad_(True)
 
     def neuron_scores(self, i: int, vote_share: float, seed: int) -> Float[Tensor, " width"]:
         """Combine what the pass gathered for layer i with the layer's weights."""

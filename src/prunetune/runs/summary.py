@@ -27,6 +27,9 @@ class Timing(Record):
     question_ms: float | None = None
     ms_per_new_token: float | None = None
     tokens_per_s: float | None = None
+    prefill_each_ms: tuple[float, ...] = ()
+    decode_each_ms: tuple[float, ...] = ()
+    load: tuple[float, ...] = ()
 
 
 class Timings(Record):

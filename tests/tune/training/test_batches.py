@@ -9,9 +9,9 @@ import torch
 from tests.tiny import tiny_model, tiny_tokenizer
 
 from prunetune.data.stream import Example
+from prunetune.models.head_loss import IGNORED
 from prunetune.models.prompt import PromptFormat
 from prunetune.tune.training.batches import Row, collate, filled, make_rows, ordered, packed
-from prunetune.tune.training.loss import IGNORED
 
 
 def _rows(n: int, seed: int = 0) -> list[Row]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from prunetune.models.head_loss import chunked, next_token_loss, on_logits
 from prunetune.tune.training.kl import Whole, distillation, top_k
-from prunetune.tune.training.loss import chunked, next_token_loss, on_logits
 
 
 def _case(tokens: int = 23, vocabulary: int = 37) -> tuple[torch.Tensor, ...]:

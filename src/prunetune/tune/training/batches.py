@@ -17,7 +17,7 @@ from torch import Tensor
 from prunetune.data.stream import Example
 from prunetune.models.batches import padded
 from prunetune.models.prompt import Encoded, PromptFormat, encode
-from prunetune.tune.training.loss import IGNORED
+from prunetune.models.head_loss import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prunetune.tune.training.loss import Term, capped, cross_entropy
+from prunetune.models.head_loss import Term, capped, cross_entropy
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from prunetune.common import stopping
 from prunetune.errors import TuneError
+from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.methods.base import Method
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
 from prunetune.tune.training.average import Average, covered
 from prunetune.tune.training.batches import Row, Rows, collate, filled, make_rows, ordered, packed
 from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
-from prunetune.tune.training.loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
 from prunetune.tune.training.settle import Settle, Thermostat
 
@@ -35,7 +35,7 @@ Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
 
 
 class BoundedTrainer(Trainer):
-    """transformers.Trainer whose loss never holds [tokens, vocabulary] logits (see `loss.py`)."""
+    """transformers.Trainer whose loss never holds [tokens, vocabulary] logits (see `models/head_loss.py`)."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ hidden states and the head; the backward pass only scales what is there. Per tok
     dloss/dz = (softmax(z') - onehot(label)) * (1 - (z'/cap)^2)
 
 Only positions whose label counts enter. Sums, softmax and the head's gradient are fp32 whatever the compute type is.
-`kl.py` adds the term of distillation to the same machinery.
+Training, distillation (tune/training/kl.py adds its term) and scores by gradients (pruning/scores.py) share it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from tests.tiny import tiny_model
 
 from prunetune.models.families import FAMILIES
-from prunetune.tune.training.loss import IGNORED, chunk_tokens, counted, next_token_loss
+from prunetune.models.head_loss import IGNORED, chunk_tokens, counted, next_token_loss
 
 
 def _grads(model: torch.nn.Module) -> dict[str, torch.Tensor]:
