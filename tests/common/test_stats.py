@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetune.common.stats import Paired, kept_share, mcnemar, pair, stderr, wilson
+from prunetune.common.stats import Paired, kept_share, mcnemar, mean_stderr, pair, paired_ratio, stderr, wilson
 
 
 def test_stderr_is_the_sample_one() -> None:
@@ -89,3 +89,26 @@ def test_kept_share_of_equal_models_needs_enough_questions() -> None:
     same = [(True, True)] * 90 + [(False, False)] * 10
     assert kept_share(same, 0.98, fresh=2000)[1] < 0.98  # a hundred questions cannot promise it
     assert kept_share(same * 40, 0.98, fresh=2000)[1] > 0.98
+
+
+def test_paired_ratio_by_hand() -> None:
+    # 8 pairs: 1 - 2/256 = 99.2 % lies between the least and the largest; three looks ask for 98.3 %
+    old, new = [2.0, 4.0, 3.0, 2.2, 1.8, 2.0, 2.0, 2.0], [1.0] * 8
+    found = paired_ratio(old, new)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((2.0, 1.8, 4.0, 8))
+    assert paired_ratio(old[:6], new[:6]).low is None, "no interval of so many per cent comes of six"
+    once = paired_ratio(old[:6], new[:6], looks=1)  # 1 - 2/64 = 96.9 %
+    assert (once.low, once.high) == pytest.approx((1.8, 4.0))
+    twelve = paired_ratio(
+        [1.0, *[2.0] * 10, 9.0], [1.0] * 12
+    )  # 1 - 2 (1 + 12)/4096 = 99.4 %: one at each end is left out
+    assert (twelve.low, twelve.high) == pytest.approx((2.0, 2.0))
+    mirrored = paired_ratio(new, old)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 / 4, 1 / 1.8))
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_ratio([], [])
+
+
+def test_standard_error_of_a_mean() -> None:
+    assert mean_stderr([1.0] * 7 + [0.0] * 5) == pytest.approx(stderr(7, 12)), "of shares it is the same formula"
+    assert mean_stderr([3.0]) == mean_stderr([]) == 0.0

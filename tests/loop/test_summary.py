@@ -17,9 +17,20 @@ from prunetune.runs.summary import TaskSpeedup, Timing, Timings
 from prunetune.tasks.registry import TaskConfig, build_task
 
 
+<<<<<<< HEAD
 def record(value, new_tokens=11.0, n=10, task="t"):
     e = EvalRecord(task=task, value=value, stderr=0.1, n=n, prompt_tokens=20.0, new_tokens=new_tokens)
     return StageRecord(index=0, name="original", evals=(e,))
+=======
+def record(value, new_tokens=11.0, n=10):
+    return {
+        "index": 0,
+        "name": "s",
+        "evals": [
+            {"task": "t", "value": value, "stderr": 0.1, "n": n, "prompt_tokens": 20.0, "new_tokens": new_tokens}
+        ],
+    }
+>>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 
 
 def test_accuracy_pairs_tasks_and_takes_the_smaller_n():

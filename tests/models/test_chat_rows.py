@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prunetune.tune.training.loss import IGNORED
 from tests.tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +24,6 @@ from prunetune.models.prompt import (
     prompt_text,
 )
 from prunetune.tune.training.batches import make_rows
-from prunetune.tune.training.loss import IGNORED
 
 CHAT = PromptFormat(template="chat")
 LOOP = "{% for m in messages %}"

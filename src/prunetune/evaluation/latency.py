@@ -33,7 +33,7 @@ LEAST = 8
 """Repeats from which on an interval of 95 % can be given (see `paired_ratio`)."""
 NARROW = 0.03
 """Half an interval's width, as a share, at which more repeats would tell nothing that matters."""
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 """Time after which no further repeats are begun."""
 
 

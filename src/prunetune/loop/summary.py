@@ -9,15 +9,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+<<<<<<< HEAD
 from pydantic import JsonValue
 
+=======
+from prunetune.common.files import read_json
+>>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 from prunetune.data.stream import Example, overlap
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
+<<<<<<< HEAD
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import ACTIONS, EvalRecord, StageRecord, known
 from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, TaskSpeedup, Timing, Timings
 from prunetune.schedule.target import FinalShape
+=======
+from prunetune.report.speed import speedups
+from prunetune.runs.folder import Record, RunFolder
+from prunetune.runs.records import StageRecord
+from prunetune.runs.summary import Timings
+>>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 from prunetune.tasks.registry import Task
 
 
@@ -119,6 +130,7 @@ def _both(original: StageRecord, final: StageRecord) -> list[tuple[EvalRecord, E
     return [(old, new) for old, new in pairs if new is not None]
 
 
+<<<<<<< HEAD
 def _flops_ratio(original: StageRecord, final: StageRecord) -> dict[str, float]:
     pairs = {t: (old, final.cost.flops.get(t)) for t, old in original.cost.flops.items()}
     return {t: new / old for t, (old, new) in pairs.items() if old and new}
@@ -152,6 +164,13 @@ def _question_ms(timed: Timing, result: EvalRecord) -> float:
     asked, answered = known(result.prompt_tokens, "prompt_tokens"), known(result.new_tokens, "new_tokens")
     prefill = timed.prefill_ms * asked / known(timed.prompt_tokens, "prompt_tokens")
     return prefill + timed.decode_ms_per_token * max(0.0, answered - 1)
+=======
+def _speedup(original: Record, final: Record, latency: dict[str, Any] | None) -> dict[str, Any]:
+    """How much faster, from prefill and decode times measured in turns at batch 1, on each model's own lengths."""
+    if latency is None:
+        return {}
+    return speedups(Timings.model_validate(latency), *map(StageRecord.model_validate, (original, final)))
+>>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 
 
 def _control(run: RunFolder, original: StageRecord) -> ControlRecord | None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from prunetune.data.stream import Example
 from prunetune.models.batches import padded
-from prunetune.models.prompt import Encoded, PromptFormat, encode
 from prunetune.models.head_loss import IGNORED
+from prunetune.models.prompt import Encoded, PromptFormat, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
