@@ -10,27 +10,17 @@ from tests.tiny_run import tiny_recipe
 
 from prunetune.data.stream import Example
 from prunetune.loop.measure import per_question
-from prunetune.loop.summary import _asked, _reached, accuracy, environment, leaks, speedups
+from prunetune.loop.summary import _asked, _reached, accuracy, environment, leaks
 from prunetune.models.cost import cost_of
+from prunetune.report.speed import speedups
 from prunetune.runs.records import EvalRecord, StageRecord
 from prunetune.runs.summary import TaskSpeedup, Timing, Timings
 from prunetune.tasks.registry import TaskConfig, build_task
 
 
-<<<<<<< HEAD
 def record(value, new_tokens=11.0, n=10, task="t"):
     e = EvalRecord(task=task, value=value, stderr=0.1, n=n, prompt_tokens=20.0, new_tokens=new_tokens)
     return StageRecord(index=0, name="original", evals=(e,))
-=======
-def record(value, new_tokens=11.0, n=10):
-    return {
-        "index": 0,
-        "name": "s",
-        "evals": [
-            {"task": "t", "value": value, "stderr": 0.1, "n": n, "prompt_tokens": 20.0, "new_tokens": new_tokens}
-        ],
-    }
->>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 
 
 def test_accuracy_pairs_tasks_and_takes_the_smaller_n():
@@ -44,14 +34,14 @@ def test_accuracy_pairs_tasks_and_takes_the_smaller_n():
 def test_speed_up_tells_faster_from_shorter():
     """The same speed a token, half the tokens: twice as fast a question (nearly), not a bit faster a token."""
     same = Timing(prefill_ms=10.0, decode_ms_per_token=10.0, prompt_tokens=20)
-    found = speedups(record(1, 11.0), record(1, 6.0), Timings(original=same, final=same))
+    found = speedups(Timings(original=same, final=same), record(1, 11.0), record(1, 6.0))
     assert found["prefill"] == found["decode"] == 1.0
     assert found["t"].question == pytest.approx(110 / 60)
     assert found["t"].token == pytest.approx(1.0)
     fast = Timing(prefill_ms=5.0, decode_ms_per_token=5.0, prompt_tokens=20)
-    found = speedups(record(1), record(1), Timings(original=same, final=fast))
+    found = speedups(Timings(original=same, final=fast), record(1), record(1))
     assert found["t"] == TaskSpeedup(question=2.0, token=2.0)
-    assert speedups(record(1), record(1), None) == {}
+    assert speedups(Timings(), record(1), record(1)) == {}
 
 
 @pytest.mark.parametrize(

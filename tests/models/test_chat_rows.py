@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunetune.tune.training.loss import IGNORED
 from tests.tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from prunetune.data.example import Example, Turn
 from prunetune.errors import RecipeError
+from prunetune.models.head_loss import IGNORED
 from prunetune.models.prompt import (
     PromptFormat,
     check_chat,

@@ -103,7 +103,7 @@ def test_what_the_summary_keeps_is_what_the_report_shows(run: RunRecord) -> None
     assert {"prefill", "decode", "throughput", "demo"} <= kept.keys()
     found = with_latency(run, *each, **kept)
     assert speedup(found, "prefill").value == kept["prefill"] == pytest.approx(1.5)
-    assert speedup(found, "demo", "question").value == kept["demo"]["question"]
+    assert speedup(found, "demo", "question").value == kept["demo"].question
     assert speedups(Timings(), run.original, run.final) == {}
 
 

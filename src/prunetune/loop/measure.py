@@ -21,6 +21,7 @@ from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.models.cost import Cost, Shape, cost_of
 from prunetune.models.folders import model_sha
+from prunetune.report.speed import ENOUGH
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import CostRecord, EvalRecord, Figures, StageRecord, Verdict
 from prunetune.runs.summary import Timings
@@ -167,13 +168,14 @@ def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
     def make(tmp: Path) -> None:
         models = {"original": context.load(context.source), "final": context.load(final)}
         with context.watch.bar("latency") as bar:
-            alone, many = (measure(models, batch=b, repeats=repeats, progress=bar) for b in (1, BATCH))
+            settle = repeats >= ENOUGH  # fewer are no measurement, and are wanted as they are
+            alone, many = (measure(models, batch=b, repeats=repeats, settle=settle, progress=bar) for b in (1, BATCH))
         found = {name: timed.to_json() for name, timed in alone.items()}
         write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
         models.clear()
         free()
 
-    key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH}
+    key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH, "paired": True}
     return Timings.read(once(run.path / ".latency.json", key, make))
 
 

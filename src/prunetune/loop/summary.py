@@ -9,26 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-<<<<<<< HEAD
 from pydantic import JsonValue
 
-=======
-from prunetune.common.files import read_json
->>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 from prunetune.data.stream import Example, overlap
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
-<<<<<<< HEAD
+from prunetune.report.speed import speedups
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import ACTIONS, EvalRecord, StageRecord, known
-from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, TaskSpeedup, Timing, Timings
+from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, Timings
 from prunetune.schedule.target import FinalShape
-=======
-from prunetune.report.speed import speedups
-from prunetune.runs.folder import Record, RunFolder
-from prunetune.runs.records import StageRecord
-from prunetune.runs.summary import Timings
->>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 from prunetune.tasks.registry import Task
 
 
@@ -66,7 +56,7 @@ def summarise(
         params_ratio=ratio,
         flops_ratio=_flops_ratio(original, final),
         accuracy=accuracy(original, final),
-        speedup=speedups(original, final, latency),
+        speedup=speedups(latency or Timings(), original, final),
         latency=latency,
         recovery_tokens=sum(known(s.tokens, "tokens") for s in stages),
         seconds=seconds,
@@ -130,47 +120,9 @@ def _both(original: StageRecord, final: StageRecord) -> list[tuple[EvalRecord, E
     return [(old, new) for old, new in pairs if new is not None]
 
 
-<<<<<<< HEAD
 def _flops_ratio(original: StageRecord, final: StageRecord) -> dict[str, float]:
     pairs = {t: (old, final.cost.flops.get(t)) for t, old in original.cost.flops.items()}
     return {t: new / old for t, (old, new) in pairs.items() if old and new}
-
-
-def speedups(original: StageRecord, final: StageRecord, latency: Timings | None) -> dict[str, float | TaskSpeedup]:
-    """How much faster, from prefill and decode times measured in turns at batch 1, on each model's own lengths.
-
-    `question` counts that a model may answer shorter or longer; `token` does not.
-    """
-    if latency is None or latency.original is None or latency.final is None:
-        return {}
-    old, new, many = latency.original, latency.final, latency.batched
-    out: dict[str, float | TaskSpeedup] = {
-        "prefill": old.prefill_ms / new.prefill_ms,
-        "decode": old.decode_ms_per_token / new.decode_ms_per_token,
-    }
-    if many is not None and many.original is not None and many.final is not None:
-        rates = known(many.original.tokens_per_s, "tokens_per_s"), known(many.final.tokens_per_s, "tokens_per_s")
-        out["throughput"] = rates[1] / rates[0]
-    for before, after in _both(original, final):
-        if before.is_share:
-            a, b = _question_ms(old, before), _question_ms(new, after)
-            lengths = [max(1.0, known(e.new_tokens, "new_tokens")) for e in (before, after)]
-            out[before.task] = TaskSpeedup(question=a / b, token=(a / lengths[0]) / (b / lengths[1]))
-    return out
-
-
-def _question_ms(timed: Timing, result: EvalRecord) -> float:
-    """Prefill (scaled to the question's own prompt) and then one step a further token, in milliseconds."""
-    asked, answered = known(result.prompt_tokens, "prompt_tokens"), known(result.new_tokens, "new_tokens")
-    prefill = timed.prefill_ms * asked / known(timed.prompt_tokens, "prompt_tokens")
-    return prefill + timed.decode_ms_per_token * max(0.0, answered - 1)
-=======
-def _speedup(original: Record, final: Record, latency: dict[str, Any] | None) -> dict[str, Any]:
-    """How much faster, from prefill and decode times measured in turns at batch 1, on each model's own lengths."""
-    if latency is None:
-        return {}
-    return speedups(Timings.model_validate(latency), *map(StageRecord.model_validate, (original, final)))
->>>>>>> cba27d6 (Taylor scoring in bounded memory; timings paired by lot, with intervals that hold)
 
 
 def _control(run: RunFolder, original: StageRecord) -> ControlRecord | None:

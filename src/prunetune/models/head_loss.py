@@ -71,7 +71,7 @@ def next_token_loss(
 
 
 def cross_entropy(labels: Int[Tensor, " tokens"]) -> Term:
-    """The next-token term. Where a model is sure, p - 1 is all rounding: torch's softmax rounds as its own loss does."""
+    """The next-token term. Where a model is sure, p - 1 is all rounding: it is torch's own softmax, so as to agree."""
 
     def term(logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
         target = labels[start : start + len(logits), None]

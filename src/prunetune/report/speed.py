@@ -119,7 +119,7 @@ def timed_speedup(
     return Speedup(found.value, found.low, found.high, found.n)
 
 
-def speedups(latency: Timings, original: StageRecord, final: StageRecord) -> dict[str, float | dict[str, float]]:
+def speedups(latency: Timings, original: StageRecord, final: StageRecord) -> dict[str, float | TaskSpeedup]:
     """summary.json's `speedup`: prefill, decode, throughput, and of each task a question and a generated token.
 
     `question` counts that a model may answer shorter or longer; `token` does not.
@@ -135,12 +135,12 @@ def speedups(latency: Timings, original: StageRecord, final: StageRecord) -> dic
         old, new = (_middle(t, kind, e, token) for t, e in zip((timings.original, timings.final), results, strict=True))
         return old / new if old and new else None
 
-    found: dict[str, float | dict[str, float] | None] = {k: value(latency, k) for k in ("prefill", "decode")}
+    found: dict[str, float | TaskSpeedup | None] = {k: value(latency, k) for k in ("prefill", "decode")}
     found["throughput"] = value(latency.batched, "throughput")
     for e in original.evals:
         if final.eval_of(e.task) is not None and e.is_share:
-            each = {"question": value(latency, e.task), "token": value(latency, e.task, token=True)}
-            found[e.task] = {k: v for k, v in each.items() if v is not None}
+            question, token = value(latency, e.task), value(latency, e.task, token=True)
+            found[e.task] = TaskSpeedup(question=question, token=token) if question and token else None
     return {k: v for k, v in found.items() if v}
 
 
