@@ -27,22 +27,21 @@ a terminal would obey, are written as escapes. This is the one place that cuts.
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from collections.abc import Iterable
 
 MOST = {"what": 1_500, "value": 500, "valid": 2_000, "fix": 1_500}
 """Characters of each part of a message."""
 
-# C0 and C1 but for the line's end, lone surrogates (no encoding has them), and what turns the direction of a line.
-_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 def plain(text: str, most: int | None = None) -> str:
-    """A text as a terminal may be given it: control characters as escapes, at most `most` characters."""
+    """A text as a terminal may be given it: what it would obey or not show as escapes, at most `most` characters."""
     if most is not None and len(text) > most:
         text = f"{text[: most * 3 // 4]} ... {text[-(most // 5) :]} ({len(text):,} characters)"
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(escaped)
 
 
 class _Shown(reprlib.Repr):
