@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check fuzz format clean
 
 demo: $(STAMP)  ## the embedded model, compacted to 60 % or less, into runs/demo
 	$(BIN)/prunetune run demo
@@ -18,6 +18,9 @@ check: $(STAMP)  ## lint, types, layering, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q
+
+fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400): minutes
+	PRUNETUNE_FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -43,7 +43,10 @@ def test_side_by_side_takes_the_first_of_each_class_by_id() -> None:
 
 def test_questions_that_only_share_an_id_are_not_paired() -> None:
     first = _samples({"q-1": True, "q-2": True})
-    second = {**_samples({"q-1": False}), "q-2": Sample("q-2", "another question", "", None, correct=False)}
+    second = {
+        **_samples({"q-1": False}),
+        "q-2": Sample(id="q-2", question="another question", output="", correct=False),
+    }
     found = side_by_side("t", first, second)
     assert found is not None
     assert found.counts == Paired(both=0, lost=1, gained=0, neither=0)

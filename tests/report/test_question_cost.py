@@ -12,7 +12,7 @@ from prunetune.runs.reading import read_run
 
 
 def _sample(prompt: int | None, new: int | None) -> Sample:
-    return Sample("1", "q", "a", None, correct=True, prompt_tokens=prompt, new_tokens=new)
+    return Sample(id="1", question="q", output="a", correct=True, prompt_tokens=prompt, new_tokens=new)
 
 
 @pytest.fixture(scope="module")

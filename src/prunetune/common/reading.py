@@ -12,7 +12,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -159,6 +159,39 @@ def read_json(
     """Parse a JSON file, see `parse_json`; MissingPath if it is not there."""
     text = read_text(path, what, error=error, form="JSON, which is UTF-8 text")
     return parse_json(text, path, what, error=error, fix=fix, finite=finite)
+
+
+def read_json_lines(
+    path: Path, what: str, *, error: type[PrunetuneError] = BadCheckpoint, fix: str | None = None, whole: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with the numbers of their lines, one line in memory at a time.
+
+    Args:
+        path: The file.
+        what: What it is called in messages.
+        error: Raised for a line that is no JSON object.
+        fix: What to do about it.
+        whole: Whether a last line without its end, which a kill cut short, is left out.
+    """
+    regular_file(path, what, error=error, fix=fix)
+    with path.open("rb") as lines:
+        for number, raw in enumerate(iter(lambda: lines.readline(MOST_BYTES), b""), start=1):
+            where = f"{path}, line {number}"
+            if whole and not raw.endswith(b"\n"):
+                return
+            if len(raw) == MOST_BYTES:
+                raise error(f"this {what} has a line of {MOST_BYTES:,} bytes or more", value=where, fix=fix)
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as e:
+                told = f"byte 0x{raw[e.start]:02x} at {e.start:,} of the line"
+                raise error(f"this {what} is not UTF-8 text: {told}", value=where, fix=_packed(raw) or fix) from None
+            if not text.strip():
+                continue
+            value = parse_json(text, where, what, error=error, fix=fix)
+            if not isinstance(value, dict):
+                raise error(f"a line of this {what} is no object", value=f"{where}: {text[:80]}", fix=fix)
+            yield number, value
 
 
 def validated(

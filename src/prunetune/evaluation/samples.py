@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from prunetune.common.files import disk_errors, json_sha, mark_of, replacing, write_note
 from prunetune.common.notes import Note, hashes, read_note
+from prunetune.common.reading import read_json_lines
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, NotWritable
 
@@ -19,16 +19,12 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     """The samples of a JSONL file; a last line that a kill cut short is left out."""
     if not path.is_file():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    del rest  # whatever follows the last newline was not finished
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadCheckpoint(
-            f"a line of these samples is not valid JSON ({e})",
-            value=str(path),
-            fix="delete the file and evaluate again",
-        ) from None
+    fix = "delete the file and evaluate again"
+    found = list(read_json_lines(path, "samples file", fix=fix, whole=True))
+    for number, row in found:
+        if not isinstance(row.get("id"), str):
+            raise BadCheckpoint("a sample has no id", value=f"{path}, line {number}", fix=fix)
+    return [row for _, row in found]
 
 
 def open_samples(path: Path, settings: object) -> dict[str, dict[str, Any]]:

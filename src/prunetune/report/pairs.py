@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, StrictBool, field_validator
+
+from prunetune.common.reading import read_json_lines, validated
 from prunetune.common.stats import Paired, pair
-from prunetune.errors import BadCheckpoint
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(BaseModel):
     """One answered question of an evaluation's JSONL."""
 
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+
     id: str
-    question: str
+    question: str = ""
     output: str
-    extracted: str | None
-    correct: bool
+    extracted: str | None = None
+    correct: StrictBool
     reason: str = ""
     prompt_tokens: int | None = None
     new_tokens: int | None = None
+
+    @field_validator("reason", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return "" if value is None else value
 
 
 def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
@@ -34,28 +41,9 @@ def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
 
 
 def _samples(path: Path) -> Iterator[Sample]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                yield Sample(
-                    id=str(row["id"]),
-                    question=str(row.get("question", "")),
-                    output=str(row["output"]),
-                    extracted=None if row.get("extracted") is None else str(row["extracted"]),
-                    correct=bool(row["correct"]),
-                    reason=str(row.get("reason") or ""),
-                    prompt_tokens=row.get("prompt_tokens"),
-                    new_tokens=row.get("new_tokens"),
-                )
-            except (json.JSONDecodeError, KeyError, TypeError) as e:
-                raise BadCheckpoint(
-                    f"line {number} of these samples cannot be read ({type(e).__name__}: {e})",
-                    value=str(path),
-                    fix="delete the file and evaluate again",
-                ) from None
+    fix = "delete the file and evaluate again"
+    for number, row in read_json_lines(path, "samples file", fix=fix):
+        yield validated(Sample, row, f"{path}, line {number}", "sample", fix=fix)
 
 
 @dataclass(frozen=True)
