@@ -243,6 +243,8 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         flags = args[2] if isinstance(args[2], int) else 0
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
             _writing.append(f"open {args[0]!r}")
+    elif event == "subprocess.Popen" and args[0] == sys.executable:
+        return  # a judge of mathematics answers from a process of its own
     elif event in CHANGES:
         _writing.append(f"{event} {args[:1]!r}")
 
