@@ -16,6 +16,7 @@ a terminal would obey, are written as escapes. This is the one place that cuts.
     ├── MissingPath           a file or folder that is not there
     ├── BadCheckpoint         weights that are truncated, unsafe or inconsistent
     ├── NotFinite             a score, loss or figure that is NaN or infinite, so that nothing may go on from it
+    ├── TooLittleMemory       a model or a step that does not fit into memory
     ├── NotWritable           a folder that cannot be written, or a full disk
     ├── NotEnoughMemory       work that does not fit into this machine's or device's memory
     ├── DataError             rows, columns or files that cannot be read as data
@@ -130,6 +131,10 @@ class NotFinite(PrunetuneError):
     """A score, loss or figure that is NaN or infinite: nothing may go on from it."""
 
 
+class TooLittleMemory(PrunetuneError):
+    """A model or a step that does not fit into memory."""
+
+
 class NotWritable(PrunetuneError):
     """A folder that cannot be written, or a full disk."""
 
@@ -156,5 +161,5 @@ class MissingExtra(PrunetuneError):
     def __init__(self, package: str, extra: str, needed_for: str) -> None:
         super().__init__(
             f"{needed_for} needs the package {package!r}, which is not installed",
-            fix=f"pip install 'prunetune[{extra}]'",
+            fix=f"pip install {package.replace('_', '-')} (or, in prunetune's folder: pip install -e '.[{extra}]')",
         )

@@ -8,10 +8,10 @@ from tests.models.test_cost import GEMMA2_9B, LLAMA3_8B, QWEN25_7B
 from tests.tiny import tiny_model
 from tests.tiny_run import tiny_recipe
 
-from prunetune.cli.preview import config_folder, preview
+from prunetune.cli.about_model import model_config
+from prunetune.cli.preview import preview
 from prunetune.common.progress import Watch
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.models.folders import config_values
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import make_batches, score
 from prunetune.recipe.schema import Recipe, shipped
@@ -62,7 +62,7 @@ def test_the_papers_shapes(name, depth, width, rounds):
     [("meta-llama/Meta-Llama-3-8B", LLAMA3_8B), ("google/gemma-2-9b", GEMMA2_9B), ("Qwen/Qwen2.5-7B", QWEN25_7B)],
 )
 def test_shipped_shapes_are_the_published_ones(model, shape):
-    values = config_values(config_folder(model))
+    values = model_config(model)
     assert {k: values[k] for k in shape} == shape
 
 

@@ -6,7 +6,8 @@ import pytest
 from tests.tiny import tiny_folder
 from tests.tiny_run import rows
 
-from prunetune.cli.commands import device_of, eval_tasks, method_of, sources_of, tune_model
+from prunetune.cli.commands import eval_tasks, method_of, sources_of, tune_model
+from prunetune.common.device import device_of
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
 

@@ -137,7 +137,7 @@ def test_truncated_shard(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(BadCheckpoint, match="truncated or missing"):
+    with pytest.raises(BadCheckpoint, match="truncated or damaged"):
         load_model(folder)
 
 
@@ -246,7 +246,7 @@ def _write_gguf(gguf, model, path):
 def test_gguf_without_the_extra(tmp_path, monkeypatch):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"prunetune\[gguf\]"):
+    with pytest.raises(MissingExtra, match="pip install gguf"):
         from_gguf(tmp_path / "x.gguf")
 
 

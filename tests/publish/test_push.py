@@ -99,7 +99,7 @@ def test_no_hub(folder, tmp_path) -> None:
     assert "Connect" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "-x/y", "me/sm all"])
+@pytest.mark.parametrize("name", ["", "small", "a/b/c", "-x/y", "me/sm all"])
 def test_a_bad_name(folder, name) -> None:
     with pytest.raises(RecipeError, match="no repository name"):
         push(folder, name)
@@ -108,3 +108,14 @@ def test_a_bad_name(folder, name) -> None:
 def test_an_unfinished_run(tmp_path) -> None:
     with pytest.raises(MissingPath, match="no final model yet"):
         push(fake_run(tmp_path / "run", finished=False), "me/small")
+
+
+def test_a_model_folder_is_pushed_as_it_is(tmp_path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "README.md").write_text("mine")
+    for other in ("optimizer.pt", ".env", "notes.md"):
+        (folder / other).write_text("not for others")
+    found = push(folder, "me/small").files
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(found)
+    assert not {"optimizer.pt", ".env", "notes.md"} & set(found)
+    assert found["README.md"] == 4

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -28,6 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"prunetune {version('prunetune')}")
+        raise typer.Exit
+
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
@@ -70,6 +78,9 @@ def main() -> None:
 def _global(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No lines and bars while working; only the result.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Make a reasoning language model half its size without losing its reasoning."""
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from prunetune.cli.judges import judged_by, parse_task
 from prunetune.cli.made import is_eval, is_patch, is_scores
+from prunetune.common.device import device_of
 from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.outputs import claim, full_path, output_file, output_new, own_folder
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import DataSource, Stream, load_stream
 from prunetune.errors import NotWritable, RecipeError, UnknownName
-from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
+from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, resolve_model
 from prunetune.models.prompt import PromptFormat, encode
 from prunetune.tasks.lm_eval import key_of
 from prunetune.tasks.registry import JUDGES, Task, TaskConfig, build_judge, build_task, check_task
@@ -31,30 +32,12 @@ if TYPE_CHECKING:
     from prunetune.tune.traces import Traces
 
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
     """Data sources from mappings."""
     try:
         return TypeAdapter(list[DataSource]).validate_python(values)
     except ValidationError as e:
         raise RecipeError(f"--data: {e.errors()[0]['msg']}", value=e.errors()[0]["input"]) from None
-
-
-def device_of(name: str) -> Device:
-    """`auto` -> a GPU if there is one."""
-    import torch
-
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise UnknownName("device", name, ["auto", "cpu", "cuda", "mps"])
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(
-            "this machine has no GPU that torch can use", value=name, valid="auto, cpu", fix="--device cpu"
-        )
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(Device, name)
 
 
 def score_file(
@@ -77,8 +60,8 @@ def score_file(
     key = [model, list(data), criterion, reduce, layer_criterion, samples, max_length, seed]
     with output_file(out, is_scores, key, watch.line) as tmp:
         folder = resolve_model(model)
-        stream, sequences, pad_id = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
-        batches = make_batches(sequences, pad_id)
+        stream, sequences, pad = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        batches = make_batches(sequences, pad)
         with watch.bar("score") as bar:
             scores = score(
                 load_model(folder, device=device_of(device)),
@@ -102,7 +85,7 @@ def sequences_of(
     stream, tokenizer = load_stream(sources_of(data), seed), load_tokenizer(folder)
     rows = stream.take(0, min(samples, len(stream)))
     encoded = [encode(tokenizer, e, PromptFormat(), max_length) for e in rows]
-    return stream, [list(r.input_ids) for r in encoded], int(tokenizer.pad_token_id or 0)
+    return stream, [list(r.input_ids) for r in encoded], pad_id(tokenizer)
 
 
 def patch_file(
@@ -128,8 +111,8 @@ def patch_file(
     with output_file(out, is_patch, key, watch.line) as tmp:
         folder = resolve_model(model)
         read.check_model(model_sha(folder), folder)
-        _, sequences, pad_id = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
-        calibration, held_out = (make_batches(part, pad_id) for part in calibration_and_held_out(sequences))
+        _, sequences, pad = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
             patch = compensate(
                 folder, read, calibration, held_out=held_out, target=target, device=device_of(device), progress=bar

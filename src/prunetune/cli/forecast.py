@@ -61,15 +61,15 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
         recipe: What to run.
         name: Its name, if it is a shipped one: the paper's recipes have the paper's figures and hardware beside them.
     """
-    from prunetune.cli.preview import config_folder, preview
+    from prunetune.cli.about_model import model_config
+    from prunetune.cli.preview import preview
     from prunetune.models.cost import cost_of
-    from prunetune.models.folders import config_values
 
     value, text = preview(recipe)
     if not recipe.foreseen and value["steps"][-1]["step"] != "target":
         return value, text  # not even the final shape is known
     paper, devices = PAPER.get(name or "", Paper()), devices_of(recipe.launcher)
-    config, rounds = config_values(config_folder(recipe.model)), len(value["steps"]) - 1  # one, if damage decides
+    config, rounds = model_config(recipe.model), len(value["steps"]) - 1  # one, if damage decides
     original = cost_of(config)
     for done, step in enumerate(value["steps"]):
         step["paper_size"] = paper.sizes.get(done, paper.sizes.get(-1) if done == rounds else None)

@@ -54,12 +54,12 @@ def check_inputs(recipe: Recipe) -> None:
 
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
+    from prunetune.cli.about_model import model_config
     from prunetune.models.cost import cost_of
-    from prunetune.models.folders import config_values
     from prunetune.schedule.steps import check_protection, plan_ahead
     from prunetune.schedule.target import Sizes, final_shape
 
-    config = config_values(config_folder(recipe.model))
+    config = model_config(recipe.model)
     sizes = Sizes.of(config)
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:
@@ -99,76 +99,6 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
     text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
-
-
-def description(
-    folder: Path, *, target: float | None, step: float, gpu: str, tokens: int
-) -> tuple[dict[str, Any], str]:
-    """Shape and cost of a model from its config alone, and what a target would take."""
-    from prunetune.common.units import count, flops, size
-    from prunetune.models.cost import cost_of, gpu_of
-    from prunetune.models.families import family_of
-    from prunetune.models.folders import config_values
-    from prunetune.schedule.steps import plan_ahead
-    from prunetune.schedule.target import PruneConfig, Sizes
-
-    config = config_values(folder)
-    family, cost, sizes = family_of(config), cost_of(config), Sizes.of(config)
-    memory_gib, _ = gpu_of(gpu)
-    value: dict[str, Any] = {
-        "family": family.model_type,
-        "depth": sizes.depth,
-        "width": sizes.width,
-        "hidden": sizes.hidden,
-        **cost.to_json(),
-        "flops": vars(cost.flops(512, 256)),
-        "gpu": gpu,
-        "gpu_bytes": memory_gib * 2**30,
-        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)),
-        "train_hours": cost.train_hours(tokens, gpu),
-        "train_tokens": tokens,
-    }
-    lines = [
-        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
-        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
-        f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
-        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
-        f"neurons hold      {sizes.depth * sizes.width * sizes.neuron / sizes.original:.0%} of the parameters",
-        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
-        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
-    ]
-    if target is not None:
-        ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
-        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
-        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
-        lines += [
-            f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}"
-            f"{a.params / sizes.original:>8.1%}"
-            for a in ahead
-        ]
-    return value, "\n".join(lines)
-
-
-def config_folder(model: str) -> Path:
-    """A folder with config.json; weights need not be there (a hub model's config alone is fetched).
-
-    The shapes of the paper's models are shipped (`shapes/`), so that planning them needs no hub.
-    """
-    from prunetune.models.folders import resolve_model
-
-    path = Path(model).expanduser()
-    if path.is_file() and path.name.endswith(".json"):
-        return path.parent
-    if (path / "config.json").is_file():
-        return path
-    if model.count("/") == 1 and not path.exists() and not model.startswith((".", "/", "~")):
-        shipped = Path(__file__).parent / "shapes" / model.replace("/", "--")
-        if shipped.is_dir():
-            return shipped
-        from prunetune.models.folders import hub_config
-
-        return hub_config(model)
-    return resolve_model(model)
 
 
 def scores(result: EvalResult) -> str:

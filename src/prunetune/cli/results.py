@@ -33,8 +33,8 @@ def compare(
     print(found.render("json" if as_json else form))
 
 
-def check(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
-    """Does RUN/final work where people will use it? One line a consumer."""
+def check(run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")], as_json: Json = False) -> None:
+    """Does a final model work where people will use it? One line a consumer."""
     from prunetune.publish.check import check as check_run
 
     lines = check_run(run)
@@ -49,13 +49,13 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Jso
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, OWNER/NAME.")],
     upload: Annotated[bool, typer.Option("--upload", help="Upload; without it, only say what would be.")] = False,
     private: Annotated[bool, typer.Option("--private/--public", help="Visibility of a new repository.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Publish RUN/final on the hub. A dry run unless --upload is given."""
+    """Publish a final model on the hub. A dry run unless --upload is given."""
     from prunetune.publish.push import push as push_run
 
     done = push_run(run, repo, dry_run=not upload, private=private)

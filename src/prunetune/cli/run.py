@@ -136,10 +136,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Shape and cost of a model, and what a target would take. No weights are loaded."""
-    from prunetune.cli.preview import config_folder, description
+    from prunetune.cli.about_model import description, model_config
     from prunetune.recipe.schema import Recipe, shipped
 
     if model in shipped() and (meant := Recipe.read(model).model) != model:
         asked = f"prunetune run {model} --dry-run, or prunetune inspect {meant}"
         raise MissingPath("this is a recipe, not a model", value=model, fix=asked)
-    emit(as_json, *description(config_folder(model), target=target, step=step, gpu=gpu, tokens=tokens))
+    emit(as_json, *description(model_config(model), target=target, step=step, gpu=gpu, tokens=tokens))

@@ -19,6 +19,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.common.stats import mean_stderr, stderr
+from prunetune.common.device import free_device_memory
+from prunetune.common.memory import is_memory
 from prunetune.errors import TaskError
 from prunetune.evaluation.loss import perplexity
 from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples
@@ -226,13 +228,10 @@ def _try_generate(
     """The answers, or None if memory ran out."""
     try:
         return generate(model, tokenizer, prompts, task.max_new_tokens, task.stop)
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as e:  # the CPU allocator has no type of its own
-        if "not enough memory" not in str(e) and "out of memory" not in str(e):
+    except (MemoryError, RuntimeError) as e:
+        if not is_memory(e):
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_device_memory()
     return None
 
 

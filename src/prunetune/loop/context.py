@@ -7,16 +7,15 @@ stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in o
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunetune.common.device import device_of, free_device_memory
 from prunetune.common.files import json_sha
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Example, Stream, load_stream
@@ -24,7 +23,7 @@ from prunetune.errors import OutOfReach
 from prunetune.loop.decide import planned_rounds
 from prunetune.loop.inputs import check_text
 from prunetune.models.families import family_of
-from prunetune.models.folders import load_config, load_model, load_tokenizer
+from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.prompt import encode
 from prunetune.pruning.scores import Batch, make_batches
 from prunetune.recipe.schema import Recipe
@@ -70,7 +69,7 @@ class Context:
         """Encoded, cut at the length limit, sorted by length."""
         limit = self.recipe.score.max_length
         rows = [encode(self.tokenizer, e, self.recipe.prompt, limit) for e in examples]
-        return make_batches([r.input_ids for r in rows], self.tokenizer.pad_token_id, self.recipe.score.batch_tokens)
+        return make_batches([r.input_ids for r in rows], pad_id(self.tokenizer), self.recipe.score.batch_tokens)
 
     @cached_property
     def scoring(self) -> list[Batch]:
@@ -106,7 +105,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
     Raises:
         UnsupportedModel, OutOfReach, DataError, TaskError, BadCheckpoint: As model, target, data and tasks have them.
     """
-    config = load_config(source)
+    config, device = load_config(source), device_of(recipe.device)
     family_of(config)
     sizes = Sizes.of(config)
     planned_rounds(recipe, sizes)  # the target can be reached
@@ -123,6 +122,8 @@ def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
             fix="more data, or fewer samples",
         )
     tokenizer, own, tasks = load_tokenizer(source), _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
+    if any(method.type == "grpo" for method in recipe.recover):
+        require_end(tokenizer, "grpo")
     check_text(recipe, tokenizer, [stream, *own.values()], tasks, watch)
     return Context(
         recipe=recipe,
@@ -133,7 +134,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
         stream=stream,
         own=own,
         tasks=tasks,
-        device=_device(recipe.device),
+        device=device,
         watch=watch,
     )
 
@@ -149,14 +150,6 @@ def _own(recipe: Recipe) -> dict[int, Stream]:
     return found
 
 
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def free() -> None:
     """Give memory back between models."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_device_memory()

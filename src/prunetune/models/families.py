@@ -103,6 +103,10 @@ _REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+# Config keys that give sizes; as a list with different numbers they give one a layer, as other pruners do.
+_WIDTHS = re.compile(r"(inter|ffn|mlp|hidden|head).*(size|dim|num|width|heads)|num.*heads")
+
+
 def family_of(config: Any) -> Family:
     """The family of a `PretrainedConfig` or a config.json dict; UnsupportedModel, naming what is supported, if none.
 
@@ -119,12 +123,17 @@ def family_of(config: Any) -> Family:
                     value=f"{key}: {d[key]}",
                     valid=f"dense models of {supported}",
                 )
-    if isinstance(d.get("intermediate_size"), list):
-        raise UnsupportedModel(
-            f"this model ({model_type}) has another FFN width in each layer",
-            value="intermediate_size: [...]",
-            valid=f"dense models of {supported}",
-        )
+    for key, value in d.items():
+        if (
+            _WIDTHS.search(key)
+            and isinstance(value, list)
+            and (key == "intermediate_size" or len(set(map(str, value))) > 1)
+        ):
+            raise UnsupportedModel(
+                f"this model ({model_type}) has another FFN width or other heads in each layer",
+                value=f"{key}: {str(value)[:60]}",
+                valid=f"dense models of {supported}, all layers alike",
+            )
     if model_type not in FAMILIES:
         raise UnsupportedModel("this model family is not supported", value=model_type, valid=supported)
     return FAMILIES[model_type]

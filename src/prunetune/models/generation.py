@@ -24,6 +24,7 @@ from transformers import (
 
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import is_finite, overflow
+from prunetune.models.folders import pad_id
 from prunetune.models.prompt import end_ids
 
 SPAN = 128
@@ -59,7 +60,7 @@ def generate(
     where a token would be chosen from logits that are NaN.
     """
     ends = end_ids(tokenizer, model.generation_config)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    pad = pad_id(tokenizer)
     ids, mask = padded(prompts, pad, left=True).to(model.device), mask_of(prompts, left=True).to(model.device)
     width = ids.shape[1]
     greedy = GenerationConfig(

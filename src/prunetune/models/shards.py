@@ -17,16 +17,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from prunetune.common.files import disk_errors, read_json, write_json
-from prunetune.errors import BadCheckpoint, MissingPath
+from prunetune.common.files import disk_errors, write_json
+from prunetune.models.headers import INDEX, SINGLE, Stored, opened, read_headers, shard_files, tensors_of, unreadable
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+__all__ = ["INDEX", "SINGLE", "ShardReader", "ShardWriter", "TensorInfo", "open_shards", "shard_files", "write_index"]
 
 # The names that the format gives to the dtypes, for unquantised checkpoints.
 DTYPES: dict[torch.dtype, str] = {
@@ -54,39 +52,21 @@ class TensorInfo:
         return TensorInfo(tensor.dtype, tuple(tensor.shape))
 
 
-def _bad(path: Path, why: object) -> BadCheckpoint:
-    return BadCheckpoint(
-        f"this shard cannot be read ({why})",
-        value=str(path),
-        fix="it is truncated or damaged: copy or download it again",
-    )
-
-
 class ShardReader:
     """One safetensors file, mapped and read tensor by tensor. Raises BadCheckpoint, naming the file, if damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise MissingPath("a shard of this model is missing", value=str(path), fix="copy or download it again")
-        try:
-            self._file: Any = safe_open(path, framework="pt")
-            self.infos = {name: self._info(name) for name in self._file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as e:
-            raise _bad(path, e) from e
-
-    def _info(self, name: str) -> TensorInfo:
-        part = self._file.get_slice(name)
-        if part.get_dtype() not in _TORCH_DTYPES:
-            raise _bad(self.path, f"{name} is stored as {part.get_dtype()}")
-        return TensorInfo(_TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()))
+        self._file = opened(path, "pt")
+        self.infos = {name: _info(path, name, stored) for name, stored in tensors_of(self._file).items()}
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
         try:
-            return self._file.get_tensor(name)
+            tensor: torch.Tensor = self._file.get_tensor(name)
         except (SafetensorError, OSError) as e:
-            raise _bad(self.path, e) from e
+            raise unreadable(self.path, e) from e
+        return tensor
 
     def __enter__(self) -> ShardReader:
         self._file.__enter__()
@@ -136,42 +116,19 @@ class ShardWriter:
             raise ValueError(f"{self.path}: {len(self._left)} tensors of the header were not written")
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The weight files that transformers would load from a model folder: the single file, or those of the index."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        raise MissingPath(
-            f"this model folder has neither {SINGLE} nor {INDEX}", value=str(folder), fix="check the path"
-        )
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadCheckpoint("this index has no weight_map", value=str(folder / INDEX), fix="make the index anew")
-    names = sorted(set(weight_map.values()))
-    if any(Path(name).name != name for name in names):
-        raise BadCheckpoint("this index names files outside its folder", value=str(folder / INDEX), fix="do not use it")
-    return [folder / name for name in names]
-
-
 def open_shards(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     """The tensors of every weight file of a model folder, from the headers alone.
 
     Raises:
-        BadCheckpoint: a file is truncated, two files hold the same tensor, or a tensor of the index is in no file.
+        MissingPath, BadCheckpoint: see `headers.read_headers`; or a type that torch lacks.
     """
-    found: dict[Path, dict[str, TensorInfo]] = {}
-    seen: set[str] = set()
-    for path in shard_files(folder):
-        with ShardReader(path) as reader:
-            found[path] = reader.infos
-        if twice := seen & set(reader.infos):
-            raise BadCheckpoint("two shards hold the same tensor", value=f"{path}: {min(twice)}", fix="remove one")
-        seen |= set(reader.infos)
-    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
-        lost = set(read_json(folder / INDEX)["weight_map"]) - seen
-        if lost:
-            raise BadCheckpoint("a tensor of the index is in no shard", value=min(lost), fix="download the model again")
-    return found
+    return {p: {n: _info(p, n, s) for n, s in tensors.items()} for p, tensors in read_headers(folder).items()}
+
+
+def _info(path: Path, name: str, stored: Stored) -> TensorInfo:
+    if stored.dtype not in _TORCH_DTYPES:
+        raise unreadable(path, f"{name} is stored as {stored.dtype}")
+    return TensorInfo(_TORCH_DTYPES[stored.dtype], stored.shape)
 
 
 def shard_name(index: int, count: int) -> str:

@@ -18,7 +18,7 @@ from prunetune.common.files import check_space, fresh, read_json
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, PlanError
 from prunetune.models.families import Family, family_of, layer_of
-from prunetune.models.folders import check_model_folder, copy_files, load_config, model_sha
+from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
 from prunetune.models.shards import ShardReader, ShardWriter, TensorInfo, open_shards, shard_name, write_index
 from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
 from prunetune.pruning.plan import PrunePlan
@@ -106,7 +106,7 @@ def apply_on_disk(
             `family_of`. NotWritable: the folder is not empty, or the disk is full: then nothing is left of it.
     """
     patch = patch or {}
-    check_model_folder(source)
+    check_weights(source)
     raw, resolved = read_json(source / "config.json"), load_config(source).to_dict()
     family = family_of(raw)
     config = cut_config(plan, family, raw, resolved)

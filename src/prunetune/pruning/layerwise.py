@@ -23,9 +23,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
+from prunetune.common.device import device_of
 from prunetune.errors import BadCheckpoint
 from prunetune.models.families import Family, family_of, layer_of
-from prunetune.models.folders import check_model_folder, load_config
+from prunetune.models.folders import check_weights, load_config
 from prunetune.models.shards import ShardReader, open_shards
 from prunetune.pruning.cut import cut_config
 from prunetune.pruning.plan import PrunePlan
@@ -93,7 +94,7 @@ def open_source(
         return LayerSource(
             model.config, family, names, embedding, state.__getitem__, lambda n: state[n].dtype, place, run
         )
-    check_model_folder(model)
+    check_weights(model)
     config = load_config(model)
     shards = open_shards(model)
     where = {name: path for path, infos in shards.items() for name in infos}
@@ -106,7 +107,7 @@ def open_source(
     def stored(name: str) -> torch.dtype:
         return shards[where[name]][name].dtype
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or device_of())
     run = dtype or _dtype(place, stored(embedding))
     return LayerSource(config, family, names, embedding, read, stored, place, run)
 

@@ -20,11 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunetune.errors import MissingPath
-from prunetune.models.folders import check_model_folder
+from prunetune.publish.inputs import final_of
 from prunetune.report.pairs import read_samples
-from prunetune.runs.ours import verify_run
-from prunetune.runs.reading import RunRecord, read_run
+from prunetune.runs.reading import RunRecord
 
 TIMEOUT_S = 900
 NEW_TOKENS = 32
@@ -48,28 +46,23 @@ class Line:
 
 
 def check(run: Path) -> list[Line]:
-    """Run every check on RUN/final.
+    """Run every check on RUN/final, or on a model folder.
 
     Raises:
         MissingPath, BadCheckpoint: There is no final model to check.
     """
-    verify_run(run)
-    record = read_run(run)
-    final = run / "final"
-    if not final.is_dir():
-        raise MissingPath("this run has no final model yet", value=str(final), fix="finish the run first")
-    check_model_folder(final)
+    final, record = final_of(run)
     prompt = _prompt(record)
     checks: tuple[Callable[[Path, str], Line], ...] = (_transformers, _vllm, _gguf, _int8)
     return [c(final.resolve(), prompt) for c in checks]
 
 
-def _prompt(run: RunRecord) -> str:
+def _prompt(run: RunRecord | None) -> str:
     """The first evaluation question as it was asked, or a plain one where no sample is on disk."""
-    for task in run.tasks if run.final is not None else ():
-        samples = read_samples(run.folder(run.final), task) if run.final else {}
-        if samples:
-            return f"Question: {next(iter(samples.values())).question}\nAnswer:"
+    if run is not None and run.final is not None:
+        for task in run.tasks:
+            if samples := read_samples(run.folder(run.final), task):
+                return f"Question: {next(iter(samples.values())).question}\nAnswer:"
     return "Question: What is 12 + 30?\nAnswer:"
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common import units as human
-from prunetune.errors import MissingExtra, MissingPath, NotWritable, RecipeError
-from prunetune.models.folders import check_model_folder
+from prunetune.errors import MissingExtra, NotWritable, RecipeError
+from prunetune.publish.inputs import final_of
 from prunetune.report.card import model_card
-from prunetune.runs.ours import verify_run
-from prunetune.runs.reading import RunRecord, read_run
+from prunetune.runs.reading import RunRecord
 
 FIGURES = ("accuracy-size",)
 
@@ -42,11 +41,11 @@ class Pushed:
 
 
 def push(run: Path, repo_id: str, *, dry_run: bool = True, private: bool = True) -> Pushed:
-    """Upload RUN/final as one commit to a model repository, which is made if it is not there.
+    """Upload RUN/final, or a model folder, as one commit to a model repository, which is made if it is not there.
 
     Args:
-        run: A finished run folder.
-        repo_id: `OWNER/NAME`, or `NAME` for one's own.
+        run: A finished run folder, or a model folder (whose own README.md is its card).
+        repo_id: `OWNER/NAME`.
         dry_run: Only check and list; nothing is sent.
         private: Whether a repository that has to be made is private.
 
@@ -62,22 +61,29 @@ def push(run: Path, repo_id: str, *, dry_run: bool = True, private: bool = True)
         raise MissingExtra("huggingface_hub", "eval", "pushing to the hub") from e
     try:
         validate_repo_id(repo_id)
+        why = None if repo_id.count("/") == 1 else "say whose it is: `hf auth whoami` tells your own name"
     except HFValidationError as e:
-        raise RecipeError("this is no repository name", value=repo_id, valid="OWNER/NAME", fix=str(e)) from None
-    verify_run(run)
-    record = read_run(run)
-    contents = _contents(record, repo_id)
+        why = str(e)
+    if why is not None:
+        raise RecipeError("this is no repository name", value=repo_id, valid="OWNER/NAME", fix=why)
+    final, record = final_of(run)
+    contents = _own_files(final) if record is None else _contents(record, final, repo_id)
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
-    url = None if dry_run else _upload(repo_id, contents, private, f"prunetune: {_message(record)}")
+    url = None if dry_run else _upload(repo_id, contents, private, _message(record, final))
     return Pushed(repo_id, sizes, url)
 
 
-def _contents(run: RunRecord, repo_id: str) -> dict[str, Path | bytes]:
+_OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
+
+
+def _own_files(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a model folder that is no run's: only what models consist of, since anything may lie beside it."""
+    found = {p.name: p for pattern in _OF_A_MODEL for p in folder.glob(pattern) if p.is_file()}
+    return {name: found[name] for name in sorted(found) if not name.startswith(".")}
+
+
+def _contents(run: RunRecord, final: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Path in the repository -> a file, or bytes made here. Hidden files stay behind."""
-    final = run.path / "final"
-    if not final.is_dir():
-        raise MissingPath("this run has no final model yet", value=str(final), fix="finish the run first")
-    check_model_folder(final)
     out: dict[str, Path | bytes] = {
         p.name: p for p in sorted(final.iterdir()) if p.is_file() and not p.name.startswith(".")
     }
@@ -91,10 +97,12 @@ def _contents(run: RunRecord, repo_id: str) -> dict[str, Path | bytes]:
     return out
 
 
-def _message(run: RunRecord) -> str:
+def _message(run: RunRecord | None, final: Path) -> str:
+    if run is None:
+        return f"prunetune: {final.resolve().name}"
     stages = len(run.accepted)
     params = run.final.params if run.final else None
-    return f"{human.count(params)} parameters after {stages} {'round' if stages == 1 else 'rounds'}"
+    return f"prunetune: {human.count(params)} parameters after {stages} {'round' if stages == 1 else 'rounds'}"
 
 
 def _upload(repo_id: str, contents: dict[str, Path | bytes], private: bool, message: str) -> str:

@@ -24,7 +24,7 @@ from prunetune.common.outputs import claim
 from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
-from prunetune.models.folders import load_model, load_tokenizer, model_sha
+from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, require_end
 from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids
 from prunetune.tasks.problems import check_examples
 from prunetune.tasks.registry import Problem, Task, TaskConfig, build_judge
@@ -119,7 +119,9 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
         done, counts = _resume(part, note)
         device = pick_device(job.device)
         with own_randomness(), part.open("a", encoding="utf-8") as f:
-            model, tokenizer = load_model(job.model, device=str(device)), load_tokenizer(job.model)
+            tokenizer = load_tokenizer(job.model)
+            require_end(tokenizer, "sampling whole answers")
+            model = load_model(job.model, device=str(device))
             for start in range(done, len(questions), job.batch_size):
                 batch = questions[start : start + job.batch_size]
                 torch.manual_seed(job.seed * 1_000_003 + start)
@@ -185,8 +187,8 @@ def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, tas
     from prunetune.models.generation import Numbers
 
     prompts = [prompt_ids(tokenizer, e.question, job.fmt, e.before) for e in batch]
-    pad = tokenizer.pad_token_id
-    ids, mask = padded(prompts, pad or 0, left=True).to(model.device), mask_of(prompts, left=True).to(model.device)
+    pad = pad_id(tokenizer)
+    ids, mask = padded(prompts, pad, left=True).to(model.device), mask_of(prompts, left=True).to(model.device)
     width = ids.shape[1]
     ends = end_ids(tokenizer, model.generation_config)
     config = GenerationConfig(

@@ -13,17 +13,13 @@ from typing import Any
 
 import torch
 
-from prunetune.errors import TuneError
+from prunetune.common.device import device_of
 from prunetune.tune.methods.base import Method
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a job; TuneError if it is asked for and not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name):
-        raise TuneError("this device is not there", value=name, valid=[n for n, ok in there.items() if ok])
+    """The device of a job; RecipeError if it is asked for and not there."""
+    name = device_of(name)
     if name == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from prunetune.common import stopping
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
+from prunetune.models.folders import require_end
 from prunetune.tune.methods.grpo import Grpo
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
@@ -47,6 +48,7 @@ def train_policy(stage: Stage, method: Grpo, rollout: Rollout | None = None) -> 
 
     job, world = stage.job, world_size()
     task = judge_of(job)
+    require_end(stage.tokenizer, "grpo")
     prompts, left_out = make_prompts(stage, method.max_length)
     reward = reward_of(task, stage.examples, method)
     batch = min(method.batch_size, len(prompts))

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from prunetune.common import stopping
 from prunetune.errors import TuneError
 from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
+from prunetune.models.folders import pad_id
 from prunetune.tune.methods.base import Method
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
@@ -184,7 +185,7 @@ def fit(
             train_sampling_strategy="sequential",
         ),
         train_dataset=rows,
-        data_collator=lambda batch: collate(batch, stage.tokenizer.pad_token_id or 0),
+        data_collator=lambda batch: collate(batch, pad_id(stage.tokenizer)),
         callbacks=[
             *([Average(steps, method.average, job.work, checkpoint)] if method.average else []),  # before it is marked
             Clock(job.work, key, method.checkpoint_minutes * 60, before, copies=4 if method.average else 3),

@@ -1,0 +1,143 @@
+"""`prunetune inspect`: a model's sizes, parts and cost from its config alone, and what a target would take of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunetune.schedule.steps import Ahead
+    from prunetune.schedule.target import Sizes
+
+PARTS = {"embed_tokens": "embeddings", "lm_head": "embeddings", "self_attn": "attention", "mlp": "FFN"}
+"""A word of a tensor's name -> the part that it belongs to; all others are norms."""
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """The config of a model by any of its names; weights need not be there, and none are read.
+
+    A folder with weights is checked as every command does it. A hub model's config alone is fetched; the shapes of the
+    paper's models are shipped (`shapes/`), so that planning them needs no hub. Of a GGUF file the header is read.
+
+    Raises:
+        MissingPath, BadCheckpoint, UnsupportedModel: see `models.folders`.
+    """
+    from prunetune.models.folders import (
+        DEMO_MODEL,
+        check_model_folder,
+        config_values,
+        gguf_config,
+        gguf_of,
+        read_config,
+    )
+
+    path = Path(model).expanduser()
+    if path.is_file() and path.name.endswith(".json"):
+        return read_config(path)
+    if model == "demo":
+        return config_values(DEMO_MODEL)
+    if (gguf := gguf_of(model, whole=False)) is not None:
+        return gguf_config(gguf)
+    if path.is_dir():
+        if any(p.suffix in (".safetensors", ".bin", ".pt", ".pth") or "adapter" in p.name for p in path.iterdir()):
+            check_model_folder(path)
+        return config_values(path)
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        shipped = Path(__file__).parent / "shapes" / model.replace("/", "--")
+        if shipped.is_dir():
+            return config_values(shipped)
+        from prunetune.models.folders import hub_config
+
+        return config_values(hub_config(model))
+    from prunetune.models.folders import resolve_model
+
+    return config_values(resolve_model(model))
+
+
+def parts_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of each part of a model: embeddings (with a head of their own), attention, FFN, norms."""
+    import math
+
+    from prunetune.models.tensors import expected_tensors
+
+    found = dict.fromkeys(("embeddings", "attention", "FFN", "norms"), 0)
+    for name, shape in expected_tensors(config).items():
+        words = name.split(".")
+        norm = any("norm" in word for word in words)
+        part = "norms" if norm else next((p for w, p in PARTS.items() if w in words), "norms")
+        found[part] += math.prod(shape)
+    return found
+
+
+def description(
+    config: dict[str, Any], *, target: float | None, step: float, gpu: str, tokens: int
+) -> tuple[dict[str, Any], str]:
+    """Shape and cost of a model from its config alone, and what a target would take."""
+    from prunetune.cli.preview import number
+    from prunetune.common.units import count, flops, size
+    from prunetune.models.cost import cost_of, gpu_of
+    from prunetune.models.families import family_of
+    from prunetune.schedule.steps import plan_ahead
+    from prunetune.schedule.target import PruneConfig, Sizes
+
+    family, cost, sizes, parts = family_of(config), cost_of(config), Sizes.of(config), parts_of(config)
+    memory_gib, _ = gpu_of(gpu)
+    value: dict[str, Any] = {
+        "family": family.model_type,
+        "depth": sizes.depth,
+        "width": sizes.width,
+        "hidden": sizes.hidden,
+        **cost.to_json(),
+        "parts": parts,
+        "flops": vars(cost.flops(512, 256)),
+        "gpu": gpu,
+        "gpu_bytes": memory_gib * 2**30,
+        "gpus_to_train": -(-cost.train_bytes // (memory_gib * 2**30)),
+        "train_hours": cost.train_hours(tokens, gpu),
+        "train_tokens": tokens,
+    }
+    lines = [
+        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
+        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
+        f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
+        *(f"  {name:<16}{count(held):>9}{held / sizes.original:>7.1%}" for name, held in parts.items()),
+        f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
+        f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
+        f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
+    ]
+    if target is not None:
+        ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
+        value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
+        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
+        lines += [
+            f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}"
+            f"{a.params / sizes.original:>8.1%}"
+            for a in ahead
+        ]
+        if ahead:
+            value["takes"] = taken(sizes, ahead[-1])
+            lines.append(taken_text(sizes, ahead[-1], parts["embeddings"]))
+    return value, "\n".join(lines)
+
+
+def taken(sizes: Sizes, last: Ahead) -> dict[str, float]:
+    """Shares that a target takes: of the FFN's neurons (in all layers), of the layers, of all that layers hold."""
+    left, whole = last.depth * last.width, sizes.depth * sizes.width
+    layers = sizes.original - sizes.base
+    return {
+        "ffn": 1 - left / whole,
+        "layers": 1 - last.depth / sizes.depth,
+        "of_what_can_go": (sizes.original - last.params) / layers,
+    }
+
+
+def taken_text(sizes: Sizes, last: Ahead, embeddings: int) -> str:
+    """The same in a sentence, since a target counts parameters that are never cut."""
+    shares = taken(sizes, last)
+    gone = sizes.depth - last.depth
+    layers = f" and {gone} of {sizes.depth} layers" if gone else ""
+    return (
+        f"\nthis takes {shares['ffn']:.0%} of the FFN{layers}: {shares['of_what_can_go']:.0%} of what the layers hold; "
+        f"embeddings ({embeddings / sizes.original:.0%} of the model) are not cut"
+    )

@@ -1,0 +1,36 @@
+"""Too little memory, told as that: allocators say it in five ways, and none of them names what was wanted."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prunetune.errors import TooLittleMemory
+
+_WORDS = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "bad_alloc",
+)
+
+
+def is_memory(e: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's, torch's on the CPU or a GPU, or a file's mapping."""
+    if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
+        return True
+    return any(word in str(e) for word in _WORDS)
+
+
+@contextmanager
+def memory_errors(what: str, value: object, fix: str) -> Iterator[None]:
+    """Turn running out of memory inside into TooLittleMemory: `what` needed it, `value` is what it was done on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as e:
+        if not is_memory(e):
+            raise
+        raise TooLittleMemory(f"there is too little memory to {what}", value=value, fix=fix) from e

