@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prunetune.common.notes import verify
 from prunetune.errors import MissingPath
 from prunetune.models.folders import check_weights
 from prunetune.runs.ours import verify_run
@@ -18,7 +19,7 @@ def final_of(path: Path) -> tuple[Path, RunRecord | None]:
         BadCheckpoint, UnsupportedModel: see `models.folders.check_weights`.
     """
     if _looks_like_model(path):
-        check_weights(path)
+        check_weights(verify(path))
         return path, None
     verify_run(path)
     record = read_run(path)
