@@ -40,6 +40,8 @@ def model_config(model: str) -> dict[str, Any]:
     if (gguf := gguf_of(model, whole=False)) is not None:
         return gguf_config(gguf)
     if path.is_dir():
+        if (path / "config.json").is_file():
+            family_of(config_values(path))  # before the weights of a family that is not cut anyway
         if any(p.suffix in (".safetensors", ".bin", ".pt", ".pth") or "adapter" in p.name for p in path.iterdir()):
             check_model_folder(path)
         return config_values(path)
