@@ -23,6 +23,7 @@ def model_config(model: str) -> dict[str, Any]:
     Raises:
         MissingPath, BadCheckpoint, UnsupportedModel: see `models.folders`.
     """
+    from prunetune.models.families import family_of
     from prunetune.models.folders import (
         DEMO_MODEL,
         check_model_folder,
