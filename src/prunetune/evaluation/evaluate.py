@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.common.stats import mean_stderr, stderr
 from prunetune.common.device import free_device_memory
 from prunetune.common.memory import is_memory
+from prunetune.common.stats import mean_stderr, stderr
 from prunetune.errors import TaskError
 from prunetune.evaluation.loss import perplexity
 from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples

@@ -20,8 +20,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from prunetune.common import stopping
 from prunetune.errors import TuneError
-from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.models.folders import pad_id
+from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.methods.base import Method
 from prunetune.tune.stage import Stage, Trained
 from prunetune.tune.training.arguments import arguments, world_size
