@@ -19,7 +19,8 @@ from prunetune.baselines.sliced_cost import ALIGN, kept_for, sliced_cost
 from prunetune.baselines.slicegpt import slice_model, write_sliced
 from prunetune.common.progress import Watch
 from prunetune.loop.context import free, prepare
-from prunetune.loop.loop import begin, whole_budget
+from prunetune.loop.control import whole_budget
+from prunetune.loop.loop import begin
 from prunetune.models.folders import model_sha, resolve_model
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder

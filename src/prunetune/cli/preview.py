@@ -138,8 +138,8 @@ def closing(summary: Summary, out: Path) -> str:
     lines.append(line("compacted", (final.params if final else None) or 0, after))
     if control:
         once = [(t, a.final, a.final_stderr) for t, a in control.accuracy.items()]
-        lines.append(line("pruned once", (control.params_ratio or 0) * full, once))
+        lines.append(line(control.name, (control.params_ratio or 0) * full, once))
         spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
-        lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} pruned once")
+        lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} {control.name}")
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
     return "\n".join(lines)

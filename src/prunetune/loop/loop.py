@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from prunetune.common.files import once, remove, write_json
 from prunetune.common.progress import Watch
+from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.loop.context import Context, prepare
-from prunetune.loop.decide import Case, Decision, decide, prune_of, shared_rounds
+from prunetune.loop.control import ABOUT, BARE, control_recipe, is_bare
+from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import answers, flops_of, latency, original
 from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
@@ -28,8 +29,6 @@ from prunetune.report.write import write_report
 from prunetune.runs.folder import RunFolder, link_or_copy
 from prunetune.runs.records import FULL, FullRecord, StageRecord, known
 from prunetune.runs.summary import Summary
-from prunetune.schedule.steps import once as once_only
-from prunetune.tune.methods import TuneConfig
 
 
 def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
@@ -134,29 +133,21 @@ def _measured_on_less(context: Context, stage: StageRecord) -> bool:
 
 
 def _control(context: Context, run: RunFolder, case: Case) -> None:
-    """The same size in one round with the same recovery budget, as a run of its own: RUN/control."""
-    recipe = context.recipe
-    if recipe.control == "none" or not case.accepted:
+    """The same size made another way with the same recovery budget, as a run of its own: RUN/control."""
+    if context.recipe.control == "none" or not case.accepted:
         return
+    chosen, at = control_recipe(case), run.path / "control"
+    if chosen is None:
+        context.watch.line("control: none, for it would be this run again: one round, nothing compensated")
+        return
+    name, alone = chosen
     spent = sum(known(s.tokens, "tokens") for s in case.stages)
-    context.watch.line(f"control: the same size in one round, with the same budget ({spent:,} tokens)")
-    alone = recipe.changed(
-        prune=once_only(prune_of(case), context.sizes),
-        control="none",
-        recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
-        budget="equal",
-        stop_at=None,
-        tolerance=None,
-        anneal="every",
-    )
-    first = run.path / "control" / "original"
+    context.watch.line(f"control ({name}): {ABOUT[name]} ({spent:,} tokens)")
+    if (at / "recipe.yaml").is_file() and is_bare(read_yaml(at / "recipe.yaml")) != (name == BARE):
+        context.watch.line("control: the one that is there was of another kind; it is made anew")
+        remove(at)
+    first = at / "original"
     if not (first / "stage.json").is_file():
         remove(first)
         once(first, {"of": case.original.model_sha}, lambda tmp: shutil.copytree(run.path / "original", tmp))
-    prune_tune_loop(alone, run.path / "control", context.watch)
-
-
-def whole_budget(method: TuneConfig, rounds: int) -> dict[str, Any]:
-    """The settings that give one round the budget of all `rounds`."""
-    rounds = rounds if method.per == "round" and method.when == "every" else 1
-    return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}
+    prune_tune_loop(alone, at, context.watch)

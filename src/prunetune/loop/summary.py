@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from prunetune.data.stream import Example, overlap
+from prunetune.loop.control import name_of
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
 from prunetune.report.speed import speedups
@@ -60,7 +61,7 @@ def summarise(
         latency=latency,
         recovery_tokens=sum(known(s.tokens, "tokens") for s in stages),
         seconds=seconds,
-        control=_control(run, original),
+        control=_control(run, original, recipe),
         promise=promise(recipe, stages, final),
         leaks=found_leaks,
         truncated=sum(t.truncated or 0 for s in stages for t in s.tune),
@@ -125,14 +126,14 @@ def _flops_ratio(original: StageRecord, final: StageRecord) -> dict[str, float]:
     return {t: new / old for t, (old, new) in pairs.items() if old and new}
 
 
-def _control(run: RunFolder, original: StageRecord) -> ControlRecord | None:
-    """The pruned-once control's figures, if it was asked for and is finished."""
+def _control(run: RunFolder, original: StageRecord, recipe: Recipe) -> ControlRecord | None:
+    """The control's figures, if it was asked for and is finished."""
     path = run.path / "control" / "summary.json"
     if not path.is_file():
         return None
     theirs = Summary.read(path)
     return ControlRecord(
-        name="pruned once",
+        name=name_of(recipe.model_dump(mode="json"), theirs.recipe or {}),
         params_ratio=theirs.params_ratio,
         accuracy=accuracy(original, known(theirs.final, "final")),
         recovery_tokens=theirs.recovery_tokens,

@@ -158,7 +158,8 @@ class Recipe(_Config):
     prompt: PromptFormat = PromptFormat()
     """How questions become prompts, everywhere."""
     control: Literal["none", "once"] = "none"
-    """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control."""
+    """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control. Where the run
+    is one round itself, that would be the run again: the control is the bare cut (no compensation, `contribution`)."""
     keep: Literal["best", "all"] = "best"
     """Models kept on disk: the newest and the best, or all."""
     launcher: str | None = None

@@ -1,6 +1,6 @@
 """The paper's Table 1 for any runs: accuracy, FLOPs, speed-up, recovery; differences tested on the same questions.
 
-    print(compare([Path("runs/demo")]).to_text())      # its original, its result, its pruned-once control if it has one
+    print(compare([Path("runs/demo")]).to_text())      # its original, its result, its control if it has one
 
 Every model is tested against the first run's result by McNemar's exact test, question by question (`stats.py`).
 Speed-ups are those that each run measured against its own original, in turns, in one process.

@@ -1,4 +1,4 @@
-"""The headline: original, final and the pruned-once control, measure by measure. Rows of text; see `view.py`."""
+"""The headline: original, final and the control, measure by measure. Rows of text; see `view.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunetune.runs.summary import Timing, Timings
 
 @dataclass(frozen=True)
 class Row:
-    """One measure: original, final, final / original, and the pruned-once control."""
+    """One measure: original, final, final / original, and the control."""
 
     label: str
     original: str
@@ -42,7 +42,7 @@ def flops_of(stage: StageRecord | None, task: str) -> float | None:
 
 
 def control_of(run: RunRecord) -> StageRecord | None:
-    """The stage that the pruned-once control ended in, None without a control."""
+    """The stage that the control ended in, None without a control."""
     return run.control.final if run.control is not None else None
 
 

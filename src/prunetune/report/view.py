@@ -234,7 +234,9 @@ def _missing(run: RunRecord) -> list[str]:
     if not run.tasks:
         out.append("No task was evaluated.")
     if run.finished and control_name(run) is None:
-        out.append("There is no pruned-once control in this run.")
+        wanted = run.recipe.get("control") == "once"
+        why = ": one round, nothing compensated, would have been this run again" if wanted else ""
+        out.append(f"There is no control in this run{why}.")
     if run.finished and not run.summary.speedup:
         out.append("Speed was not measured.")
     if run.finished and not run.summary.environment:

@@ -64,9 +64,10 @@ class TaskSpeedup(Record):
 
 
 class ControlRecord(Record):
-    """The same size made in one round, with the same budget."""
+    """The same size with the same budget, in one round; of a run of one round by a bare cut."""
 
     name: str = "pruned once"
+    """`pruned once`, or `bare cut`: no compensation, ranked by `contribution`."""
     params_ratio: float | None = None
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     recovery_tokens: int | None = None

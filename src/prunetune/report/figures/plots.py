@@ -71,12 +71,13 @@ def _asked(curves: list[tuple[str, Curve]]) -> str:
 
 
 def by_size(run: RunRecord) -> Plot | None:
-    """Accuracy against the share of parameters, the original to the pruned-once control."""
+    """Accuracy against the share of parameters, the original to the control."""
     base = float(run.original.params or 0) if run.original is not None else 0.0
     curves = _curves_of(run)
     if not base or not curves or not run.accepted:
         return None
     control = run.control.final if run.control is not None else None
+    called = run.summary.control.name if run.summary.control is not None else "pruned once"
 
     def share(s: StageRecord) -> float:
         return 100 * (s.params or 0) / base
@@ -94,7 +95,7 @@ def by_size(run: RunRecord) -> Plot | None:
                 axes.axhline(100 * best[id(run.original)].value, color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
             if control is not None and control.params and (e := control.eval_of(c.task)) is not None:
                 once = Point(control, e.value, e.stderr or 0.0, e.n)
-                name = f"{c.task}, pruned once"
+                name = f"{c.task}, {called}"
                 style = {"marker": "D", "markerfacecolor": "none", "linestyle": "none", "markersize": 7}
                 _bars(axes, [share(control)], [once], colour, label=name, **style)
         axes.invert_xaxis()
@@ -104,7 +105,7 @@ def by_size(run: RunRecord) -> Plot | None:
         axes.margins(x=0.06, y=0.12)
         return figure
 
-    once = " The open diamond is the same size pruned once." if control is not None else ""
+    once = f" The open diamond is the same size, {called}." if control is not None else ""
     caption = (
         f"Each point is a round; bars are one standard error, the dotted line is the original.{_asked(curves)}{once}"
     )

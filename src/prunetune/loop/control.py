@@ -1,0 +1,59 @@
+"""The control of a run: the same size with the same recovery budget, made another way than the run made it.
+
+A run of several rounds is set against one round. A run of one round would be repeated to the last bit by that, so it
+is set against the bare cut: nothing compensated, neurons ranked by `contribution`. A run that is a bare cut itself has
+no control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunetune.loop.decide import Case, prune_of
+from prunetune.recipe.schema import Recipe
+from prunetune.schedule.steps import once
+from prunetune.tune.methods import TuneConfig
+
+ONCE, BARE = "pruned once", "bare cut"
+ABOUT = {
+    ONCE: "the same size in one round, with the same budget",
+    BARE: "the run is one round already, so the same size by a bare cut (no compensation, ranked by contribution), "
+    "with the same budget",
+}
+
+
+def control_recipe(case: Case) -> tuple[str, Recipe] | None:
+    """What the control is called, and its recipe; None where it would be the run itself."""
+    recipe = case.recipe
+    alone = recipe.changed(
+        prune=once(prune_of(case), case.sizes),
+        control="none",
+        recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
+        budget="equal",
+        stop_at=None,
+        tolerance=None,
+        anneal="every",
+    )
+    if len(case.accepted) > 1:
+        return ONCE, alone
+    if is_bare(recipe.model_dump(mode="json")):
+        return None
+    return BARE, alone.changed(compensate="none", score=recipe.score.model_copy(update={"criterion": "contribution"}))
+
+
+def is_bare(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe cuts without compensation, by `contribution`."""
+    score = recipe.get("score") or {}
+    return recipe.get("compensate", "none") == "none" and score.get("criterion", "contribution") == "contribution"
+
+
+def name_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What the control of a run is called, from both recipes."""
+    return BARE if is_bare(theirs) and not is_bare(ours) else ONCE
+
+
+def whole_budget(method: TuneConfig, rounds: int) -> dict[str, Any]:
+    """The settings that give one round the budget of all `rounds`."""
+    rounds = rounds if method.per == "round" and method.when == "every" else 1
+    return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}
