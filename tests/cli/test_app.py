@@ -15,8 +15,8 @@ from tests.tiny import brief_folder, tiny_folder
 from tests.tiny_run import rows, tiny_recipe
 
 from prunetune.cli import app as cli
-from prunetune.cli.options import parse_data
 from prunetune.common import units as human
+from prunetune.recipe.said import parse_data
 from prunetune.tasks.sandbox.program import why_not
 
 

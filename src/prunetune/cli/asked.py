@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.cli.judges import judged_by, parse_task
-from prunetune.cli.options import parse_data
 from prunetune.errors import RecipeError
-from prunetune.recipe.said import changed, count, target
+from prunetune.recipe.said import changed, count, parse_data, target
 
 USAGE = "prunetune run --model M --data D --target 0.6 --out RUN"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,25 +39,6 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
-    """`--data` as a data source of a recipe."""
-    kind, _, name = text.partition(":")
-    if text == "demo":
-        return {"type": "demo", "size": 20000, "seed": seed}
-    if kind == "generator" and name:
-        return {"type": "generator", "name": name, "size": 5000, "seed": seed}
-    if kind == "preset" and name:
-        return {"type": "preset", "name": name}
-    path = Path(os.path.expandvars(text)).expanduser()
-    if (
-        path.exists()
-        or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw")
-        or text.startswith(("/", ".", "~", "$"))
-    ):
-        return {"type": "file", "path": text}
-    return {"type": "hub", "name": text}
 
 
 def named_path(text: str) -> tuple[str, str]:

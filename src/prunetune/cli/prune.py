@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, parse_data, quiet_libraries
+from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, quiet_libraries
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
+from prunetune.recipe.said import parse_data
 
 
 def score(

@@ -31,11 +31,11 @@ from prunetune.runs.records import FULL, FullRecord, StageRecord, known
 from prunetune.runs.summary import Summary
 
 
-def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None) -> Summary:
+def prune_tune_loop(recipe: Recipe | Path | str, out: Path | str, watch: Watch | None = None) -> Summary:
     """Compact a model by the Prune-Tune Loop (Algorithm 1). Running it again continues where it was.
 
     Args:
-        recipe: What to do.
+        recipe: What to do: a recipe, the path of one, or the name of a shipped one.
         out: The run folder; made if it is not there.
         watch: Shows lines and bars; the default writes to stderr.
 
@@ -43,6 +43,7 @@ def prune_tune_loop(recipe: Recipe, out: Path | str, watch: Watch | None = None)
         What RUN/summary.json holds.
     """
     out, watch = Path(out), watch or Watch()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
     with RunFolder.open(out, recipe, source) as run:
         context = prepare(recipe, source, watch)

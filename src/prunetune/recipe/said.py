@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from prunetune.common.yaml import parse_yaml
@@ -71,3 +73,22 @@ def _place(here: Any, key: str, where: str, said: str) -> Any:
         valid = f"0 to {many - 1}" if many else f"{where} as a whole, such as --set {where}=[...]"
         raise RecipeError(f"--set: {where} has no entry {key!r}", value=said, valid=valid)
     return int(key)
+
+
+def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
+    """`--data` as a data source of a recipe."""
+    kind, _, name = text.partition(":")
+    if text == "demo":
+        return {"type": "demo", "size": 20000, "seed": seed}
+    if kind == "generator" and name:
+        return {"type": "generator", "name": name, "size": 5000, "seed": seed}
+    if kind == "preset" and name:
+        return {"type": "preset", "name": name}
+    path = Path(os.path.expandvars(text)).expanduser()
+    if (
+        path.exists()
+        or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw")
+        or text.startswith(("/", ".", "~", "$"))
+    ):
+        return {"type": "file", "path": text}
+    return {"type": "hub", "name": text}

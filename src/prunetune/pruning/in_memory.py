@@ -1,0 +1,137 @@
+"""One prune of a model object, no file anywhere: what `prunetune.score`, `plan`, `compensate` and `apply` are.
+
+batches = prunetune.batches(tokenizer, rows)                  # or any [{input_ids, attention_mask}, ...]
+scores = prunetune.score(model, batches)
+plan = prunetune.plan(scores, neurons=512, layers=1)
+small = prunetune.apply(model, plan, prunetune.compensate(model, plan, batches))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunetune.errors import DataError
+from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.pruning import compensate as folding
+from prunetune.pruning import scores as scoring
+from prunetune.pruning.apply import apply_in_memory
+from prunetune.pruning.patch import Patch
+from prunetune.pruning.plan import PrunePlan, make_plan
+from prunetune.pruning.scores import Batch, Scores, make_batches
+
+Progress = Callable[[int, int], None]
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, str]],
+    *,
+    fmt: PromptFormat | None = None,
+    max_length: int = 1024,
+    max_tokens: int = 8192,
+) -> list[Batch]:
+    """Rows of `question` and `answer` as batches to score and to compensate with.
+
+    Args:
+        tokenizer: The model's.
+        rows: [{"question": ..., "answer": ...}, ...].
+        fmt: How a question becomes a prompt (default: plain).
+        max_length: Longer sequences are cut.
+        max_tokens: Places of a batch, padding included.
+
+    Returns:
+        [{input_ids: int64 [batch, tokens], attention_mask: int64 [batch, tokens]}, ...]
+
+    Raises:
+        DataError: A row lacks a question or an answer, or one is no text.
+    """
+    encoded = []
+    for i, row in enumerate(rows, start=1):
+        for key in ("question", "answer"):
+            if not isinstance(row.get(key), str) or not row[key]:
+                raise DataError(f"row {i} has no text as {key!r}", value=row.get(key), valid='{"question", "answer"}')
+        made = encode_example(tokenizer, row["question"], row["answer"], fmt or PromptFormat(), max_length)
+        encoded.append(list(made.input_ids))
+    return make_batches(encoded, int(tokenizer.pad_token_id or 0), max_tokens)
+
+
+def score(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    *,
+    criterion: str = "greedy",
+    layer_criterion: str = "l2",
+    reduce: str = "mean",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Scores:
+    """How redundant every neuron and layer of a model is (Eq. 2-6); low = redundant. See `scores.score`."""
+    return scoring.score(
+        model,
+        _plain(batches),
+        neuron_criterion=criterion,
+        layers_by=layer_criterion,
+        reduce=reduce,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def plan(scores: Scores, *, neurons: int = 0, layers: int = 0, which_layers: Sequence[int] | None = None) -> PrunePlan:
+    """What goes: the lowest scores, so many neurons of every layer and so many layers. OutOfReach if they cannot."""
+    return make_plan(
+        scores.neurons.tolist(),
+        scores.layers.tolist(),
+        scores.model_sha,
+        n_neurons=neurons,
+        n_layers=layers,
+        which_layers=which_layers,
+    )
+
+
+def compensate(
+    model: PreTrainedModel,
+    plan: PrunePlan,
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch] | None = None,
+    target: str = "auto",
+    progress: Progress | None = None,
+) -> Patch:
+    """Fold what a plan removes into what stays, by least squares. See `compensate.compensate`.
+
+    Args:
+        model: The model that was scored.
+        plan: What goes.
+        batches: Sequences to fit to.
+        held_out: Sequences that choose the ridge; None: every fourth of `batches`, which then is not fitted to.
+        target: `auto`, `layer` or `stream`.
+        progress: Called with (layers done, layers in all).
+    """
+    fitted = _plain(batches)
+    if held_out is None:
+        fitted, held_out = (make_batches(part, 0) for part in folding.calibration_and_held_out(_sequences(fitted)))
+    return folding.compensate(model, plan, fitted, held_out=_plain(held_out), target=target, progress=progress)
+
+
+def apply(model: PreTrainedModel, plan: PrunePlan, patch: Patch | None = None) -> PreTrainedModel:
+    """The smaller model: stock, of the same class, dtype and device; the given one stays as it is."""
+    if patch is not None:
+        patch.check_plan(plan)
+    return apply_in_memory(model, plan, patch.tensors if patch is not None else None)
+
+
+def _plain(batches: Sequence[Batch]) -> list[Batch]:
+    """A tokenizer's output has more keys than a walk takes."""
+    return [{k: b[k] for k in ("input_ids", "attention_mask")} for b in batches]
+
+
+def _sequences(batches: Sequence[Batch]) -> list[list[int]]:
+    """The sequences of batches, without their padding, longest first as `make_batches` orders them."""
+    rows: list[tuple[Tensor, Tensor]] = [
+        (ids, mask) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
