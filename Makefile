@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fuzz format clean
+.PHONY: demo test check fuzz kill format clean
 
 demo: $(STAMP)  ## the embedded model, compacted to 60 % or less, into runs/demo
 	$(BIN)/prunetune run demo
@@ -21,6 +21,9 @@ check: $(STAMP)  ## lint, types, layering, tests
 
 fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400): minutes
 	PRUNETUNE_FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
+
+kill: $(STAMP)  ## a run killed thirty times, and its disk filled as often; PRUNETUNE_SEED draws other moments
+	PRUNETUNE_KILLS=30 $(BIN)/python -m pytest -q -n 0 --timeout 1800 tests/loop/test_rough_days.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

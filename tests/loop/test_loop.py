@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tests.tiny_run import tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -157,46 +153,6 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path):
     with RunFolder.open(tmp_path / "out", recipe, tmp_path / "model"), pytest.raises(NotWritable, match="another prunetune process"), \
             RunFolder.open(tmp_path / "out", recipe, tmp_path / "model"):  # fmt: skip
         pass
-
-
-KILLER = """
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import prunetune.loop.loop as loop
-from tests.tiny_run import tiny_recipe
-from prunetune.common.progress import Watch
-at = Path({at!r})
-recipe, kills, delay = tiny_recipe(at), 0, 0.3
-while True:
-    child = os.fork()
-    if child == 0:
-        loop.prune_tune_loop(recipe, at / "killed", Watch(quiet=True))
-        os._exit(0)
-    for _ in range(int(delay / 0.01)):
-        time.sleep(0.01)
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            print(kills, status)
-            sys.exit(status)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills, delay = kills + 1, delay * {growth}
-"""
-
-
-def test_kill_minus_nine_again_and_again_gives_the_tensors_of_an_undisturbed_run(tmp_path):
-    recipe = tiny_recipe(tmp_path)
-    straight = prune_tune_loop(recipe, tmp_path / "straight", QUIET)
-    code = KILLER.format(tests=str(Path(__file__).parents[2]), at=str(tmp_path), growth=1.25)
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
-    assert child.returncode == 0, child.stderr
-    assert int(child.stdout.split()[0]) >= 3  # it was killed at least three times
-    one, other = (load_file(tmp_path / p / "final" / "model.safetensors") for p in ("straight", "killed"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[k], other[k]) for k in one)
-    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
-    assert [s["model_sha"] for s in summary["stages"]] == [s["model_sha"] for s in straight["stages"]]
 
 
 def test_finished_stages_are_never_redone(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ def _whole_lines(path: Path, settings: object) -> list[bytes] | None:
     if not path.exists():
         return None
     note = read_note(path) if path.is_file() else None
+    if note is None and mark_of(path) is not None:
+        return None  # a run copied without its hidden files
     if note is None:
         raise NotWritable("prunetune did not write this file", value=str(path), fix="choose another --out")
     lines = path.read_bytes().splitlines(keepends=True)
