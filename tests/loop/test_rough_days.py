@@ -29,7 +29,7 @@ SEED = int(os.environ.get("PRUNETUNE_SEED", "0"))
 QUIET = Watch(quiet=True)
 
 NAMED = re.compile(
-    r"\.lock|\.prunetune|recipe\.yaml|(original|[0-9]{2}-[\w+-]+)(/(scores\.safetensors|patch\.safetensors|plan\.json|stage\.json"
+    r"\.lock|\.prunetune|recipe\.yaml|(original|[0-9]{2}-[\w+-]+)(/(scores\.safetensors|patch\.safetensors|plan\.json|stage\.json|full\.json"
     r"|tune-\d-\w+\.json|\.measured\.json|eval(/\w+\.jsonl)?))?|([0-9]{2}-[\w+-]+/tuned|final)(/(config|generation_config|tokenizer"
     r"|tokenizer_config)\.json|/model\.safetensors)?|final/README\.md|summary\.json|report\.(md|html)|figures(/[\w-]+\.svg)?"
 )
@@ -132,9 +132,9 @@ def test_a_run_of_version_0_1_goes_on(at: Path, tmp_path: Path) -> None:
         key = json.loads(note.read_text())["key"]
         note.write_text(key) if key else note.unlink()
     (run / ".prunetune").unlink()
+    stamps = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     (run / LAST / ".tuned.gone").mkdir()
     (run / LAST / ".tuned.gone" / "model.safetensors").write_text("half deleted")
-    stamps = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     prune_tune_loop(recipe_of(at), run, QUIET)
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == stamps
     assert not (run / LAST / ".tuned.gone").exists()
