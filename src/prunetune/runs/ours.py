@@ -14,7 +14,8 @@ from prunetune.errors import NotWritable, PrunetuneError
 STAGE = re.compile(r"\d\d+-[a-z-]+-[\w+-]+")
 """Folder of a round, see `schedule.steps.Step.name`."""
 FILES = (
-    "scores.safetensors", "protect.safetensors", "patch.safetensors", "plan.json", "stage.json", "full.json", "validation.json",
+    "scores.safetensors", "protect.safetensors", "patch.safetensors", "plan.json", "stage.json", "full.json",
+    "validation.json",
 )  # fmt: skip
 FOLDERS = ("pruned", "tuned", "eval")
 EARLY = {".lock", "recipe.yaml", "original", ".original.key"}
