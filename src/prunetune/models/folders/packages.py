@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prunetune.common.files import replacing
 from prunetune.common.memory import is_memory
 from prunetune.errors import MissingPath, TooLittleMemory
 
@@ -90,10 +91,8 @@ def _assembled(module: str, into: Path, whole: bool) -> Path:
         if not whole and hasattr(package, "chunk_paths"):
             return Path(package.chunk_paths()[0])  # a header lies at the start
         if whole:
-            into.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.tmp")
-            package.assemble(part, overwrite=True)
-            part.rename(path)
+            with replacing(path) as part:
+                package.assemble(part, overwrite=True)
             return path
         why = "its header is in no file yet"
     except Exception as e:  # code of the package: whatever it raises is what there is to say
