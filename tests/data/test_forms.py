@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunetune.data.forms import REFERENCES, find_columns, sample_of
 from prunetune.data.stream import Example, FileData, load_stream, read_source
 from prunetune.errors import DataError, PrunetuneError
 
@@ -209,3 +210,12 @@ def test_any_row_gives_whole_text_or_a_message(tmp_path_factory: pytest.TempPath
         written = path.read_text()
         for text in texts:
             assert text not in ("None", "nan", "inf", "True", "False") or json.dumps(text) in written
+
+
+def test_a_reference_may_be_a_list_of_one() -> None:
+    columns = find_columns({"question": Q, "answer": ["917"]}, None, "f", answers=REFERENCES)
+    found = sample_of({"question": Q, "answer": ["917"]}, columns, "f, row 1", reference=True)
+    assert found is not None and found.answer == "917"
+    for answer in (["917", "918"], [], [None], [["917"]], [math.nan]):
+        with pytest.raises(DataError, match="row 1: answer is"):
+            sample_of({"question": Q, "answer": answer}, columns, "f, row 1", reference=True)

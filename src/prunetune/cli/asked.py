@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.cli.judges import judged_by, parse_task
+from prunetune.cli.texts import with_columns
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import changed, count, parse_data, target
 
@@ -30,11 +31,15 @@ class Asked:
     device: str | None = None
     launcher: str | None = None
     sets: Sequence[str] = ()
+    columns: str | None = None
+    chat: bool = False
 
     @property
     def changes(self) -> bool:
         """Whether the recipe of that name is run with something changed."""
-        return (self.target, self.step, self.tokens, self.seed) != (None,) * 4 or bool(self.data or self.sets)
+        return (self.target, self.step, self.tokens, self.seed) != (None,) * 4 or bool(
+            self.data or self.sets or self.chat
+        )
 
 
 def mapping_of(asked: Asked) -> dict[str, Any]:
@@ -60,6 +65,8 @@ def mapping_of(asked: Asked) -> dict[str, Any]:
     if asked.tokens is not None:
         value["recover"] = _budget(value.get("recover"), count(asked.tokens, "--tokens"))
     value |= {k: v for k in ("seed", "device", "launcher") if (v := getattr(asked, k)) is not None}
+    if asked.chat:
+        value["prompt"] = {**(value.get("prompt") or {}), "template": "chat"}
     for said in asked.sets:
         value = changed(value, said)
     return value
@@ -69,7 +76,9 @@ def _with_cut(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """Data, target and step."""
     value = dict(value)
     if asked.data:
-        value["data"] = [parse_data(d, asked.seed or 0) for d in asked.data]
+        value["data"] = [with_columns(parse_data(d, asked.seed or 0), asked.columns) for d in asked.data]
+    elif asked.columns is not None:
+        raise RecipeError("--columns is for --data", value=asked.columns, fix="in a recipe: data: [{…, columns: {…}}]")
     prune = dict(value["prune"]) if isinstance(value.get("prune"), dict) else {}
     if asked.target is not None:
         prune["target"] = target(asked.target)

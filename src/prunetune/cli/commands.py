@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from prunetune.cli.judges import judged_by, parse_task
 from prunetune.cli.made import is_eval, is_patch, is_scores
+from prunetune.cli.texts import check_tasks, check_texts, format_of, sequences_of, sources_of, task_columns
 from prunetune.common.device import device_of
 from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.outputs import claim, full_path, output_file, output_new, own_folder
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
-from prunetune.data.stream import DataSource, Stream, load_stream
+from prunetune.data.stream import load_stream
 from prunetune.errors import NotWritable, RecipeError, UnknownName
-from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, resolve_model
-from prunetune.models.prompt import PromptFormat, encode
+from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
 from prunetune.tasks.lm_eval import key_of
 from prunetune.tasks.registry import JUDGES, Task, TaskConfig, build_judge, build_task, check_task
 from prunetune.tune.methods import METHODS, Method
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
     from prunetune.pruning.scores import Scores
     from prunetune.tune.job import TuneResult
     from prunetune.tune.traces import Traces
-
-
-def sources_of(values: Sequence[dict[str, Any]]) -> list[DataSource]:
-    """Data sources from mappings."""
-    try:
-        return TypeAdapter(list[DataSource]).validate_python(values)
-    except ValidationError as e:
-        raise RecipeError(f"--data: {e.errors()[0]['msg']}", value=e.errors()[0]["input"]) from None
 
 
 def score_file(
@@ -53,14 +45,27 @@ def score_file(
     seed: int,
     device: str,
     watch: Watch,
+    chat: bool = False,
 ) -> Scores:
     """Score a model on the first `samples` of the data, and write the scores."""
     from prunetune.pruning.scores import make_batches, score
 
-    key = [model, list(data), criterion, reduce, layer_criterion, samples, max_length, seed]
+    key = [
+        model,
+        list(data),
+        criterion,
+        reduce,
+        layer_criterion,
+        samples,
+        max_length,
+        seed,
+        *(["chat"] if chat else []),
+    ]
     with output_file(out, is_scores, key, watch.line) as tmp:
         folder = resolve_model(model)
-        stream, sequences, pad = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        stream, sequences, pad = sequences_of(
+            folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
+        )
         batches = make_batches(sequences, pad)
         with watch.bar("score") as bar:
             scores = score(
@@ -78,16 +83,6 @@ def score_file(
     return scores
 
 
-def sequences_of(
-    folder: Path, data: Sequence[dict[str, Any]], *, samples: int, max_length: int, seed: int
-) -> tuple[Stream, list[list[int]], int]:
-    """(the data as one stream, the ids of its first `samples` rows as a run scores them, the padding id)."""
-    stream, tokenizer = load_stream(sources_of(data), seed), load_tokenizer(folder)
-    rows = stream.take(0, min(samples, len(stream)))
-    encoded = [encode(tokenizer, e, PromptFormat(), max_length) for e in rows]
-    return stream, [list(r.input_ids) for r in encoded], pad_id(tokenizer)
-
-
 def patch_file(
     plan: Path,
     model: str,
@@ -100,6 +95,7 @@ def patch_file(
     seed: int,
     device: str,
     watch: Watch,
+    chat: bool = False,
 ) -> Patch:
     """Fold what a plan removes into what stays, as a round does, and write the patch."""
     from prunetune.pruning.compensate import calibration_and_held_out, compensate
@@ -107,11 +103,13 @@ def patch_file(
     from prunetune.pruning.scores import make_batches
 
     read = PrunePlan.read(plan)
-    key = [read.sha, list(data), target, samples, max_length, seed]
+    key = [read.sha, list(data), target, samples, max_length, seed, *(["chat"] if chat else [])]
     with output_file(out, is_patch, key, watch.line) as tmp:
         folder = resolve_model(model)
         read.check_model(model_sha(folder), folder)
-        _, sequences, pad = sequences_of(folder, data, samples=samples, max_length=max_length, seed=seed)
+        _, sequences, pad = sequences_of(
+            folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
+        )
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
             patch = compensate(
@@ -158,6 +156,7 @@ def tune_model(
     seed: int,
     device: str,
     watch: Watch,
+    chat: bool = False,
 ) -> TuneResult:
     """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
     from prunetune.tune.job import TuneJob, TuneResult, launch
@@ -168,6 +167,7 @@ def tune_model(
     key = {
         "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed,
         "task": task and task.model_dump(mode="json"), "teacher": teacher,
+        **({"chat": True} if chat else {}),
     }  # fmt: skip
 
     def make(tmp: Path) -> None:
@@ -184,12 +184,15 @@ def tune_model(
             teacher=resolve_model(teacher) if teacher else None,
             task=task,
             device=device_of(device),
+            fmt=format_of(chat),
         )
         with watch.bar(f"tune {method.type}") as bar:
             result["result"] = launch(job, launcher, bar).to_json()
 
     with output_new(out, key) as made:
         if made is None:
+            stream = load_stream(sources_of(data), seed)
+            check_texts(resolve_model(model), stream, 0, method.samples, format_of(chat), watch)
             claim(work, key)
             once(out, key, make, more=result)
         else:
@@ -293,6 +296,7 @@ def sample_traces(
         if made is not None and made.more:
             watch.line(f"{out} is made already, with the same arguments")
             return Traces(**made.more)
+        check_texts(job.model, load_stream(job.sources, seed), 0, n, job.fmt, watch)
         with watch.bar("generate") as bar:
             return make_traces(job, bar, key)
 
@@ -306,7 +310,13 @@ def _claim(out: Path, sha: str) -> None:
 
 
 def eval_tasks(
-    names: Sequence[str], data: Mapping[str, str], *, path: str | None = None, verifier: str | None = None, **more: Any
+    names: Sequence[str],
+    data: Mapping[str, str],
+    *,
+    path: str | None = None,
+    verifier: str | None = None,
+    columns: str | None = None,
+    **more: Any,
 ) -> list[Task]:
     """Tasks by name, each with its own data: `gsm8k` of `data` serves `gsm8k`, `lm-eval:gsm8k` and `lm-eval:gsm8k_cot`.
 
@@ -315,6 +325,7 @@ def eval_tasks(
         data: Task -> file or folder.
         path: Data of every task that `data` does not name.
         verifier: For rows of your own, or for tasks of plain questions.
+        columns: `--columns`, for tasks that read rows.
         more: Further fields of each task's config.
 
     Raises:
@@ -326,7 +337,10 @@ def eval_tasks(
     found = {n: key_of(n.removeprefix("lm-eval:"), data) if n.startswith("lm-eval:") else n for n in names}
     for unused in data.keys() - set(found.values()):
         raise UnknownName("task with --data of its own", unused, [n.removeprefix("lm-eval:") for n in names])
-    values = [{"name": n, "path": data.get(key or "", path), **more} for n, key in found.items()]
+    values = [
+        {"name": n, "path": (p := data.get(key or "", path)), **task_columns(n, p, columns), **more}
+        for n, key in found.items()
+    ]
     configs = [TaskConfig.model_validate(v) for v in judged_by(values, verifier)]
     for config in configs:  # a misspelt name is told before any data are read
         check_task(config)
@@ -376,8 +390,9 @@ def _on_transformers(
 ) -> list[EvalResult]:
     from prunetune.evaluation.evaluate import evaluate
 
-    loaded, tokenizer = load_model(folder, device=device_of(device)), load_tokenizer(folder)
-    fmt, results = PromptFormat(template="chat" if chat else "plain"), []
+    tokenizer, fmt, results = load_tokenizer(folder), format_of(chat), []
+    check_tasks(tokenizer, tasks, fmt, watch)
+    loaded = load_model(folder, device=device_of(device))
     for task in tasks:
         with watch.bar(f"evaluate {task.name}") as bar:
             file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None

@@ -9,6 +9,7 @@ import typer
 
 from prunetune.cli.judges import VerifierOption
 from prunetune.cli.options import Device, Json, Model, emit, named_path, quiet_libraries
+from prunetune.cli.texts import Chat, Columns
 from prunetune.common.progress import Watch
 
 
@@ -35,8 +36,9 @@ def eval_(
     ] = None,
     path: Annotated[str | None, typer.Option(help="Local data of every other task (file or folder).")] = None,
     verifier: VerifierOption = None,
+    columns: Columns = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions at once; default: by memory.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    chat: Chat = False,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (mbpp, lm-eval); default: its own.")] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run what the model writes, in the sandbox (mbpp).")
@@ -56,6 +58,7 @@ def eval_(
         dict(named_path(d) for d in data or []),
         path=path,
         verifier=verifier,
+        columns=columns,
         n=n,
         seed=seed,
         allow_code_execution=allow_code_execution,

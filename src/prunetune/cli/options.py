@@ -15,7 +15,9 @@ Model = Annotated[str, typer.Argument(help="demo, a folder, a .gguf file, packag
 Data = Annotated[
     list[str],
     typer.Option(
-        "--data", "-d", help="FILE (JSONL, JSON, Parquet, text), generator:NAME, preset:NAME, demo, or a hub name."
+        "--data",
+        "-d",
+        help="FILE or FOLDER (JSON, CSV, Parquet, text, …), generator:NAME, preset:NAME, demo, or a hub name.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]

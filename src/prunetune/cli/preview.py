@@ -41,7 +41,7 @@ def check_inputs(recipe: Recipe) -> None:
         if source.type == "file":
             read_source(source)
     if all(s.type in ("file", "demo") for s in recipe.data):
-        rows = {(e.question, e.answer) for s in recipe.data for e in read_source(s)}
+        rows = {(e.before, e.question, e.answer) for s in recipe.data for e in read_source(s)}
         reserved = recipe.score.samples + recipe.score.held_out
         if len(rows) <= reserved:
             raise OutOfReach(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, quiet_libraries
+from prunetune.cli.texts import Chat, Columns, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import parse_data
@@ -22,6 +23,8 @@ def score(
     layer_criterion: Annotated[str, typer.Option(help="Layer criterion: l2, relative, cosine.")] = "l2",
     samples: Annotated[int, typer.Option(help="Sequences to score.")] = 256,
     max_length: Annotated[int, typer.Option(help="Longer sequences are cut.")] = 1024,
+    columns: Columns = None,
+    chat: Chat = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -36,7 +39,7 @@ def score(
 
     scores = score_file(
         model,
-        [parse_data(d, seed) for d in data],
+        [with_columns(parse_data(d, seed), columns) for d in data],
         out,
         criterion=criterion,
         reduce=reduce,
@@ -46,6 +49,7 @@ def score(
         seed=seed,
         device=device,
         watch=Watch(),
+        chat=chat,
     )
     layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
     emit(
@@ -100,6 +104,8 @@ def compensate(
     target: Annotated[str, typer.Option(help="What is made up for: auto, layer or stream.")] = "auto",
     samples: Annotated[int, typer.Option(min=2, help="Sequences: the ones that `score` took.")] = 256,
     max_length: Annotated[int, typer.Option(min=1, help="Longer sequences are cut.")] = 1024,
+    columns: Columns = None,
+    chat: Chat = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -111,7 +117,7 @@ def compensate(
     patch = patch_file(
         plan,
         model,
-        [parse_data(d, seed) for d in data],
+        [with_columns(parse_data(d, seed), columns) for d in data],
         out,
         target=target,
         samples=samples,
@@ -119,6 +125,7 @@ def compensate(
         seed=seed,
         device=device,
         watch=Watch(),
+        chat=chat,
     )
     before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))
     fits = [{"layer": f.layer, "ridge": f.ridge, "before": f.before, "after": f.after} for f in patch.fits]

@@ -9,6 +9,7 @@ import typer
 
 from prunetune.cli.judges import VerifierOption
 from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, quiet_libraries
+from prunetune.cli.texts import Chat, Columns, format_of, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import parse_data
@@ -31,6 +32,8 @@ def tune(
     launcher: Annotated[
         str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
     ] = None,
+    columns: Columns = None,
+    chat: Chat = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -47,13 +50,14 @@ def tune(
         chosen,
         model,
         out,
-        [parse_data(d, seed) for d in data],
+        [with_columns(parse_data(d, seed), columns) for d in data],
         task=judge,
         teacher=teacher,
         launcher=launcher,
         seed=seed,
         device=device,
         watch=Watch(),
+        chat=chat,
     )
     emit(
         as_json,
@@ -77,6 +81,8 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    columns: Columns = None,
+    chat: Chat = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -84,7 +90,7 @@ def generate(
     """A model's own verified answers as recovery data; killed and started again, it continues."""
     from prunetune.cli.commands import judge_of, sample_traces
 
-    sources = [parse_data(d, seed) for d in data]
+    sources = [with_columns(parse_data(d, seed), columns) for d in data]
     judge = judge_of(task, verifier, data)
     quiet_libraries()
     made = sample_traces(
@@ -101,6 +107,7 @@ def generate(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        fmt=format_of(chat),
     )
     emit(
         as_json,

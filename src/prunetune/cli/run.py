@@ -10,6 +10,7 @@ import typer
 from prunetune.cli.asked import Asked, mapping_of
 from prunetune.cli.judges import VerifierOption
 from prunetune.cli.options import Json, Model, emit, quiet_libraries
+from prunetune.cli.texts import Chat, Columns, check_recipe
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
 
@@ -48,6 +49,8 @@ def run(
     device: Device = None,
     launcher: Launcher = None,
     sets: Sets = None,
+    columns: Columns = None,
+    chat: Chat = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +59,21 @@ def run(
     from prunetune.recipe.schema import Recipe
 
     asked = Asked(
-        recipe, model, data or (), target, step, tokens, task or (), verifier, n, seed, device, launcher, sets or ()
+        recipe,
+        model,
+        data or (),
+        target,
+        step,
+        tokens,
+        task or (),
+        verifier,
+        n,
+        seed,
+        device,
+        launcher,
+        sets or (),
+        columns,
+        chat,
     )
     read = Recipe.parse(mapping_of(asked), recipe or "the options")
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
@@ -64,6 +81,7 @@ def run(
     if dry_run:
         from prunetune.cli.forecast import forecast
 
+        check_recipe(read)
         return emit(as_json, *forecast(read, None if asked.changes else recipe))
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
@@ -89,6 +107,8 @@ def init(
     device: Device = None,
     launcher: Launcher = None,
     sets: Sets = None,
+    columns: Columns = None,
+    chat: Chat = False,
     as_json: Json = False,
 ) -> None:
     """Write a short recipe with a word on each key, from the options of `run`; `prunetune keys` tells the others."""
@@ -97,7 +117,21 @@ def init(
     from prunetune.recipe.short import short
 
     asked = Asked(
-        None, model, data or (), target, None, tokens, task or (), verifier, n, seed, device, launcher, sets or ()
+        None,
+        model,
+        data or (),
+        target,
+        None,
+        tokens,
+        task or (),
+        verifier,
+        n,
+        seed,
+        device,
+        launcher,
+        sets or (),
+        columns,
+        chat,
     )
     value = mapping_of(asked)
     read = Recipe.parse(value, "the options")

@@ -111,8 +111,15 @@ def find_columns(
     )
 
 
-def sample_of(row: Row, columns: Columns, where: str) -> Sample | None:
-    """One row as a sample; None for a blank row of running text. DataError names the row and what is wrong with it."""
+def sample_of(row: Row, columns: Columns, where: str, *, reference: bool = False) -> Sample | None:
+    """One row as a sample; None for a blank row of running text. DataError names the row and what is wrong with it.
+
+    Args:
+        row: As the file has it.
+        columns: Where question and answer are.
+        where: File and row.
+        reference: The answer is one to judge by: a list of one is that one.
+    """
     for name in (columns.question, columns.answer, columns.text, columns.messages):
         if name is not None and name not in row:
             from prunetune.data.files import unknown_column
@@ -133,34 +140,12 @@ def sample_of(row: Row, columns: Columns, where: str) -> Sample | None:
         more = row.get(columns.input) if columns.input is not None else None
         more = "" if more is None else text_of(more, str(columns.input), where, blank=True)
         turns.append(("user", f"{text}\n{more}" if more.strip() else text))
+    answer = one_of(answer) if reference and not is_turns(answer) else answer
     if is_turns(answer):
         turns += turns_of(answer, "answer", where)
     else:
         turns.append(("assistant", text_of(answer, "answer", where)))
     return _conversation(turns, where)
-
-
-def question_of(value: Any, where: str) -> str:
-    """A task's question: text, or a conversation of one user turn (a system turn before it is put in front)."""
-    if not is_turns(value):
-        return text_of(value, "question", where)
-    turns = turns_of(value, "question", where)
-    if [role for role, _ in turns if role != "system"] != ["user"]:
-        raise DataError(
-            f"{where}: question is a conversation of {len(turns)} turns",
-            value=turns[-1][1][:80],
-            valid="one user turn",
-            fix="write the question as text",
-        )
-    return "\n\n".join(text for _, text in turns)
-
-
-def reference_of(value: Any, where: str) -> str:
-    """A task's right answer as text: text, a number, or a list of one of them."""
-    value = one_of(value)
-    if is_turns(value) or isinstance(value, dict):
-        value = turns_of(value if isinstance(value, list) else [value], "answer", where)[-1][1]
-    return text_of(value, "answer", where)
 
 
 # ------------------------------------------------------------------------------------------------------ conversations

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common.yaml import parse_yaml
+from prunetune.data.formats import DATA_SUFFIXES, suffix_of
 from prunetune.errors import RecipeError
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbKMBgG]?)")
@@ -85,10 +86,6 @@ def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
     if kind == "preset" and name:
         return {"type": "preset", "name": name}
     path = Path(os.path.expandvars(text)).expanduser()
-    if (
-        path.exists()
-        or path.suffix in (".jsonl", ".json", ".parquet", ".txt", ".raw")
-        or text.startswith(("/", ".", "~", "$"))
-    ):
+    if path.exists() or suffix_of(path) in DATA_SUFFIXES or text.startswith(("/", ".", "~", "$")):
         return {"type": "file", "path": text}
     return {"type": "hub", "name": text}

@@ -58,7 +58,7 @@ def problems_of(prefix: str, rows: Sequence[Row], columns: Mapping[str, str] | N
     found = []
     for i, row in enumerate(rows):
         place = place_of(where, i)
-        sample = sample_of(row, chosen, place)
+        sample = sample_of(row, chosen, place, reference=True)
         if sample is None or not sample.question:
             raise DataError(f"{place}: this row has no question with an answer", fix="set `columns` to the right names")
         if any(role != "system" for role, _ in sample.before):

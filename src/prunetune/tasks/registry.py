@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prunetune.data.decode import read_text
 from prunetune.data.files import expand_path, hub_rows, read_rows
 from prunetune.data.generators import gym_entries
 from prunetune.errors import MissingPath, TaskError, UnknownName
@@ -181,7 +182,7 @@ def _perplexity(config: TaskConfig) -> Task:
         raise MissingPath("no such text file", value=str(path), fix="check `path` of the task")
     task = make_task(config, "1", (), adapted(verify_exact), max_new_tokens=1, metric="perplexity")
     window = int(config.options.get("window", 1024))
-    return dataclasses.replace(task, text=path.read_text(encoding="utf-8"), window=window, windows=config.n)
+    return dataclasses.replace(task, text=read_text(path), window=window, windows=config.n)
 
 
 def _harness(config: TaskConfig) -> Task:
