@@ -312,7 +312,7 @@ def test_inspect_without_weights(capsys, tmp_path):
     assert code == 2 and "no mapping" in err
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
     code, _, err = call(capsys, "inspect", tmp_path)
-    assert code == 2 and "hidden_size of this config.json" in err
+    assert code == 2 and "hidden_size of this config" in err
 
 
 def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):

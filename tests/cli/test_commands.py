@@ -46,9 +46,9 @@ def test_tune_refuses_to_write_over_a_model(tmp_path):
                         seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
     assert result.samples == 32
     assert not list(tmp_path.glob(".out.work"))
-    with pytest.raises(NotWritable, match="there already"):
+    with pytest.raises(NotWritable):
         tune_model(method_of("cpt", None, samples=32), str(model), out, [data], task=None, teacher=None, launcher=None,
-                   seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
+                   seed=1, device="cpu", watch=Watch(quiet=True))  # fmt: skip
 
 
 def test_each_task_finds_its_own_data(tmp_path):

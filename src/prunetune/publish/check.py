@@ -218,7 +218,7 @@ def _here(final: Path, prompt: str) -> list[int]:
 def _vllm(final: Path, _prompt: str) -> Line:
     name = "vLLM"
     if importlib.util.find_spec("vllm") is None:
-        return Line(name, None, "pip install 'prunetune[vllm]'")
+        return Line(name, None, "pip install vllm")
     try:
         found = _child(_VLLM, model=str(final))
     except _ChildError as e:

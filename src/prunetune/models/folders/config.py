@@ -82,13 +82,18 @@ def read_config(path: Path) -> dict[str, Any]:
     values = read_json(path, "config")
     if not isinstance(values, dict):
         raise BadCheckpoint("this config.json is no mapping", value=str(path), fix="copy the model again")
+    check_config(values, path)
+    return values
+
+
+def check_config(values: Mapping[str, Any], path: Path) -> None:
+    """Raise BadCheckpoint if a key of a config has a type or size that no model has; `path` is for the message."""
     inner = values.get("text_config")
     for part in (values, inner if isinstance(inner, dict) else {}):
         try:
             ConfigFile.model_validate(part)
         except ValidationError as e:
             raise _told(e, path) from None
-    return values
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:
@@ -153,9 +158,9 @@ def _told(e: ValidationError, path: Path) -> BadCheckpoint:
             fix="load the model once with transformers, and save_pretrained",
         )
     return BadCheckpoint(
-        f"{name} of this config.json cannot be: {shown(first['input'])[:80]} ({first['msg']})",
+        f"{name} of this config cannot be: {shown(first['input'])[:80]} ({first['msg']})",
         value=str(path),
-        fix="copy config.json of the original model again",
+        fix="copy the original model's file again",
     )
 
 

@@ -18,6 +18,7 @@ from prunetune.common.files import file_sha, once
 from prunetune.common.memory import is_memory
 from prunetune.errors import BadCheckpoint, MissingExtra, PrunetuneError, TooLittleMemory, UnsupportedModel
 from prunetune.models.families import FAMILIES
+from prunetune.models.folders.config import check_config
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -159,6 +160,12 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "attention_bias": "attn_output.bias" in biases,
         "mlp_bias": "ffn_down.bias" in biases,
     }
+    check_config(config, path)
+    for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
+        if config.get(key) is None:
+            raise BadCheckpoint(
+                f"this GGUF file does not say its {key}", value=str(path), fix="convert the model again"
+            )
     if config.get("sliding_window"):
         config["layer_types"] = _layer_types(config, header.values.get(f"{arch}.attention.sliding_window_pattern"))
         config["use_sliding_window"] = True
