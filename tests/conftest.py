@@ -10,14 +10,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores: more threads wo
 
 import pytest
 from jaxtyping import install_import_hook
+from tests.shaped import SHAPED
 
-# The modules whose functions take and return tensors: their annotations are checked on every call.
-SHAPED = [
-    f"pruning.{m}"
-    for m in ("criteria", "scores", "ranking", "tap", "apply", "cut", "least_squares", "layerwise", "compensate")
-]
-SHAPED += ["pruning.gradients", "models.head_loss", "tune.training.kl", "baselines.slicegpt"]
-install_import_hook([f"prunetune.{m}" for m in SHAPED], "beartype.beartype")
+install_import_hook(list(SHAPED), "beartype.beartype")
 
 import torch
 

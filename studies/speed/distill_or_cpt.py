@@ -19,8 +19,9 @@ from grpo_recovery import accuracy, cut
 
 from prunetune.data.stream import DemoData
 from prunetune.models.folders import resolve_model
-from prunetune.tune.job import TuneJob, run_job
+from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Cpt, Distill, Method
+from prunetune.tune.stage import run_job
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 

@@ -25,8 +25,9 @@ from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.plan import make_plan
 from prunetune.pruning.scores import make_batches, score
 from prunetune.tasks.registry import TaskConfig, build_task
-from prunetune.tune.job import TuneJob, run_job
+from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Grpo
+from prunetune.tune.stage import run_job
 
 
 def cut(out: Path, neurons: int) -> Path:

@@ -36,8 +36,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         cpu = time.process_time()
         if arguments.variant == "ours":
-            from prunetune.tune.job import TuneJob, run_job
+            from prunetune.tune.job import TuneJob
             from prunetune.tune.methods import Cpt
+            from prunetune.tune.stage import run_job
 
             method = Cpt(batch_size=arguments.batch, max_length=512, micro_batch_size=arguments.micro)
             job = TuneJob(

@@ -10,7 +10,8 @@ from prunetune.baselines.full_model import full_model_run
 from prunetune.common.progress import Watch
 from prunetune.data.stream import load_stream
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.tune.job import TuneJob, run_job
+from prunetune.tune.job import TuneJob
+from prunetune.tune.stage import run_job
 
 QUIET = Watch(quiet=True)
 

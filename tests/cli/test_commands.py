@@ -6,7 +6,8 @@ import pytest
 from tests.tiny import tiny_folder
 from tests.tiny_run import rows
 
-from prunetune.cli.commands import eval_tasks, method_of, sources_of, tune_model
+from prunetune.cli.commands import method_of, sources_of, tune_model
+from prunetune.cli.measuring import eval_tasks
 from prunetune.common.device import device_of
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, NotWritable, RecipeError, UnknownName
@@ -46,7 +47,7 @@ def test_tune_refuses_to_write_over_a_model(tmp_path):
                         seed=0, device="cpu", watch=Watch(quiet=True))  # fmt: skip
     assert result.samples == 32
     assert not list(tmp_path.glob(".out.work"))
-    with pytest.raises(NotWritable):
+    with pytest.raises(NotWritable):  # another call: its result may not take the first one's place
         tune_model(method_of("cpt", None, samples=32), str(model), out, [data], task=None, teacher=None, launcher=None,
                    seed=1, device="cpu", watch=Watch(quiet=True))  # fmt: skip
 
@@ -71,6 +72,6 @@ def test_each_task_finds_its_own_data(tmp_path):
 
 def test_lm_evals_variants_share_their_data(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("prunetune.cli.commands.build_task", lambda config: seen.append((config.name, config.path)))
+    monkeypatch.setattr("prunetune.cli.measuring.build_task", lambda config: seen.append((config.name, config.path)))
     eval_tasks(["lm-eval:gsm8k", "lm-eval:gsm8k_cot", "lm-eval:mbpp", "gsm8k"], {"gsm8k": "a"}, path="b")
     assert seen == [("lm-eval:gsm8k", "a"), ("lm-eval:gsm8k_cot", "a"), ("lm-eval:mbpp", "b"), ("gsm8k", "a")]

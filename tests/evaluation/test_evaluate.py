@@ -15,7 +15,7 @@ from tests.tiny import brief_folder, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 import prunetune.evaluation.evaluate as module
-from prunetune.cli.commands import eval_model, eval_tasks
+from prunetune.cli.measuring import eval_model, eval_tasks
 from prunetune.common.progress import Watch
 from prunetune.errors import BadCheckpoint, MissingPath, TaskError
 from prunetune.evaluation.evaluate import EvalResult, evaluate, read_samples

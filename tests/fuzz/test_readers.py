@@ -21,7 +21,7 @@ from tests.fake_run import fake_run
 from tests.fuzzing import damage, judge
 from tests.tiny import tiny_folder
 
-from prunetune.cli.preview import description
+from prunetune.cli.about_model import description
 from prunetune.data.stream import FileData, read_source
 from prunetune.evaluation.samples import read_samples as read_own
 from prunetune.models.folders import config_values, load_tokenizer

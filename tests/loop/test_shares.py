@@ -16,8 +16,10 @@ from prunetune.data.stream import FileData
 from prunetune.errors import RecipeError, TuneError
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.runs.folder import RunFolder
-from prunetune.tune.job import TuneJob, run_job
-from prunetune.tune.methods import Cpt, Sft
+from prunetune.tune.job import TuneJob
+from prunetune.tune.methods import Cpt
+from prunetune.tune.stage import run_job
+from prunetune.tune.training.trainers import RUNNERS, Runner
 
 QUIET = Watch(quiet=True)
 SMALL = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
@@ -99,12 +101,10 @@ def test_a_killed_run_goes_on_with_the_same_parts(tmp_path, monkeypatch):
     ]
     recipe = tiny_recipe(tmp_path, prune=TWO, recover=recover)
     whole = prune_tune_loop(recipe, tmp_path / "whole", QUIET)
-    real = Sft.train
     with monkeypatch.context() as patch:
-        patch.setattr(Sft, "train", lambda self, stage: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setitem(RUNNERS, "sft", Runner(lambda stage: (_ for _ in ()).throw(KeyboardInterrupt)))
         with pytest.raises(KeyboardInterrupt):
             prune_tune_loop(recipe, tmp_path / "killed", QUIET)
-    assert Sft.train is real
     again = prune_tune_loop(recipe, tmp_path / "killed", QUIET)
     assert again["final"]["model_sha"] == whole["final"]["model_sha"]
     with RunFolder.open(tmp_path / "killed", recipe, tmp_path / "model") as run:

@@ -16,7 +16,7 @@ from prunetune.tasks.sandbox.program import Limits, why_not
 
 needs_sandbox = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
-DATA = Path(os.environ.get("PRUNETUNE_DATA", "/work/shared/data")) / "mbpp"
+DATA = Path(os.environ.get("PRUNETUNE_DATA", "unset")) / "mbpp"
 
 
 def row(task_id: int, name: str = "f", **more: object) -> dict[str, object]:
@@ -124,7 +124,7 @@ def test_errors_of_files(tmp_path: Path) -> None:
 
 
 @needs_sandbox
-@pytest.mark.skipif(not DATA.is_dir(), reason="the public files are not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="PRUNETUNE_DATA names no folder with the public files")
 @pytest.mark.parametrize(("file", "size"), [("mbpp.jsonl", 500), ("sanitized-mbpp.json", 257)])
 def test_the_sources_own_solutions_pass(file: str, size: int) -> None:
     task = build_task(TaskConfig(name="mbpp", path=str(DATA / file), allow_code_execution=True, options={"shots": 3}))

@@ -12,7 +12,7 @@ from prunetune.errors import DataError, MissingPath
 from prunetune.tasks import squad
 from prunetune.tasks.registry import TaskConfig, build_task
 
-DATA = Path(os.environ.get("PRUNETUNE_DATA", "/work/shared/data")) / "squad_xquad_en"
+DATA = Path(os.environ.get("PRUNETUNE_DATA", "unset")) / "squad_xquad_en"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_another_file_is_an_error(tmp_path: Path, content: str) -> None:
         squad.read(tmp_path / "none.json")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the public file is not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="PRUNETUNE_DATA names no folder with the public files")
 def test_the_public_file() -> None:
     task = build_task(TaskConfig(name="squad", path=str(DATA)))
     assert len(task.problems) == 1190

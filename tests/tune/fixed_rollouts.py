@@ -17,10 +17,11 @@ from tests.tiny import tiny_model
 
 from prunetune.common.files import write_json
 from prunetune.errors import TuneError
-from prunetune.tune.job import TuneJob, TuneResult, result_path, run_job
-from prunetune.tune.methods import Grpo
-from prunetune.tune.stage import Stage, Trained
+from prunetune.tune.job import TuneJob, TuneResult, result_path
+from prunetune.tune.stage import run_job
+from prunetune.tune.training.given import Stage, Trained
 from prunetune.tune.training.policy import check_reference, train_policy
+from prunetune.tune.training.trainers import RUNNERS, Runner
 
 
 def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -34,23 +35,23 @@ def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": [tokenizer(p)["input_ids"] for p in prompts], "completion_ids": ids, "logprobs": None}
 
 
-class Fixed(Grpo):
+def train_fixed(stage: Stage) -> Trained:
     """GRPO on given answers."""
-
-    def train(self, stage: Stage) -> Trained:
-        wrong = SimpleNamespace(
-            ref_model=tiny_model(seed=1),
-            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
-            is_world_process_zero=lambda: False,
-        )
-        with pytest.raises(TuneError, match="not this step's own input"):
-            check_reference(wrong, stage)
-        return train_policy(stage, self, rollout)
+    wrong = SimpleNamespace(
+        ref_model=tiny_model(seed=1),
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        is_world_process_zero=lambda: False,
+    )
+    with pytest.raises(TuneError, match="not this step's own input"):
+        check_reference(wrong, stage)
+    return train_policy(stage, rollout)
 
 
 def run_fixed(job: TuneJob) -> TuneResult:
     """Run a GRPO job on given answers in this process."""
-    return run_job(job.model_copy(update={"method": Fixed(**job.method.model_dump())}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RUNNERS, "grpo", Runner(train_fixed))
+        return run_job(job)
 
 
 if __name__ == "__main__":

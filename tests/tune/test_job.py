@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from prunetune.data.stream import FileData
 from prunetune.errors import DataError, TuneError
-from prunetune.tune.job import TuneJob, TuneResult, run_job
+from prunetune.tune.job import TuneJob, TuneResult
 from prunetune.tune.methods import Cpt, Method, Sft
+from prunetune.tune.stage import run_job
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from tests.tune.methods.test_grpo import grpo_job, rows
 from tests.tune.test_job import SMALL, make_job, place, same, tensors
 
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
-from prunetune.tune.job import TuneJob, launch, read_result, result_path, run_job
-from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launcher_arguments
+from prunetune.tune.job import TuneJob, read_result, result_path
+from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launch, launcher_arguments
 from prunetune.tune.methods import Cpt
+from prunetune.tune.stage import run_job
 
 __all__ = ["place", "rows"]
 TWO = (

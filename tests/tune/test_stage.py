@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from prunetune.data.stream import Example, FileData
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Cpt, Lora, Replay
-from prunetune.tune.stage import adapted, merged, with_replay
+from prunetune.tune.stage import adapted, merged, run_job, with_replay
 from prunetune.tune.training.machine import compute_type, kept_memory, pick_memory_plan, product_flops
 
 __all__ = ["place"]

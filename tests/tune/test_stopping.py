@@ -14,8 +14,8 @@ from tests.tune.test_job import SMALL, make_job, place, same
 
 from prunetune.common import stopping
 from prunetune.tune import launch
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Cpt
+from prunetune.tune.stage import run_job
 
 __all__ = ["place"]
 ONE = "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"

@@ -14,6 +14,11 @@ PARTS = {"embed_tokens": "embeddings", "lm_head": "embeddings", "self_attn": "at
 """A word of a tensor's name -> the part that it belongs to; all others are norms."""
 
 
+def number(target: float) -> float | int:
+    """A target from the command line: above 1 and whole, it is a count of parameters."""
+    return int(target) if target > 1 and target == int(target) else target
+
+
 def model_config(model: str) -> dict[str, Any]:
     """The config of a model by any of its names; weights need not be there, and none are read.
 
@@ -77,7 +82,6 @@ def description(
     config: dict[str, Any], *, target: float | None, step: float, gpu: str, tokens: int
 ) -> tuple[dict[str, Any], str]:
     """Shape and cost of a model from its config alone, and what a target would take."""
-    from prunetune.cli.preview import number
     from prunetune.common.units import count, flops, size
     from prunetune.models.cost import cost_of, gpu_of
     from prunetune.models.families import family_of

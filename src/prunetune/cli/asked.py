@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunetune.cli.judges import judged_by, parse_task
+from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import with_columns
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import changed, count, parse_data, target

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.judges import VerifierOption
-from prunetune.cli.options import Device, Json, Model, emit, named_path, quiet_libraries
+from prunetune.cli.options import Device, Json, Model, VerifierOption, emit, named_path, quiet_libraries
 from prunetune.cli.texts import Chat, Columns
 from prunetune.common.progress import Watch
 
@@ -50,7 +49,7 @@ def eval_(
 ) -> None:
     """Measure a model on tasks: with verifiers of ours, lm-eval's, or the perplexity of a text."""
     quiet_libraries()
-    from prunetune.cli.commands import eval_model, eval_tasks
+    from prunetune.cli.measuring import eval_model, eval_tasks
     from prunetune.cli.preview import scores
 
     tasks = eval_tasks(

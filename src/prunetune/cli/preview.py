@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from prunetune.runs.summary import Summary
 
 
-def number(target: float) -> float | int:
-    """A target from the command line: above 1 and whole, it is a count of parameters."""
-    return int(target) if target > 1 and target == int(target) else target
-
-
 def check_inputs(recipe: Recipe) -> None:
     """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
     from prunetune.data.stream import PRESETS, read_source

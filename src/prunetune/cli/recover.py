@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.judges import VerifierOption
-from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, quiet_libraries
+from prunetune.cli.options import Data, Device, Json, Model, Seed, VerifierOption, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, format_of, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli.asked import Asked, mapping_of
-from prunetune.cli.judges import VerifierOption
-from prunetune.cli.options import Json, Model, emit, quiet_libraries
+from prunetune.cli.options import Json, Model, VerifierOption, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, check_recipe
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError

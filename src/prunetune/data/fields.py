@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from prunetune.errors import DataError
+
+Row = dict[str, Any]
+"""A row as a file has it."""
 
 LONGEST = 10_000_000
 """Characters of one field; more is a whole file in one row."""
@@ -67,4 +71,14 @@ def _no_text(name: str, where: str, kind: str, value: Any) -> DataError:
         value=shown,
         valid="text, or a number",
         fix="mend the row, or name another column: --columns question=…,answer=…",
+    )
+
+
+def unknown_column(column: str, have: Iterable[str], where: str) -> DataError:
+    """The error for a column that a data set does not have."""
+    return DataError(
+        f"no column {column!r} in {where}",
+        value=column,
+        valid=sorted(map(str, have)),
+        fix="set `columns` to the right names (--columns question=…,answer=…)",
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from prunetune.data.decode import check_file
+from prunetune.data.fields import Row, unknown_column
 from prunetune.data.folders import folder_rows
-from prunetune.data.formats import Row, reader_of
+from prunetune.data.formats import reader_of
 from prunetune.errors import DataError
 
 __all__ = ["Row", "expand_path", "hub_rows", "open_rows", "pick", "read_rows", "unknown_column"]
@@ -97,13 +98,3 @@ def pick(row: Row, columns: Mapping[str, str] | None, where: str) -> Row:
         if column not in row:
             raise unknown_column(column, row, where)
     return {want: row[column] for want, column in columns.items()}
-
-
-def unknown_column(column: str, have: Iterable[str], where: str) -> DataError:
-    """The error for a column that a data set does not have."""
-    return DataError(
-        f"no column {column!r} in {where}",
-        value=column,
-        valid=sorted(map(str, have)),
-        fix="set `columns` to the right names (--columns question=…,answer=…)",
-    )

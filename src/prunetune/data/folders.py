@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prunetune.data.formats import DATA_SUFFIXES, Row, reader_of, suffix_of
+from prunetune.data.fields import Row
+from prunetune.data.formats import DATA_SUFFIXES, reader_of, suffix_of
 from prunetune.errors import DataError, MissingPath
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.data.decode import READ, first_bytes, open_bytes, packing_of, read_lines
+from prunetune.data.fields import Row
+from prunetune.data.forms import is_row, is_turns
 from prunetune.errors import DataError
 
-Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
 TEXT_SUFFIXES = (".txt", ".raw", ".text", ".md")
@@ -92,8 +93,6 @@ def _values(text: str, path: Path) -> list[Any]:
 
 def _rows_in(value: Any, path: Path) -> list[Any]:
     """The rows of one JSON value: a list, a row alone, or an object that holds one list of rows."""
-    from prunetune.data.forms import is_row, is_turns
-
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         alone = suffix_of(path) in LINE_SUFFIXES and len(lists) != 1
@@ -207,8 +206,6 @@ def _header(line: str, delimiter: str) -> list[str]:
 
 def _is_header(line: str) -> bool:
     """Whether a line names well-known columns."""
-    from prunetune.data.forms import is_row
-
     return any(is_row(dict.fromkeys(names)) for mark in ",\t;|" if len(names := _header(line, mark)) > 1)
 
 

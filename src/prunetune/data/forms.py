@@ -15,8 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from prunetune.data.example import Turn
-from prunetune.data.fields import one_of, text_of
-from prunetune.data.formats import Row
+from prunetune.data.fields import Row, one_of, text_of, unknown_column
 from prunetune.errors import DataError
 
 QUESTIONS = ("question", "problem", "instruction", "query", "prompt", "input")
@@ -87,8 +86,6 @@ def find_columns(
         raise _bad_columns(given, row)
     for column in given.values():
         if column not in row:
-            from prunetune.data.files import unknown_column
-
             raise unknown_column(column, row, where)
     if {"text", "messages"} & set(given):
         return Columns(**given)
@@ -122,8 +119,6 @@ def sample_of(row: Row, columns: Columns, where: str, *, reference: bool = False
     """
     for name in (columns.question, columns.answer, columns.text, columns.messages):
         if name is not None and name not in row:
-            from prunetune.data.files import unknown_column
-
             raise unknown_column(name, row, where)
     if columns.text is not None:
         text = text_of(row[columns.text], "text", where, blank=True)

@@ -8,21 +8,21 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.common.device import free_device_memory
 from prunetune.common.memory import is_memory
 from prunetune.common.stats import mean_stderr, stderr
 from prunetune.errors import TaskError
+from prunetune.evaluation import lm_eval as harness
+from prunetune.evaluation.fitting import guess_batch
 from prunetune.evaluation.loss import perplexity
+from prunetune.evaluation.result import EvalResult
 from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples
 from prunetune.models.generation import Answer, generate
 from prunetune.models.prompt import PromptFormat, prompt_ids, prompt_text
@@ -31,52 +31,6 @@ from prunetune.tasks.registry import Problem, Task
 __all__ = ["EvalResult", "evaluate", "guess_batch", "read_samples", "summarise"]
 
 Progress = Callable[[int, int], None]
-LARGEST_BATCH = {"cpu": 64, "cuda": 512, "mps": 64}
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """One task's figure.
-
-    Attributes:
-        value: Share of correct answers (or the perplexity, where `metric` says so).
-        stderr: Standard error of that share (`common.stats.stderr`); zero where all or none are right: see `wilson`.
-        n: Questions (tokens, of a perplexity).
-        seed: Seed of the choice of questions.
-        prompt_tokens: Mean prompt length.
-        new_tokens: Mean answer length, end token included.
-        seconds: Time spent generating and verifying.
-        correct: Questions answered correctly.
-        truncated: Answers cut by the length limit.
-        scores: Means of further scores, such as `f1`, each with `…_stderr`.
-        shots: Worked examples in each prompt (lm-eval's tasks).
-        limit: Only the first so many questions of each of lm-eval's tasks were asked. None: all.
-    """
-
-    task: str
-    version: str
-    metric: str
-    value: float
-    stderr: float
-    n: int
-    seed: int
-    prompt_tokens: float
-    new_tokens: float
-    seconds: float
-    correct: int
-    truncated: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
-    shots: int = 0
-    limit: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> EvalResult:
-        """From `to_json`'s value."""
-        return cls(**value)
 
 
 def evaluate(
@@ -107,22 +61,39 @@ def evaluate(
     if task.text is not None:
         return _evaluate_text(model, tokenizer, task)
     if task.harness is not None:
-        from prunetune.evaluation import lm_eval as harness
-
         loaded, folder = harness.Loaded(model, tokenizer, key), out.parent if out else None
         chat = fmt.template == "chat"
         return harness.evaluate_task(loaded, task, chat=chat, out=folder, batch_size=batch_size, progress=progress)
     if not task.problems:
         raise TaskError("this task has no problems", value=task.name, fix="ask for at least one")
     settings = [task.name, task.version, task.stop, task.max_new_tokens, fmt.model_dump(), key]
-    records = open_samples(out, settings) if out else {}
     wanted = {p.id for p in task.problems}
-    records = {i: r for i, r in records.items() if i in wanted}
+    records = {i: r for i, r in (open_samples(out, settings) if out else {}).items() if i in wanted}
     todo = [(p, prompt_ids(tokenizer, p.question, fmt)) for p in task.problems if p.id not in records]
     todo.sort(key=lambda pair: -len(pair[1]))  # longest first: too large a batch shows at once
     size = batch_size or guess_batch(model, max((len(i) for _, i in todo), default=1) + task.max_new_tokens)
     if progress:
         progress(len(records), len(task.problems))
+    for new in _answered(model, tokenizer, task, todo, size, fmt):
+        records |= {r["id"]: r for r in new}
+        if out:
+            append_samples(out, new)
+        if progress:
+            progress(len(records), len(task.problems))
+    if out:
+        seal_samples(out)
+    return summarise(task, [records[p.id] for p in task.problems])
+
+
+def _answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    todo: list[tuple[Problem, list[int]]],
+    size: int,
+    fmt: PromptFormat,
+) -> Iterator[list[dict[str, Any]]]:
+    """The samples' records, batch by batch; batches are halved whenever memory runs out."""
     while todo:
         batch = todo[:size]
         start = time.perf_counter()
@@ -139,15 +110,8 @@ def evaluate(
         for record, (problem, _) in zip(new, batch, strict=True):
             record["prompt"] = prompt_text(tokenizer, problem.question, fmt)
             record["seconds"] = share
-            records[problem.id] = record
-        if out:
-            append_samples(out, new)
+        yield new
         todo = todo[len(batch) :]
-        if progress:
-            progress(len(records), len(task.problems))
-    if out:
-        seal_samples(out)
-    return summarise(task, [records[p.id] for p in task.problems])
 
 
 def summarise(task: Task, records: Sequence[dict[str, Any]]) -> EvalResult:
@@ -233,17 +197,3 @@ def _try_generate(
             raise
     free_device_memory()
     return None
-
-
-def guess_batch(model: PreTrainedModel, tokens: int) -> int:
-    """As many rows as half of the free memory holds of KV cache, up to what still pays on the device."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row_bytes = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * tokens
-    row_bytes += 16 * (config.vocab_size + tokens * config.hidden_size)  # logits in fp32, activations of the prompt
-    if model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(model.device)
-    else:
-        free = min(8 << 30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return max(1, min(LARGEST_BATCH.get(model.device.type, 64), free // 2 // row_bytes))

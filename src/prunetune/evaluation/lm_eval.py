@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 from prunetune.common.files import replacing
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import NotFinite, TaskError
-from prunetune.evaluation.evaluate import EvalResult, guess_batch
+from prunetune.evaluation.fitting import guess_batch
+from prunetune.evaluation.result import EvalResult
 from prunetune.evaluation.samples import append_samples, open_samples
 from prunetune.models.finite import numbers_only
 from prunetune.models.folders import load_model, load_tokenizer, model_sha
@@ -129,64 +130,71 @@ def evaluate_with_harness(
 
     Raises:
         MissingExtra: lm-eval (or vLLM) is not installed.
-        UnknownName: no such task.
-        TaskError: a task that needs permission, data or a resource it does not have.
+        UnknownName, TaskError: No such task, or one that needs permission, data or a resource it does not have.
     """
     check_installed("lm_eval", "eval", "lm-eval's benchmarks")
     if backend == "vllm":
         check_installed("vllm", "vllm", "the vLLM backend")
-    import lm_eval
+    if isinstance(model, Loaded):
+        tokenizer, settings = model.tokenizer, [model.sha, str(model.model.dtype).removeprefix("torch."), backend]
+    else:
+        tokenizer, settings = load_tokenizer(model), [model_sha(model), dtype, backend]
+    if chat:
+        check_chat(tokenizer)
+    answers = out / ".answers.jsonl" if out else None
+    kept = open_samples(answers, settings) if answers else {}
+    asked = {"num_fewshot": shots, "limit": limit, "apply_chat_template": chat, **_seeds(seed)}
+
+    def load(size: int | None) -> tuple[LM, int]:
+        lm, size = _load(model, tokenizer, backend, dtype, device, size)
+        return _keeping(lm, kept, answers, progress), size
 
     with tempfile.TemporaryDirectory(prefix="prunetune-lm-eval-") as folder:
         check_needs(names, allow_code_execution)
-        manager = open_tasks(names, data or {}, Path(folder))
-        if isinstance(model, Loaded):
-            tokenizer, settings = model.tokenizer, [model.sha, str(model.model.dtype).removeprefix("torch."), backend]
-        else:
-            tokenizer, settings = load_tokenizer(model), [model_sha(model), dtype, backend]
-        if chat:
-            check_chat(tokenizer)
-        kept = open_samples(out / ".answers.jsonl", settings) if out else {}
-        size = batch_size
-        while True:
-            lm, size = _load(model, tokenizer, backend, dtype, device, size)
-            keeping = _keeping(lm, kept, out / ".answers.jsonl" if out else None, progress)
-            try:
-                found: Any = lm_eval.simple_evaluate(
-                    model=keeping,
-                    tasks=list(names),
-                    task_manager=manager,
-                    num_fewshot=shots,
-                    limit=limit,
-                    apply_chat_template=chat,
-                    log_samples=True,
-                    **_seeds(seed),
-                )
-                break
-            except ValueError as e:
-                if "marked as unsafe" not in str(e):  # below a group, where names told nothing
-                    raise
-                raise Unconfined(", ".join(names)) from None
-            except AssertionError as e:
-                if "maximum sequence length" not in str(e):
-                    raise
-                raise TaskError(
-                    "the answers that this task asks for are longer than the model's context",
-                    value=", ".join(names),
-                    fix="another task, or a model with a longer context",
-                ) from None
-            except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
-                if "memory" not in str(e) or size == 1:
-                    raise
-                size = max(1, size // 2)  # what was answered is kept
-    results = []
-    for name in names:
-        samples = _samples(found, name, tokenizer)
-        results.append(_result(found, name, samples, FEWSHOT_SEED if seed is None else seed, limit))
-        if out:
-            with replacing(out / f"lm-eval:{name.replace('/', '_')}.jsonl") as tmp:
-                tmp.write_text("".join(to_json_text(s, indent=None) + "\n" for s in samples), encoding="utf-8")
-    return results
+        found = _simple_evaluate(load, names, open_tasks(names, data or {}, Path(folder)), asked, batch_size)
+    return [_figure_of(found, name, tokenizer, FEWSHOT_SEED if seed is None else seed, limit, out) for name in names]
+
+
+def _figure_of(found: Any, name: str, tokenizer: Any, seed: int, limit: int | None, out: Path | None) -> EvalResult:
+    """A task's figure; its samples go into the folder `out`."""
+    samples = _samples(found, name, tokenizer)
+    result = _result(found, name, samples, seed, limit)
+    if out:
+        with replacing(out / f"lm-eval:{name.replace('/', '_')}.jsonl") as tmp:
+            tmp.write_text("".join(to_json_text(s, indent=None) + "\n" for s in samples), encoding="utf-8")
+    return result
+
+
+def _simple_evaluate(
+    load: Callable[[int | None], tuple[LM, int]],
+    names: Sequence[str],
+    manager: Any,
+    asked: dict[str, Any],
+    size: int | None,
+) -> Any:
+    """lm-eval's own results; with half the batch whenever memory runs out (what was answered is kept)."""
+    import lm_eval
+
+    while True:
+        lm, size = load(size)
+        try:
+            return lm_eval.simple_evaluate(model=lm, tasks=list(names), task_manager=manager, log_samples=True, **asked)
+        except ValueError as e:
+            if "marked as unsafe" not in str(e):  # below a group, where names told nothing
+                raise
+            raise Unconfined(", ".join(names)) from None
+        except AssertionError as e:
+            if "maximum sequence length" not in str(e):
+                raise
+            raise TaskError(
+                "the answers that this task asks for are longer than the model's context",
+                value=", ".join(names),
+                fix="another task, or a model with a longer context",
+            ) from None
+        except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
+            if "memory" not in str(e) or size == 1:
+                raise
+            size = max(1, size // 2)
 
 
 def _seeds(seed: int | None) -> dict[str, int]:

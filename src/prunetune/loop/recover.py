@@ -20,7 +20,8 @@ from prunetune.loop.shares import Part, examples_of, source_of
 from prunetune.models.folders import copy_files
 from prunetune.runs.folder import Timed, link_or_copy
 from prunetune.runs.records import StageRecord, TuneRecord, known
-from prunetune.tune.job import TuneJob, TuneResult, launch
+from prunetune.tune.job import TuneJob, TuneResult
+from prunetune.tune.launch import launch
 
 
 def recover(

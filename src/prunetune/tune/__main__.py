@@ -14,8 +14,9 @@ from pathlib import Path
 from prunetune.common import stopping
 from prunetune.common.files import write_json
 from prunetune.errors import PrunetuneError
-from prunetune.tune.job import TuneJob, result_path, run_job
+from prunetune.tune.job import TuneJob, result_path
 from prunetune.tune.launch import MARK
+from prunetune.tune.stage import run_job
 
 
 def main(argv: list[str]) -> int:

@@ -1,9 +1,9 @@
 """A recovery step as a value: `TuneJob` in, a tuned plain model folder and a `TuneResult` out.
 
     job = TuneJob(model=at / "pruned", out=at / "tuned", work=at / ".tuned", method=Cpt(), sources=(...), end=3200)
-    result = run_job(job)
+    result = launch(job)                 # launch.py
 
-The same job runs in this process (`run_job`), or in several under `accelerate launch` (`launch`). A job that was killed
+The same job runs in this process (`stage.run_job`), or in several under `accelerate launch`. A job that was killed
 goes on from the newest whole checkpoint in `work`, with the same order of data and random numbers.
 """
 
@@ -122,42 +122,6 @@ class TuneResult:
     def from_json(value: dict[str, Any]) -> TuneResult:
         """The inverse of `to_json`."""
         return TuneResult(**value)
-
-
-def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
-    """Recover a model in this process.
-
-    Args:
-        job: What to do.
-        progress: Called with (steps done, steps in all) after every optimiser step.
-
-    Returns:
-        What was done. `job.out` then is a plain Hugging Face folder: weights in the input's types, config.json the
-        input's bytes, tokenizer and generation config copied.
-
-    Raises:
-        TuneError: No data, a budget too small for one step, or a loss that diverged (evidence is in `job.work`).
-        MissingPath, BadCheckpoint, DataError: As the model and the data have them.
-    """
-    from prunetune.tune.stage import run_stage
-
-    return run_stage(job, progress)
-
-
-def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None = None) -> TuneResult:
-    """Run a job: in this process, or under `accelerate launch` as a child.
-
-    Args:
-        job: What to do.
-        launcher: None, or arguments of `accelerate launch`, or the name of a shipped config (ddp, fsdp2, zero2, zero3)
-            with or without further arguments, such as `fsdp2 --num_processes 8`.
-        progress: As in `run_job`.
-    """
-    if launcher is None:
-        return run_job(job, progress)
-    from prunetune.tune.launch import run_launched
-
-    return run_launched(job, launcher, progress)
 
 
 def result_path(job: TuneJob) -> Path:

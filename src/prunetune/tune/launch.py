@@ -49,6 +49,22 @@ def launcher_arguments(launcher: str) -> list[str]:
     return words
 
 
+def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None = None) -> TuneResult:
+    """Run a job: in this process, or under `accelerate launch` as a child.
+
+    Args:
+        job: What to do.
+        launcher: None, or arguments of `accelerate launch`, or the name of a shipped config (ddp, fsdp2, zero2, zero3)
+            with or without further arguments, such as `fsdp2 --num_processes 8`.
+        progress: Called with (steps done, steps in all) after every optimiser step.
+    """
+    if launcher is not None:
+        return run_launched(job, launcher, progress)
+    from prunetune.tune.stage import run_job  # torch and the trainers
+
+    return run_job(job, progress)
+
+
 def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) -> TuneResult:
     """Run a job as a child of `accelerate launch` and wait for it.
 

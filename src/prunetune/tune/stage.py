@@ -8,13 +8,12 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from prunetune.common.files import check_space, disk_errors, fresh, remove
 from prunetune.common.outputs import work_folder
@@ -22,70 +21,34 @@ from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.models.folders import TOKENIZER_FILES, copy_files, load_config, load_model, load_tokenizer
+from prunetune.tune.job import Progress, TuneJob, TuneResult
 from prunetune.tune.methods.base import Lora
+from prunetune.tune.training.given import Stage
 from prunetune.tune.training.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
-
-if TYPE_CHECKING:
-    from prunetune.tune.job import Progress, TuneJob, TuneResult
+from prunetune.tune.training.trainers import RUNNERS
 
 GENERATION_CONFIG = "generation_config.json"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What a method's `train` gets.
+def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
+    """Recover a model in this process.
 
-    Attributes:
-        job: All settings.
-        model: The model to train, fp32, on the device; trained in place.
-        tokenizer: Its tokenizer.
-        examples: The step's own part of the stream.
-        device: Where.
-        seed: Seed of everything random.
-        progress: Called with (steps done, steps in all).
+    Args:
+        job: What to do.
+        progress: Called with (steps done, steps in all) after every optimiser step.
+
+    Returns:
+        What was done. `job.out` then is a plain Hugging Face folder: weights in the input's types, config.json the
+        input's bytes, tokenizer and generation config copied.
+
+    Raises:
+        TuneError: No data, a budget too small for one step, or a loss that diverged (evidence is in `job.work`).
+        MissingPath, BadCheckpoint, DataError: As the model and the data have them.
     """
-
-    job: TuneJob
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    examples: list[Example]
-    device: torch.device
-    seed: int
-    progress: Progress | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a method's `train` returns; see `TuneResult` for the units."""
-
-    samples: int
-    tokens: int
-    seconds: float
-    steps: int
-    log: list[dict[str, Any]]
-    truncated: int = 0
-    mfu: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    state: dict[str, torch.Tensor] | None = None
-    """All weights, where the model itself holds only a part of them."""
-    writes: bool = True
-    """Whether this process writes (the first of several)."""
-
-
-def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
-    """See `job.run_job`."""
-    from prunetune.tune.job import TuneResult
-
     load_config(job.model)
-    dtypes = tensor_types(job.model)
-    own = take(load_stream(job.sources, job.data_seed), job)
-    if not own:
-        raise TuneError(
-            "there is no data to train on",
-            value=f"samples [{job.start}, {job.end}) of {len(job.sources)} sources",
-            fix="give a larger data set, or a budget (samples, tokens) above zero",
-        )
-    job.method.check(job, own)
+    dtypes, runner = tensor_types(job.model), RUNNERS[job.method.type]
+    own = _own_examples(job)
+    runner.check(job, own)
     examples = with_replay(own, job)
     work_folder(job.work)
     weights = sum(p.stat().st_size for p in job.model.glob("*.safetensors"))
@@ -105,7 +68,7 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
             seed=seed,
             progress=progress,
         )
-        trained = job.method.train(stage)
+        trained = runner.train(stage)
         peak = peak_bytes(device)
         if trained.writes:
             write_model(merged(stage.model), job.model, job.out, dtypes, trained.state)
@@ -122,6 +85,17 @@ def run_stage(job: TuneJob, progress: Progress | None) -> TuneResult:
         mfu=trained.mfu,
         notes=trained.notes,
     )
+
+
+def _own_examples(job: TuneJob) -> list[Example]:
+    own = take(load_stream(job.sources, job.data_seed), job)
+    if not own:
+        raise TuneError(
+            "there is no data to train on",
+            value=f"samples [{job.start}, {job.end}) of {len(job.sources)} sources",
+            fix="give a larger data set, or a budget (samples, tokens) above zero",
+        )
+    return own
 
 
 def take(stream: Stream, job: TuneJob) -> list[Example]:

@@ -104,13 +104,7 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
     from prunetune.tune.stage import own_randomness
     from prunetune.tune.training.machine import pick_device
 
-    stream = load_stream(job.sources, job.data_seed)
-    questions = [e for e in stream.take(job.start, len(stream) if job.end is None else job.end) if e.question]
-    if not questions:
-        raise TuneError("there are no questions to sample answers of", value=str(job.sources), fix="give questions")
-    task = build_judge(job.task)
-    check_examples(questions, task)
-    task.verify(_problem(questions[0], 0), questions[0].answer)  # a verifier of one's own is tried before any work
+    questions, task = _asked(job)
     own = [job.model_dump(mode="json", exclude={"out", "device", "model"}), model_sha(job.model)]
     work = job.out.with_name(f".{job.out.name}.work")
     part, note = work / "rows.jsonl", work / "state.json"
@@ -149,6 +143,18 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
         once(job.out, own if key is None else key, lambda tmp: shutil.copyfile(part, tmp), more=asdict(traces))
         remove(work)
     return traces
+
+
+def _asked(job: TraceJob) -> tuple[list[Example], Task]:
+    """The questions, and what judges answers to them."""
+    stream = load_stream(job.sources, job.data_seed)
+    questions = [e for e in stream.take(job.start, len(stream) if job.end is None else job.end) if e.question]
+    if not questions:
+        raise TuneError("there are no questions to sample answers of", value=str(job.sources), fix="give questions")
+    task = build_judge(job.task)
+    check_examples(questions, task)
+    task.verify(_problem(questions[0], 0), questions[0].answer)  # a verifier of one's own is tried before any work
+    return questions, task
 
 
 def _resume(part: Path, note: Path) -> tuple[int, dict[str, int]]:

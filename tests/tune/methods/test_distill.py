@@ -12,8 +12,8 @@ from tests.tune.test_job import SMALL, make_job, place, same
 from transformers import AutoModelForCausalLM
 
 from prunetune.errors import TuneError
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Distill
+from prunetune.tune.stage import run_job
 
 __all__ = ["place"]
 

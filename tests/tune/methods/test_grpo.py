@@ -19,8 +19,8 @@ from tests.tune.test_job import make_job, place, same, tensors
 from prunetune.data.stream import Example, FileData
 from prunetune.errors import MissingExtra, TaskError, TuneError
 from prunetune.tasks.registry import Problem, Task, TaskConfig, Verdict
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Grpo, Lora, Replay, Sft
+from prunetune.tune.stage import run_job
 from prunetune.tune.training.policy import check_reference, tensors_sha
 from prunetune.tune.training.reward import Reward, form_of, reward_of
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.tune.test_job import SMALL, make_job, place, same, tensors
 
 from prunetune.errors import TuneError
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Cpt, Distill, Grpo
+from prunetune.tune.stage import run_job
 from prunetune.tune.training.checkpoints import MARK
 
 __all__ = ["place"]

@@ -16,8 +16,9 @@ from tests.tune.test_job import SMALL, make_job, place, same
 
 from prunetune.errors import NotWritable, TuneError
 from prunetune.tune.__main__ import main
-from prunetune.tune.job import TuneJob, read_result, result_path, run_job
+from prunetune.tune.job import TuneJob, read_result, result_path
 from prunetune.tune.methods import Cpt
+from prunetune.tune.stage import run_job
 from prunetune.tune.training.checkpoints import MARK, newest_checkpoint
 from prunetune.tune.training.trainer import BoundedTrainer
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 from tests.tune.test_job import SMALL, make_job, place, same
 
-from prunetune.tune.job import run_job
 from prunetune.tune.methods import Cpt, Grpo
+from prunetune.tune.stage import run_job
 from prunetune.tune.training.settle import Settle, is_flat
 
 __all__ = ["place"]

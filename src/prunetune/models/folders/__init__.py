@@ -4,6 +4,9 @@
     model, tokenizer = load_model(folder), load_tokenizer(folder)
 
 Whatever a folder holds is untrusted: every file is validated, nothing of it runs, and only safetensors are read.
+
+Others take the names below.
+To add a kind of source: one function in `find`, called by `resolve_model`.
 """
 
 from prunetune.models.folders.check import check_model_folder, check_weights

@@ -1,6 +1,7 @@
 """Recovery methods: continual pre-training and others. One file a method; the pydantic config is the method.
 
-To add one, write its file with a `Method` whose `type` is its name, and list it here.
+Others take `TuneConfig`, any of them, in recipes and jobs.
+To add one: its file with a `Method` whose `type` is its name, listed here, and a line in `training/trainers.py`.
 """
 
 from __future__ import annotations

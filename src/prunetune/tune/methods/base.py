@@ -1,23 +1,16 @@
 """What every recovery method shares: its settings; defaults are the paper's for continual pre-training (method, 5).
 
-A method is one file of this folder: a pydantic model whose `type` names it and whose `train` does it. The config *is*
-the method. Nothing here imports torch, so that recipes are read quickly.
+A method is one file of this folder, a pydantic model whose `type` names it, and a line in `training/trainers.py`, which
+runs it. Nothing here imports torch, so that recipes are read quickly.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunetune.data.stream import DataSource
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from prunetune.data.stream import Example
-    from prunetune.tune.job import TuneJob
-    from prunetune.tune.stage import Stage, Trained
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 
@@ -120,13 +113,6 @@ class Method(BaseModel):
         if self.average and self.until == "flat":
             raise ValueError("average needs the number of steps beforehand: leave out `until: flat`")
         return self
-
-    def check(self, job: TuneJob, examples: Sequence[Example]) -> None:
-        """Raise what can be known to fail before a model is loaded."""
-
-    def train(self, stage: Stage) -> Trained:
-        """Train `stage.model` in place. Each method has its own."""
-        raise NotImplementedError(self.type)
 
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""

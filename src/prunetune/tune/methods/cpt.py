@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prunetune.tune.methods.base import Method
-
-if TYPE_CHECKING:
-    from prunetune.tune.stage import Stage, Trained
 
 
 class Cpt(Method):
@@ -18,9 +15,3 @@ class Cpt(Method):
     """Only the answer's tokens count in the loss; the paper counts all."""
     packing: bool = False
     """Fill each row with several examples that do not see each other, instead of grouping by length."""
-
-    def train(self, stage: Stage) -> Trained:
-        """Train on the stage's examples; see `trainer.fit`."""
-        from prunetune.tune.training.trainer import fit
-
-        return fit(stage, completion_only=self.completion_only, packing=self.packing)

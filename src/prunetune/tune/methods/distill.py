@@ -6,14 +6,11 @@ beside the student's, or read from a cache of the k most likely tokens of each p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from prunetune.tune.methods.base import Method
-
-if TYPE_CHECKING:
-    from prunetune.tune.stage import Stage, Trained
 
 
 class Distill(Method):
@@ -49,15 +46,3 @@ class Distill(Method):
         if self.mode == "on_policy" and self.average:
             raise ValueError("mode on_policy does not average weights")
         return self
-
-    def train(self, stage: Stage) -> Trained:
-        """Train on the stage's examples beside the teacher."""
-        if self.mode == "on_policy":
-            from prunetune.tune.training.onpolicy import distill_on_policy
-
-            return distill_on_policy(stage, self)
-        from prunetune.tune.training.teacher import objective_of
-        from prunetune.tune.training.trainer import fit, rows_of
-
-        made = rows_of(stage, completion_only=self.completion_only)
-        return fit(stage, objective=objective_of(stage, self, made), made=made)

@@ -7,18 +7,11 @@ defaults differ, the scripts' values stand: beta 0.01 and loss type `grpo` (TRL:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from prunetune.tune.methods.base import Method
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from prunetune.data.stream import Example
-    from prunetune.tune.job import TuneJob
-    from prunetune.tune.stage import Stage, Trained
 
 
 class Grpo(Method):
@@ -81,15 +74,3 @@ class Grpo(Method):
         if self.epochs != 1:
             raise ValueError("grpo makes one pass over its prompts")
         return self
-
-    def check(self, job: TuneJob, examples: Sequence[Example]) -> None:
-        """TuneError or TaskError for a verifier that cannot be used, or that cannot judge these answers."""
-        from prunetune.tune.training.reward import judge_of, reward_of
-
-        reward_of(judge_of(job, examples), examples, self)
-
-    def train(self, stage: Stage) -> Trained:
-        """Sample, reward, update."""
-        from prunetune.tune.training.policy import train_policy
-
-        return train_policy(stage, self)

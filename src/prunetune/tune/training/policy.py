@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,117 +12,96 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunetune.common import stopping
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.folders import require_end
 from prunetune.tune.methods.grpo import Grpo
-from prunetune.tune.stage import Stage, Trained
-from prunetune.tune.training.arguments import arguments, world_size
-from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
-from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan
-from prunetune.tune.training.prompts import make_prompts
+from prunetune.tune.training.checkpoints import Guard
+from prunetune.tune.training.given import Stage, Trained
+from prunetune.tune.training.machine import is_sharded
+from prunetune.tune.training.prompts import Prompt, make_prompts
 from prunetune.tune.training.reward import Reward, judge_of, reward_of
-from prunetune.tune.training.trainer import log_entry, share_of_device, utilisation, whole_state
+from prunetune.tune.training.skeleton import Frame, frame_of, log_entry
 
 Rollout = Callable[[list[str], Any], dict[str, Any]]
 """TRL's `rollout_func`: (prompts of this process, trainer) -> {prompt_ids, completion_ids, logprobs}."""
 
 
-def train_policy(stage: Stage, method: Grpo, rollout: Rollout | None = None) -> Trained:
-    """See `Grpo.train`.
+def train_policy(stage: Stage, rollout: Rollout | None = None) -> Trained:
+    """Sample, reward, update.
 
     Args:
         stage: Model, data, settings.
-        method: The method's own settings.
         rollout: Where answers come from in place of sampling.
 
     Raises:
         TuneError: No task, no prompts, a verifier that does not fit the data or raises, a reference model that is not
             this step's input, or a loss that is not finite.
     """
-    from trl import GRPOConfig, GRPOTrainer
-
-    job, world = stage.job, world_size()
-    task = judge_of(job)
+    method, task = stage.settings(Grpo), judge_of(stage.job)
     require_end(stage.tokenizer, "grpo")
     prompts, left_out = make_prompts(stage, method.max_length)
     reward = reward_of(task, stage.examples, method)
-    batch = min(method.batch_size, len(prompts))
-    steps = len(prompts) // batch
-    longest = max(len(p.ids) for p in prompts) + (method.max_new_tokens or task.max_new_tokens)
-    compute = compute_type(method.precision, stage.device)
-    share = share_of_device(batch * method.group, world)
-    micro, checkpointing = pick_memory_plan(
-        method,
-        config=stage.model.config,
-        params=sum(p.numel() for p in stage.model.parameters()) * 5 // 4,  # and the reference
-        longest=longest,
-        compute=compute,
-        device=stage.device,
-        share=share,
-    )
-    key = job_key(job, micro, world, str(compute))
-    checkpoint, before = newest_checkpoint(job.work, key)
-    guard = Guard(job.work, float("inf"))
-    stage.model.config._name_or_path = str(job.model)  # where TRL looks the reference up
-    columns = {"prompt": [p.text for p in prompts], "index": [p.index for p in prompts]}
+    batch, answer = min(method.batch_size, len(prompts)), method.max_new_tokens or task.max_new_tokens
+    longest = max(len(p.ids) for p in prompts) + answer
+    held = sum(p.numel() for p in stage.model.parameters()) * 5 // 4  # and the reference
+    frame = frame_of(stage, batch=batch * method.group, params=held, longest=longest)
+    stage.model.config._name_or_path = str(stage.job.model)  # where TRL looks the reference up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's and transformers' words to each other
-        trainer = GRPOTrainer(
-            model=stage.model,
-            reward_funcs=reward.rewards,
-            rollout_func=rollout,
-            args=arguments(
-                stage,
-                GRPOConfig,
-                compute=compute,
-                micro=micro,
-                accumulate=share // micro,
-                steps=steps,
-                checkpointing=checkpointing,
-                num_generations=method.group,
-                max_completion_length=longest - max(len(p.ids) for p in prompts),
-                temperature=method.temperature,
-                top_p=method.top_p,
-                beta=method.beta,
-                epsilon=method.epsilon,
-                loss_type=method.loss_type,
-                shuffle_dataset=False,
-                max_steps=steps,
-                **_rollouts(method, longest, stage.device.type == "cpu"),
-            ),
-            train_dataset=Dataset.from_dict(columns),
-            processing_class=stage.tokenizer,
-            callbacks=[
-                Clock(job.work, key, method.checkpoint_minutes * 60, before),
-                guard,
-                Steps(stage.progress),
-                Budget(job.tokens if job.tokens is not None else method.tokens),
-            ],
-        )
+        sampling = {"max_completion_length": answer, **_rollouts(method, longest, stage.device.type == "cpu")}
+        trainer = _trainer(frame, prompts, len(prompts) // batch, reward, sampling, rollout)
         check_reference(trainer, stage)
-        trainer.remove_callback(PrinterCallback)
-        begin = time.perf_counter()
-        with stopping.deferred():
-            trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = before + time.perf_counter() - begin
-    log = [e for e in trainer.state.log_history if "loss" in e]
-    tokens = int(log[-1].get("num_tokens") or 0) if log else 0
-    steps = trainer.state.global_step
-    return Trained(
-        samples=min(len(stage.examples), batch * steps + left_out),
-        tokens=tokens,
-        seconds=seconds,
-        steps=steps,
-        log=[_entry(e) for e in log],
+        done = frame.run(trainer)
+    return frame.trained(
+        trainer,
+        done,
+        samples=min(len(stage.examples), batch * done.steps + left_out),
+        tokens=done.tokens,
+        mean_length=longest / 2,
+        log=[_entry(e) for e in done.log],
         truncated=left_out,
-        mfu=utilisation(stage, tokens, longest / 2, seconds, compute) / world,
-        notes=_notes(reward, log, left_out, method),
-        state=whole_state(trainer),
-        writes=trainer.is_world_process_zero(),
+        notes=_notes(reward, done.log, left_out, method),
+    )
+
+
+def _trainer(
+    frame: Frame,
+    prompts: list[Prompt],
+    steps: int,
+    reward: Reward,
+    sampling: dict[str, Any],
+    rollout: Rollout | None,
+) -> Any:
+    """TRL's trainer of a stage."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    stage, job, method = frame.stage, frame.stage.job, frame.stage.settings(Grpo)
+    return GRPOTrainer(
+        model=stage.model,
+        reward_funcs=reward.rewards,
+        rollout_func=rollout,
+        args=frame.arguments(
+            GRPOConfig,
+            steps,
+            num_generations=method.group,
+            temperature=method.temperature,
+            top_p=method.top_p,
+            beta=method.beta,
+            epsilon=method.epsilon,
+            loss_type=method.loss_type,
+            shuffle_dataset=False,
+            max_steps=steps,
+            **sampling,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [p.text for p in prompts], "index": [p.index for p in prompts]}),
+        processing_class=stage.tokenizer,
+        callbacks=[
+            *frame.callbacks(Guard(job.work, float("inf"))),
+            Budget(job.tokens if job.tokens is not None else method.tokens),
+        ],
     )
 
 

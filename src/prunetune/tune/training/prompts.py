@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunetune.errors import TuneError
 from prunetune.models.prompt import prompt_ids, prompt_text
-from prunetune.tune.stage import Stage
+from prunetune.tune.training.given import Stage
 
 
 @dataclass(frozen=True)

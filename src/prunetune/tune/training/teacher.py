@@ -18,8 +18,8 @@ from prunetune.errors import TuneError
 from prunetune.models.folders import load_config, load_model, load_tokenizer, model_sha, resolve_model
 from prunetune.models.head_loss import IGNORED, Term, chunk_tokens, counted
 from prunetune.tune.methods.distill import Distill
-from prunetune.tune.stage import Stage
 from prunetune.tune.training.batches import Row, Rows, collate
+from prunetune.tune.training.given import Stage
 from prunetune.tune.training.kl import TopK, Whole, distillation, top_k
 from prunetune.tune.training.machine import compute_type
 from prunetune.tune.training.trainer import Objective

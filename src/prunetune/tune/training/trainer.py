@@ -10,26 +10,24 @@ The trained weights are fp32; products run in bf16 (autocast) where the device i
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from prunetune.common import stopping
 from prunetune.errors import TuneError
 from prunetune.models.folders import pad_id
 from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.methods.base import Method
-from prunetune.tune.stage import Stage, Trained
-from prunetune.tune.training.arguments import arguments, world_size
 from prunetune.tune.training.average import Average, covered
 from prunetune.tune.training.batches import Row, Rows, collate, filled, make_rows, ordered, packed
-from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
-from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
+from prunetune.tune.training.checkpoints import Guard
+from prunetune.tune.training.given import Stage, Trained
+from prunetune.tune.training.machine import is_sharded
 from prunetune.tune.training.settle import Settle, Thermostat
+from prunetune.tune.training.skeleton import Frame, frame_of
 
 Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
 """(inputs of the model, labels [batch, length], counted labels [tokens]) -> the term of `loss.chunked`."""
@@ -142,7 +140,7 @@ def fit(
     Raises:
         TuneError: If nothing can be trained on, or the loss diverges (evidence in the job's `work/diverged`).
     """
-    method, job, world = stage.job.method, stage.job, world_size()
+    method = stage.job.method
     if method.average and is_sharded():
         raise TuneError(
             "weights that are spread over devices are not averaged",
@@ -150,90 +148,54 @@ def fit(
             fix="average: 0, or a launcher that keeps them whole (ddp)",
         )
     made = made or rows_of(stage, completion_only=completion_only)
-    compute = compute_type(method.precision, stage.device)
-    share = share_of_device(method.batch_size, world)
-    micro, checkpointing = pick_memory_plan(
-        method,
-        config=stage.model.config,
+    frame = frame_of(
+        stage,
+        batch=method.batch_size,
         params=sum(p.numel() for p in stage.model.parameters() if p.requires_grad),
         longest=method.max_length if packing else max(len(r.ids) for r in made.rows),
-        compute=compute,
-        device=stage.device,
-        share=share,
     )
-    rows = _order(made.rows, method, micro, stage.seed, packing)
+    rows = _order(made.rows, method, frame.micro, stage.seed, packing)
     steps = math.ceil(len(rows) / method.batch_size)
-    rows = filled(rows, micro * world)
-    key = job_key(job, micro, world, str(compute))
-    checkpoint, before = newest_checkpoint(job.work, key)
-    guard = Guard(job.work, method.diverged_at)
+    rows = filled(rows, frame.micro * frame.world)
+    trainer = _trainer(frame, rows, steps, objective)
+    done = frame.run(trainer)
+    tokens = sum(r.real for r in rows[: done.steps * method.batch_size])
+    return frame.trained(
+        trainer,
+        done,
+        samples=made.used,
+        tokens=tokens,
+        mean_length=tokens / min(len(rows), done.steps * method.batch_size),
+        truncated=made.truncated,
+        notes=_notes(made, method, done.steps, steps),
+    )
+
+
+def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | None) -> BoundedTrainer:
+    """The trainer of a stage, with what it does beside training."""
+    stage = frame.stage
+    method, pad, work = stage.job.method, pad_id(stage.tokenizer), stage.job.work
+    guard = Guard(work, method.diverged_at)
     settle = Settle(steps, int(method.warmup * steps)) if method.until == "flat" else None
     trainer = BoundedTrainer(
-        compute=compute,
+        compute=frame.compute,
         head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
         objective=objective,
         settle=settle,
         model=stage.model,
-        args=arguments(
-            stage,
-            TrainingArguments,
-            compute=compute,
-            micro=micro,
-            accumulate=share // micro,
-            steps=steps,
-            checkpointing=checkpointing,
-            train_sampling_strategy="sequential",
-        ),
+        args=frame.arguments(TrainingArguments, steps, train_sampling_strategy="sequential"),
         train_dataset=rows,
-        data_collator=lambda batch: collate(batch, pad_id(stage.tokenizer)),
+        data_collator=lambda batch: collate(batch, pad),
         callbacks=[
-            *([Average(steps, method.average, job.work, checkpoint)] if method.average else []),  # before it is marked
-            Clock(job.work, key, method.checkpoint_minutes * 60, before, copies=4 if method.average else 3),
-            guard,
-            Steps(stage.progress),
+            *(
+                [Average(steps, method.average, work, frame.checkpoint)] if method.average else []
+            ),  # before it is marked
+            *frame.callbacks(guard, copies=4 if method.average else 3),
             *([Thermostat(settle, method.slope)] if settle else []),
         ],
     )
     guard.batch = lambda: trainer.recent
-    trainer.remove_callback(PrinterCallback)
-    begin = time.perf_counter()
-    with stopping.deferred():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = before + time.perf_counter() - begin
-    done = trainer.state.global_step
-    tokens = sum(r.real for r in rows[: done * method.batch_size])
-    notes = _notes(made, method)
-    if done < steps:
-        notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
-    if method.average:
-        notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
-    return Trained(
-        samples=made.used,
-        tokens=tokens,
-        seconds=seconds,
-        steps=done,
-        log=[log_entry(e) for e in trainer.state.log_history if "loss" in e],
-        truncated=made.truncated,
-        mfu=utilisation(stage, tokens, tokens / min(len(rows), done * method.batch_size), seconds, compute) / world,
-        notes=notes,
-        state=whole_state(trainer),
-        writes=trainer.is_world_process_zero(),
-    )
-
-
-def share_of_device(batch_size: int, world: int) -> int:
-    """Sequences of an optimiser step on one device."""
-    if batch_size % world:
-        raise TuneError("batch_size must be a multiple of the number of devices", value=batch_size, valid=str(world))
-    return batch_size // world
-
-
-def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
-    """All weights, gathered on the first process, where they are spread over several; else None."""
-    if not is_sharded():
-        return None
-    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return state
+    return trainer
 
 
 def _order(rows: tuple[Row, ...], method: Method, micro: int, seed: int, packing: bool) -> list[Row]:
@@ -242,26 +204,14 @@ def _order(rows: tuple[Row, ...], method: Method, micro: int, seed: int, packing
     return [row for epoch in range(method.epochs) for row in packed(rows, method.max_length, seed + epoch)]
 
 
-def log_entry(log: dict[str, Any]) -> dict[str, Any]:
-    """An entry of the trainer's log in our names."""
-    return {
-        "step": log["step"], "loss": log["loss"], "lr": log.get("learning_rate"), "grad_norm": log.get("grad_norm")
-    }  # fmt: skip
-
-
-def utilisation(stage: Stage, tokens: int, mean_length: float, seconds: float, compute: torch.dtype) -> float:
-    """FLOPs of the model a second, over what a plain matrix product reaches on this device."""
-    names = {n: p.numel() for n, p in stage.model.named_parameters()}
-    tied = not any(n.endswith("lm_head.weight") for n in names)
-    products = sum(names.values()) - sum(size for n, size in names.items() if "embed_tokens" in n and not tied)
-    flops = train_flops(stage.model.config, products, tokens, mean_length)
-    return flops / max(seconds, 1e-9) / product_flops(stage.device, compute)
-
-
-def _notes(made: Rows, method: Method) -> list[str]:
+def _notes(made: Rows, method: Method, done: int, steps: int) -> list[str]:
     notes = []
     if made.truncated:
         notes.append(f"{made.truncated} of {made.used} examples were cut to max_length {method.max_length}")
     if made.empty:
         notes.append(f"{made.empty} of {made.used} examples had no token that counts and were not trained on")
+    if done < steps:
+        notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
+    if method.average:
+        notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
     return notes

@@ -1,0 +1,61 @@
+"""What runs each recovery method, by the method's `type`: its trainer, and what is known to fail before one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prunetune.data.stream import Example
+from prunetune.tune.job import TuneJob
+from prunetune.tune.methods import Cpt, Distill, Grpo, Sft
+from prunetune.tune.training.given import Stage, Trained, settings
+from prunetune.tune.training.onpolicy import distill_on_policy
+from prunetune.tune.training.policy import train_policy
+from prunetune.tune.training.reward import judge_of, reward_of
+from prunetune.tune.training.teacher import objective_of
+from prunetune.tune.training.trainer import fit, rows_of
+
+
+def train_cpt(stage: Stage) -> Trained:
+    """Next-token loss over whole sequences, or over answers alone."""
+    method = stage.settings(Cpt)
+    return fit(stage, completion_only=method.completion_only, packing=method.packing)
+
+
+def train_sft(stage: Stage) -> Trained:
+    """Next-token loss over answers alone."""
+    return fit(stage, completion_only=True, packing=stage.settings(Sft).packing)
+
+
+def train_distill(stage: Stage) -> Trained:
+    """Beside the teacher: on the stage's examples, or on the student's own answers."""
+    method = stage.settings(Distill)
+    if method.mode == "on_policy":
+        return distill_on_policy(stage, method)
+    made = rows_of(stage, completion_only=method.completion_only)
+    return fit(stage, objective=objective_of(stage, method, made), made=made)
+
+
+def check_reward(job: TuneJob, examples: Sequence[Example]) -> None:
+    """TuneError or TaskError for a verifier that cannot be used, or that cannot judge these answers."""
+    reward_of(judge_of(job, examples), examples, settings(job, Grpo))
+
+
+def check_nothing(job: TuneJob, examples: Sequence[Example]) -> None:
+    """Nothing is known to fail before a model is loaded."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What runs a method."""
+
+    train: Callable[[Stage], Trained]
+    check: Callable[[TuneJob, Sequence[Example]], None] = check_nothing
+
+
+RUNNERS: Mapping[str, Runner] = {
+    "cpt": Runner(train_cpt),
+    "sft": Runner(train_sft),
+    "distill": Runner(train_distill),
+    "grpo": Runner(train_policy, check_reward),
+}
