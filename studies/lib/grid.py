@@ -175,13 +175,14 @@ def runner(name: str) -> Runner:
 def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
     """Run (or continue) one cell, write its record, delete its run folder."""
     from prunetune import Recipe
-    from prunetune.common.files import remove
+    from prunetune.common.files import mark, remove
     from prunetune.common.progress import Watch
 
     recipe = Recipe.parse(paper(cell), f"{cell.name}, from {grid.folder.name}/grid.yaml")
     run, began = scratch / cell.name, time.monotonic()
     shared = original_of(recipe, scratch / "originals")
     if not (run / "original" / "stage.json").is_file():
+        mark(run, "run")
         remove(run / "original")
         shutil.copytree(shared, run / "original")
     summary = runner(cell.run)(recipe, run, Watch(quiet=True))
@@ -193,7 +194,7 @@ def run_cell(grid: Grid, cell: Cell, scratch: Path) -> Record:
 
 def original_of(recipe: Recipe, home: Path) -> Path:
     """The untouched model's `original/`, measured once for all cells with the same questions and held-out data."""
-    from prunetune.common.files import remove
+    from prunetune.common.files import mark, remove
     from prunetune.common.progress import Watch
     from prunetune.loop.context import prepare
     from prunetune.loop.loop import begin
@@ -214,10 +215,11 @@ def original_of(recipe: Recipe, home: Path) -> Path:
         if not (at / "original" / "stage.json").is_file():
             twins = sorted(home.glob(f"{sha_of(asked)}-*/original/eval"))
             if twins and not (at / "original" / "eval").exists():  # other held-out data, the same questions
+                mark(at, "run")
                 shutil.copytree(twins[0], at / "original" / "eval")
             with RunFolder.open(at, recipe, source) as run:
                 begin(prepare(recipe, source, Watch(quiet=True)), run)
-            for left in at.glob("[!o]*"):
+            for left in at.glob("[!o.]*"):
                 remove(left)
     return at / "original"
 

@@ -20,7 +20,7 @@ from tests.loop.kills import recipe_of
 
 from prunetune.common.progress import Watch
 from prunetune.errors import BadCheckpoint, NotWritable
-from prunetune.loop import round as rounds
+from prunetune.loop import recover as recovering
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.folders import model_sha
 
@@ -157,7 +157,7 @@ def test_a_byte_flipped_between_two_stages(
         def stop(*args: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(rounds, "launch", stop)
+        patch.setattr(recovering, "launch", stop)
         with pytest.raises(KeyboardInterrupt):
             prune_tune_loop(recipe_of(at), run, QUIET)
     for name in ("pruned/model.safetensors", "scores.safetensors", "patch.safetensors", "plan.json"):

@@ -16,7 +16,7 @@ from tests.studies.study import tiny_study
 from prunetune import Recipe, prune_tune_loop
 from prunetune.common.progress import Watch
 from prunetune.loop import measure
-from prunetune.loop import round as rounds
+from prunetune.loop import recover as recovering
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -99,7 +99,7 @@ def test_a_half_run_cell_goes_on_and_a_failing_one_stops_no_other(tmp_path, monk
     study = tiny_study(tmp_path)
     default, once = study.cells()
     scratch = tmp_path / "scratch"
-    trained, launch = [], rounds.launch
+    trained, launch = [], recovering.launch
 
     def dies_in_round_2(job, *args, **kwargs):
         trained.append(job.out.parent.name)
@@ -107,7 +107,7 @@ def test_a_half_run_cell_goes_on_and_a_failing_one_stops_no_other(tmp_path, monk
             raise ZeroDivisionError("killed")
         return launch(job, *args, **kwargs)
 
-    monkeypatch.setattr(rounds, "launch", dies_in_round_2)
+    monkeypatch.setattr(recovering, "launch", dies_in_round_2)
     call = [str(study.folder), "--workers", "1", "--scratch", str(scratch)]
     assert runner.main(call) == 1
     assert study.record(default) is None

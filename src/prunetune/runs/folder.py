@@ -124,6 +124,7 @@ class RunFolder:
     def model_of(self, stage: StageRecord) -> Path:
         """Folder of the model that a stage left: its own, or, if it removed nothing, that of the stage before."""
         if stage.index == 0:
+            self._check_source(stage)
             return self.source
         tuned, removed = self.folder(stage.name) / "tuned", known(stage.removed, "removed")
         if removed.neurons == 0 and not removed.layers:
@@ -137,6 +138,16 @@ class RunFolder:
         if (final / "config.json").is_file() and model_sha(verify(final)) == stage.model_sha:
             return final  # copied without its hidden note
         raise BadCheckpoint("this stage's model is gone", value=str(tuned), fix="start again in a new --out")
+
+    def _check_source(self, original: StageRecord) -> None:
+        """BadCheckpoint if the untouched model is no longer the one that this run has measured."""
+        if original.model_sha and (found := model_sha(self.source)) != original.model_sha:
+            raise BadCheckpoint(
+                "this is not the model that the run began with: its weights or its config have changed",
+                value=f"{self.source}: {found}",
+                valid=original.model_sha,
+                fix="restore the model, or start again in a new --out",
+            )
 
     # ---------------------------------------------------------------------------------------------------- deletion
 
