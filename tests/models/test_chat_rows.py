@@ -22,6 +22,7 @@ from prunetune.models.prompt import (
     plain_hint,
     prompt_ids,
     prompt_text,
+    whole_answer,
 )
 from prunetune.tune.training.batches import make_rows
 
@@ -235,3 +236,14 @@ def test_no_end_token_adds_none() -> None:
     assert end_ids(tokenizer) == ()
     row = encode_example(tokenizer, "q", "a", CHAT, None)
     assert tokenizer.decode(row.input_ids) == "<bos>[U]q[A]a"
+
+
+def test_a_sampled_answer_gets_back_what_its_prompt_opened() -> None:
+    """Written as data and read again under the same template, it is the row that was sampled."""
+    tokenizer = speaking(DROPPING["drops it, and opens the next"])
+    prompt = prompt_text(tokenizer, "q", CHAT)
+    written = whole_answer(prompt, "because\n</think>5")
+    assert written == "<think>\nbecause\n</think>5" == whole_answer(prompt, written)
+    row = encode_example(tokenizer, "q", written, CHAT, None)
+    assert tokenizer.decode(row.input_ids) == prompt + "because\n</think>5<eos>"
+    assert whole_answer("[A]", "5") == "5"

@@ -47,7 +47,7 @@ def test_a_tokenizers_own_batches_will_do():
 def test_mistakes_are_told():
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     for row in ({"question": "1+1"}, {"question": "1+1", "answer": None}, {"question": "", "answer": "2"}):
-        with pytest.raises(DataError, match="row 2 has no text"):
+        with pytest.raises(DataError, match=r"row 2"):
             prunetune.batches(tokenizer, [ROWS[0], row])
     batches = prunetune.batches(tokenizer, ROWS)
     scores = prunetune.score(model, batches, criterion="contribution")

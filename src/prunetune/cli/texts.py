@@ -124,7 +124,9 @@ def check_texts(
     tokenizer = load_tokenizer(folder)
     if watch is not None:
         say(watch, [*stream.notes, plain_hint(tokenizer, fmt, "--chat")])
-    check_rows(tokenizer, stream.examples[start:end], fmt)
+        with watch.bar("read rows") as bar:
+            return check_rows(tokenizer, stream.examples[start:end], fmt, bar)
+    return check_rows(tokenizer, stream.examples[start:end], fmt)
 
 
 def check_tasks(tokenizer: Any, tasks: Sequence[Task], fmt: PromptFormat, watch: Watch) -> None:

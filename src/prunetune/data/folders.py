@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -53,7 +54,8 @@ def _splits(path: Path) -> dict[str, list[Path]]:
     import datasets
 
     try:
-        builder: Any = datasets.load_dataset_builder(str(path))
+        with tempfile.TemporaryDirectory(prefix="prunetune-data-") as cache:  # nothing is written beside the data
+            builder: Any = datasets.load_dataset_builder(str(path), cache_dir=cache)
     except (OSError, ValueError, TypeError, AttributeError) as e:
         names = _configurations(path)
         words = str(e).splitlines()[0] if str(e) else type(e).__name__

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -33,7 +33,7 @@ from prunetune.errors import DataError, UnknownName
 
 __all__ = [
     "PRESETS", "DataSource", "DemoData", "Example", "FileData", "GeneratedData", "HubData", "Overlap", "PresetData",
-    "Stream", "Turn", "load_stream", "overlap", "read_source", "strip_marks",
+    "Stream", "Turn", "examples_of", "load_stream", "overlap", "read_source", "strip_marks",
 ]  # fmt: skip
 
 
@@ -124,20 +124,41 @@ def _demo(source: DemoData, notes: list[str]) -> list[Example]:
     return [Example(q, a, "demo") for q, a in problems(source.size, source.seed, "train")]
 
 
-def _examples(
-    rows: Iterable[Row], source: HubData | FileData, name: str, path: str, kind: str, notes: list[str]
-) -> list[Example]:
+def examples_of(
+    rows: Iterable[Row], given: Mapping[str, str] | None = None, *, name: str = "rows", path: str = "rows"
+) -> tuple[list[Example], Columns, int]:
+    """Rows of any form as samples.
+
+    Args:
+        rows: Column -> value.
+        given: `columns` as the user maps them; the rest is found by name.
+        name: The source of the samples.
+        path: What a message calls the rows.
+
+    Returns:
+        The samples, the columns they were made of, and how many rows there were (blank ones of running text too).
+
+    Raises:
+        DataError: No rows, no columns that make a sample, or a row that is none; with its place.
+    """
     columns: Columns | None = None
     examples: list[Example] = []
     number = 0
     for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
         if columns is None:
-            columns = find_columns(row, source.columns, where)
+            columns = find_columns(row, given, where)
         if (sample := sample_of(row, columns, where)) is not None:
             examples.append(Example(sample.question, sample.answer, name, sample.before, where))
     if columns is None or not examples:
         raise DataError("this data file holds no rows", value=path, fix="check the file")
+    return examples, columns, number
+
+
+def _examples(
+    rows: Iterable[Row], source: HubData | FileData, name: str, path: str, kind: str, notes: list[str]
+) -> list[Example]:
+    examples, columns, number = examples_of(rows, source.columns, name=name, path=path)
     examples, stripped = (examples, 0) if columns.text else _without_marks(examples, source.strip_marks)
     said = [f"{name}: {number:,} {kind}", f"taken: {columns.said()}"]
     if number > len(examples):

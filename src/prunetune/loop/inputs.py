@@ -30,7 +30,8 @@ def check_text(
     if recipe.protect is not None:
         streams.append(load_stream(recipe.protect.data, recipe.seed))
     for stream in streams:
-        check_rows(tokenizer, stream.examples, fmt)
+        with watch.bar("read rows") as bar:
+            check_rows(tokenizer, stream.examples, fmt, bar)
     for task in tasks:
         if (task.prompt or fmt).template == "chat":
             check_chat(tokenizer, task.prompt or fmt)

@@ -11,7 +11,7 @@ turn; such a row is the prompt, the answer as it was written, and the end that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,17 +101,31 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, fmt: PromptForm
         raise at_row(e, example) from None
 
 
-def check_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], fmt: PromptFormat) -> None:
-    """Raise RecipeError, naming the row, unless each example can be written whole. No row is turned into tokens."""
+def check_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    fmt: PromptFormat,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Raise RecipeError, naming the row, unless each example can be written whole. No row is turned into tokens.
+
+    Args:
+        tokenizer: The model's.
+        examples: The rows.
+        fmt: Prompt format; nothing can go wrong with `plain`.
+        progress: Called with (rows done, rows in all).
+    """
     if fmt.template == "plain":
         return
     check_chat(tokenizer, fmt)
-    for example in examples:
+    for number, example in enumerate(examples, start=1):
         if example.question:
             try:
                 _pieces(tokenizer, example.question, example.answer, fmt, example.before)
             except RecipeError as e:
                 raise at_row(e, example) from None
+        if progress is not None and number % 256 == 0:
+            progress(number, len(examples))
 
 
 def encode_example(
@@ -165,6 +179,14 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat | None = No
     if probe not in text:
         lost = "leaves the question out of the prompt" if text.strip() else "writes nothing"
         raise RecipeError(f"this chat template {lost}", value=where_of(tokenizer), fix=f"mend the template; {PLAIN}")
+
+
+def whole_answer(prompt: str, answer: str) -> str:
+    """A sampled answer as a row of data has it: with the `<think>` that its prompt had opened."""
+    opened = prompt.rstrip()
+    if not opened.endswith(THINK) or answer.lstrip().startswith(THINK):
+        return answer
+    return THINK + (prompt[len(opened) :] or "") + answer
 
 
 def plain_hint(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat, how: str = "prompt: {template: chat}") -> str:

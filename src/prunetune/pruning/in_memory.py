@@ -9,12 +9,14 @@ small = prunetune.apply(model, plan, prunetune.compensate(model, plan, batches))
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.errors import DataError
-from prunetune.models.prompt import PromptFormat, encode_example
+from prunetune.data.stream import examples_of
+from prunetune.models.folders import pad_id
+from prunetune.models.prompt import PromptFormat, encode
 from prunetune.pruning import compensate as folding
 from prunetune.pruning import scores as scoring
 from prunetune.pruning.apply import apply_in_memory
@@ -27,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 def batches(
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, Any]],
     *,
     fmt: PromptFormat | None = None,
     max_length: int = 1024,
@@ -37,7 +39,7 @@ def batches(
 
     Args:
         tokenizer: The model's.
-        rows: [{"question": ..., "answer": ...}, ...].
+        rows: [{"question": ..., "answer": ...}, ...], or of any form that files may have, such as `messages`.
         fmt: How a question becomes a prompt (default: plain).
         max_length: Longer sequences are cut.
         max_tokens: Places of a batch, padding included.
@@ -47,15 +49,11 @@ def batches(
 
     Raises:
         DataError: A row lacks a question or an answer, or one is no text.
+        RecipeError: The chat template cannot write a row.
     """
-    encoded = []
-    for i, row in enumerate(rows, start=1):
-        for key in ("question", "answer"):
-            if not isinstance(row.get(key), str) or not row[key]:
-                raise DataError(f"row {i} has no text as {key!r}", value=row.get(key), valid='{"question", "answer"}')
-        made = encode_example(tokenizer, row["question"], row["answer"], fmt or PromptFormat(), max_length)
-        encoded.append(list(made.input_ids))
-    return make_batches(encoded, int(tokenizer.pad_token_id or 0), max_tokens)
+    examples, _, _ = examples_of(map(dict, rows))
+    encoded = [encode(tokenizer, example, fmt or PromptFormat(), max_length).input_ids for example in examples]
+    return make_batches(encoded, pad_id(tokenizer), max_tokens)
 
 
 def score(

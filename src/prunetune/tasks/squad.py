@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from prunetune.errors import DataError, MissingPath
+from prunetune.data.decode import read_text
+from prunetune.errors import DataError
 from prunetune.tasks.verifiers import Verdict
 
 PROMPT = "{question}\nAnswer:"
@@ -22,7 +23,7 @@ STOP = ("\n",)
 def read(path: Path) -> list[tuple[str, str, str]]:
     """(id, question with its context, reference as a JSON list of answers) of every question in a SQuAD file."""
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = json.loads(read_text(path))["data"]
         found = [
             (str(qa["id"]), _question(p["context"], qa["question"]), json.dumps([a["text"] for a in qa["answers"]]))
             for article in articles
@@ -31,9 +32,7 @@ def read(path: Path) -> list[tuple[str, str, str]]:
         ]
         if not found:
             raise KeyError("no question in it")
-    except FileNotFoundError:
-        raise MissingPath("no such data file", value=str(path), fix="check `path` of the task") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+    except (ValueError, RecursionError, KeyError, TypeError) as e:
         raise DataError(
             f"this is not a SQuAD file ({type(e).__name__}: {e})",
             value=str(path),

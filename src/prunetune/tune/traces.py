@@ -25,7 +25,7 @@ from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, require_end
-from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids
+from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids, prompt_text, whole_answer
 from prunetune.tasks.problems import check_examples
 from prunetune.tasks.registry import Problem, Task, TaskConfig, build_judge
 from prunetune.tune.job import Progress
@@ -126,8 +126,9 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
                     kept = sorted(dict.fromkeys(a.strip() for a in right), key=lambda a: (len(a), a))[: job.keep]
                     counts["solved"] += bool(kept)
                     counts["kept"] += len(kept)
+                    prompt = prompt_text(tokenizer, example.question, job.fmt, example.before) if kept else ""
                     for answer in kept:
-                        f.write(to_json_text(_row(example, answer), indent=None) + "\n")
+                        f.write(to_json_text(_row(example, whole_answer(prompt, answer)), indent=None) + "\n")
                 f.flush()
                 write_json(note, {"done": start + len(batch), "bytes": f.tell(), "counts": counts})
                 if progress is not None:
