@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import tiny_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from prunetune.data.example import Example, Turn
@@ -15,6 +16,7 @@ from prunetune.errors import RecipeError
 from prunetune.models.head_loss import IGNORED
 from prunetune.models.prompt import (
     PromptFormat,
+    bos_note,
     check_chat,
     check_rows,
     encode_example,
@@ -227,6 +229,11 @@ def test_a_named_template_and_its_variables() -> None:
 
 def test_the_hint() -> None:
     assert "chat template" in plain_hint(speaking(USUAL["chatml"]), PromptFormat())
+    silent = speaking(USUAL["no opening"])
+    post = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
+    assert bos_note(silent, CHAT) == "", "neither has one"
+    silent.backend_tokenizer.post_processor = post
+    assert "does not begin with <bos>" in bos_note(silent, CHAT) and bos_note(silent, PromptFormat()) == ""
     assert plain_hint(speaking(USUAL["chatml"]), CHAT) == plain_hint(tiny_tokenizer(), PromptFormat()) == ""
 
 

@@ -119,11 +119,11 @@ def check_texts(
 ) -> None:
     """Say what was taken of the data, and raise RecipeError if one of the rows [start, end) cannot be written whole."""
     from prunetune.models.folders import load_tokenizer
-    from prunetune.models.prompt import check_rows, plain_hint
+    from prunetune.models.prompt import bos_note, check_rows, plain_hint
 
     tokenizer = load_tokenizer(folder)
     if watch is not None:
-        say(watch, [*stream.notes, plain_hint(tokenizer, fmt, "--chat")])
+        say(watch, [*stream.notes, plain_hint(tokenizer, fmt, "--chat"), bos_note(tokenizer, fmt)])
         with watch.bar("read rows") as bar:
             return check_rows(tokenizer, stream.examples[start:end], fmt, bar)
     return check_rows(tokenizer, stream.examples[start:end], fmt)
@@ -131,13 +131,13 @@ def check_texts(
 
 def check_tasks(tokenizer: Any, tasks: Sequence[Task], fmt: PromptFormat, watch: Watch) -> None:
     """Raise RecipeError unless the chat template can put the tasks' questions; say if there is one that is not used."""
-    from prunetune.models.prompt import check_chat, plain_hint
+    from prunetune.models.prompt import bos_note, check_chat, plain_hint
 
     for task in tasks:
         if (task.prompt or fmt).template == "chat":
             check_chat(tokenizer, task.prompt or fmt)
     if any(task.text is None for task in tasks):
-        say(watch, [plain_hint(tokenizer, fmt, "--chat")])
+        say(watch, [plain_hint(tokenizer, fmt, "--chat"), bos_note(tokenizer, fmt)])
 
 
 def check_recipe(recipe: Recipe) -> None:

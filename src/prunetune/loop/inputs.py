@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Stream, load_stream
-from prunetune.models.prompt import check_chat, check_rows, plain_hint
+from prunetune.models.prompt import bos_note, check_chat, check_rows, plain_hint
 from prunetune.recipe.schema import Recipe
 from prunetune.tasks.registry import Task
 
@@ -35,6 +35,10 @@ def check_text(
     for task in tasks:
         if (task.prompt or fmt).template == "chat":
             check_chat(tokenizer, task.prompt or fmt)
-    for line in [*(note for stream in streams for note in stream.notes), plain_hint(tokenizer, fmt)]:
+    for line in [
+        *(note for stream in streams for note in stream.notes),
+        plain_hint(tokenizer, fmt),
+        bos_note(tokenizer, fmt),
+    ]:
         if line:
             watch.line(escape(line))

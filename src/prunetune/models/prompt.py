@@ -196,6 +196,14 @@ def plain_hint(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat, how: str =
     return f"note: this model has a chat template, and the prompt is plain; if it was trained with it: {how}"
 
 
+def bos_note(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat) -> str:
+    """One line for a chat template without the token that the tokenizer puts before every other text; else empty."""
+    own = _ids(tokenizer, "", PromptFormat())
+    if fmt.template == "plain" or not own or prompt_ids(tokenizer, "2 + 3?", fmt)[: len(own)] == own:
+        return ""
+    return f"note: this chat template does not begin with {tokenizer.bos_token}, as the tokenizer's other texts do"
+
+
 def at_row(error: RecipeError, example: Example) -> RecipeError:
     """The same error with the row that it happened at."""
     place = example.where or example.source
