@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from prunetune.common.stats import wilson
+
 DASH = "–"
 # Metrics that are shares of 1, higher being better; any other (a perplexity, BLEU) is shown as the number that it is.
 _SHARE = re.compile(r"(?:^|_)(?:acc|accuracy|em|exact_match|f1|math_verify|pass)(?=[_@]|$)")
@@ -63,11 +65,18 @@ def percent(share: float | None, digits: int = 1) -> str:
     return DASH if share is None else f"{100 * share:.{digits}f} %"
 
 
-def accuracy(value: float | None, stderr: float | None = None) -> str:
-    """An accuracy (share of 1) with its standard error: 70.6 % ± 1.3."""
+def accuracy(value: float | None, stderr: float | None = None, n: int | None = None) -> str:
+    """An accuracy (share of 1) with its standard error: 70.6 % ± 1.3.
+
+    Where none or all of n answers are right there is no such error, and Wilson's 95 % interval stands in its place:
+    0.0 % (0.0 to 16.1).
+    """
     if value is None:
         return DASH
-    return percent(value) if stderr is None else f"{percent(value)} ± {100 * stderr:.1f}"
+    if n and (n < 2 or not 0 < value < 1):
+        low, high = wilson(round(value * n), n)
+        return f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
+    return percent(value) if not stderr else f"{percent(value)} ± {100 * stderr:.1f}"
 
 
 def is_share(metric: str) -> bool:
@@ -80,10 +89,10 @@ def metric(name: str) -> str:
     return name.partition(",")[0].replace("_", " ")
 
 
-def measured(value: float | None, stderr: float | None = None, metric: str = "accuracy") -> str:
-    """A task's figure with its standard error: 70.6 % ± 1.3 of a share, 12.35 ± 0.21 of a perplexity."""
+def measured(value: float | None, stderr: float | None = None, metric: str = "accuracy", n: int | None = None) -> str:
+    """A task's figure with its standard error: 70.6 % ± 1.3 of a share of n answers, 12.35 ± 0.21 of a perplexity."""
     if is_share(metric) or value is None:
-        return accuracy(value, stderr)
+        return accuracy(value, stderr, n)
     digits = 1 if abs(value) >= 100 else 2
     return f"{value:,.{digits}f}" + ("" if stderr is None else f" ± {stderr:,.{digits}f}")
 

@@ -1,0 +1,219 @@
+"""What a run's figures say, in a word: good, not good, or cannot tell; why; what it cost; what to do now. Pure.
+
+    said = conclude(run)
+    said.word, said.why            # "cannot tell", "the original solves 1 of 16 problems of gsm8k, which ..."
+
+The word comes from intervals, never from a figure alone: good is what keeps `GOOD` of the original's accuracy with all
+of its 95 % interval, not good is what keeps less with all of it. Whatever forbids to read the figures so (an original
+that solves next to nothing, answers cut at the length limit, one optimiser step) is said in place of a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prunetune.common import units as human
+from prunetune.common.stats import kept_interval, kept_interval_apart, wilson
+from prunetune.report.pairs import read_samples, side_by_side
+from prunetune.runs.reading import RunRecord
+from prunetune.runs.records import EvalRecord, StageRecord
+
+GOOD = 0.9
+"""Share of the original's accuracy that a good result keeps."""
+CHANCE = 0.05
+"""An original whose accuracy may be below this has nothing to lose that could be measured."""
+CUT = 0.1
+"""Share of answers cut at the length limit from which on they decide the figure."""
+
+Word = Literal["good", "not good", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What stands first on the console and in a report.
+
+    Attributes:
+        word: good, not good, or cannot tell.
+        why: The figures that it rests on, or what is in their way.
+        cost: Wall time and tokens.
+        slow: What took most of the time; empty if no times were recorded.
+        then: The next command.
+    """
+
+    word: Word
+    why: str
+    cost: str
+    slow: str
+    then: str
+
+    def lines(self) -> list[str]:
+        """One line a thing that is known, with its name before it."""
+        named = (("result", f"{self.word}: {self.why}"), ("cost", self.cost), ("slow", self.slow), ("next", self.then))
+        return [f"{name:<8}{text}" for name, text in named if text]
+
+
+def conclude(run: RunRecord) -> Conclusion | None:
+    """The conclusion of a run; None while neither the original nor a smaller model is measured."""
+    original, final = run.original, run.final
+    if original is None or final is None:
+        return None
+    word, why, then = _judge(run, original, final)
+    return Conclusion(word, why, _cost(run), _slow(run), then)
+
+
+def doubts(evals: Sequence[EvalRecord]) -> list[str]:
+    """Why an original's figures can tell nothing of what is lost later, task by task; for a word before any work."""
+    found = []
+    for e in evals:
+        if not e.is_share or not e.n:
+            continue
+        if _near_chance(e):
+            found.append(f"the original solves {_counts(e)} problems of {e.task} {_range(e)}: little can be lost")
+        if _share_cut(e) > 0.5:
+            found.append(f"{e.truncated:,} of the original's {e.n:,} answers to {e.task} ran into the length limit")
+    return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of a task's accuracy is kept: 95 % interval; `high` None: no bound, the original may be at zero."""
+
+    task: str
+    value: float | None
+    low: float
+    high: float | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a share to speak of."""
+        return self.value is not None and self.high is not None
+
+    def text(self) -> str:
+        """The share with its interval: 92.1 % (85.0 to 99.6)."""
+        if self.value is None or self.high is None:
+            return f"an unknown share of the accuracy on {self.task}"
+        return f"{human.percent(self.value)} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def kept(run: RunRecord, task: str) -> Kept | None:
+    """Of a task whose figure is a share of right answers: what the final model keeps of it, question by question.
+
+    None if it was not measured before and after.
+    """
+    before, after = (s.eval_of(task) if s else None for s in (run.original, run.final))
+    if before is None or after is None or not after.is_share or run.original is None or run.final is None:
+        return None
+    value = after.value / before.value if before.value else None
+    pairs = side_by_side(task, read_samples(run.folder(run.original), task), read_samples(run.folder(run.final), task))
+    if pairs is not None:
+        return Kept(task, value, *kept_interval(pairs.counts))
+    if before.n and after.n:
+        return Kept(task, value, *kept_interval_apart((_right(before), before.n), (_right(after), after.n)))
+    return Kept(task, value, 0.0, None)
+
+
+# ---------------------------------------------------------------------------------------------------------- the word
+
+
+def _judge(run: RunRecord, original: StageRecord, final: StageRecord) -> tuple[Word, str, str]:
+    promise, recipe = run.summary.promise, run.path / "recipe.yaml"
+    again = f"prunetune run {recipe} --out {run.path}-2"
+    if final is original:
+        why = promise.why if promise is not None else "nothing was removed"
+        return "not good", why, f"{again} --target 90%"
+    shares = [k for task in run.shares if (k := kept(run, task)) is not None]
+    if not shares:
+        return "cannot tell", "no task with right and wrong answers was measured", f"{again} --task NAME"
+    if promise is not None and promise.kept:
+        return "good", f"stop_at {human.percent(promise.wanted)} is kept: {promise.why}", f"prunetune check {run.path}"
+    in_the_way = [d for k in shares if (d := _hindrance(original.eval_of(k.task), again)) is not None]
+    if in_the_way:
+        return "cannot tell", *in_the_way[0]
+    worst = min(shares, key=lambda k: k.low)
+    told = ", ".join(f"{k.text()} of the accuracy on {k.task} is kept" for k in shares)
+    if worst.low >= GOOD:
+        return "good", told, f"prunetune check {run.path}"
+    if cut := _cut(final, again):
+        return "cannot tell", *cut
+    steps = sum(t.steps or 0 for s in run.accepted for t in s.tune)
+    if steps == 1:
+        return "cannot tell", f"{told}, but recovery was one optimiser step", f"{again} --tokens MORE"
+    if any(k.high is not None and k.high < GOOD for k in shares):
+        return "not good", f"{told}; good is {human.percent(GOOD, 0)} or more", f"{again} --target LARGER"
+    asked = (run.final.eval_of(worst.task) if run.final else None) or original.eval_of(worst.task)
+    n = asked.n if asked is not None and asked.n else 0
+    why = f"{told}: {n:,} problems are too few to tell whether {human.percent(GOOD, 0)} is"
+    return "cannot tell", why, f"{again} --n {max(4 * n, 100)}"
+
+
+def _hindrance(before: EvalRecord | None, again: str) -> tuple[str, str] | None:
+    """Why the original's figure on a task says nothing of what was lost, and what to do."""
+    if before is None or not before.n:
+        return None
+    if _share_cut(before) > CUT and before.value < 0.5:
+        why = f"{before.truncated:,} of the original's {before.n:,} answers to {before.task} ran into the length limit"
+        return why, f"{again} --set evaluate.tasks.0.max_new_tokens=MORE"
+    if _near_chance(before):
+        why = (
+            f"the original solves {_counts(before)} problems of {before.task} {_range(before)}: there is little to keep"
+        )
+        return why, f"{again} with a task that the original can do, or its own prompt (prompt.template: chat)"
+    return None
+
+
+def _cut(final: StageRecord, again: str) -> tuple[str, str] | None:
+    for e in final.evals:
+        if e.is_share and _share_cut(e) > CUT:
+            why = f"{e.truncated:,} of {e.n:,} answers to {e.task} ran into the length limit, and count as they stand"
+            return why, f"{again} --set evaluate.tasks.0.max_new_tokens=MORE"
+    return None
+
+
+def _near_chance(e: EvalRecord) -> bool:
+    return bool(e.n) and wilson(_right(e), e.n or 0)[0] < CHANCE
+
+
+def _share_cut(e: EvalRecord) -> float:
+    return (e.truncated or 0) / e.n if e.n else 0.0
+
+
+def _right(e: EvalRecord) -> int:
+    return e.correct if e.correct is not None else round(e.value * (e.n or 0))
+
+
+def _counts(e: EvalRecord) -> str:
+    return f"{_right(e):,} of {e.n:,}"
+
+
+def _range(e: EvalRecord) -> str:
+    low, high = wilson(_right(e), e.n or 0)
+    return f"({100 * low:.1f} to {100 * high:.1f} %)"
+
+
+# ------------------------------------------------------------------------------------------------------ what it cost
+
+
+def _cost(run: RunRecord) -> str:
+    seconds, tokens = sum(run.seconds().values()), run.recovery_tokens()
+    said = [human.duration(seconds)] if seconds else []
+    if tokens is not None:
+        said.append(f"{human.count(tokens)} recovery tokens")
+    if (
+        run.original is not None
+        and run.final is not None
+        and (share := human.ratio(run.final.params, run.original.params))
+    ):
+        said.append(f"{human.percent(share)} of the parameters left")
+    return ", ".join(said)
+
+
+def _slow(run: RunRecord) -> str:
+    """The two actions that took most of the time."""
+    times = {action: t for action, t in run.seconds().items() if t > 0}
+    total = sum(times.values())
+    if not total:
+        return ""
+    longest = sorted(times, key=lambda a: -times[a])[:2]
+    return ", ".join(f"{a} {human.duration(times[a])} ({human.percent(times[a] / total, 0)})" for a in longest)
