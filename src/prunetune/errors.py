@@ -22,6 +22,7 @@ a terminal would obey, are written as escapes. This is the one place that cuts.
     ├── DataError             rows, columns or files that cannot be read as data
     ├── TaskError             an evaluation task or verifier that cannot be used
     ├── TuneError             recovery that cannot start, or that diverged
+    ├── Declined              the user was asked, and said no
     └── MissingExtra          an optional dependency that is not installed
 """
 
@@ -153,6 +154,10 @@ class TaskError(PrunetuneError):
 
 class TuneError(PrunetuneError):
     """Recovery that cannot start, or that diverged."""
+
+
+class Declined(PrunetuneError):
+    """The user was asked, and said no."""
 
 
 class MissingExtra(PrunetuneError):

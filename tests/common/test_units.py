@@ -72,3 +72,12 @@ def test_a_perplexity_is_no_percentage() -> None:
     assert human.measured(0.706, 0.0125, "exact_match,strict-match") == "70.6 % ± 1.2"
     assert human.measured(None, metric="perplexity") == human.DASH
     assert human.metric("exact_match,strict-match") == "exact match"
+
+
+def test_where_all_or_none_are_right_there_is_an_interval_and_no_error_of_zero() -> None:
+    assert human.measured(0.0, 0.0, n=20) == "0.0 % (0.0 to 16.1)"
+    assert human.measured(1.0, 0.0, n=20) == "100.0 % (83.9 to 100.0)"
+    assert human.measured(1.0, 0.0, n=1) == "100.0 % (20.7 to 100.0)"
+    assert human.measured(0.0, 0.0) == "0.0 %", "of how many is not known"
+    assert human.measured(0.5, 0.1, n=20) == "50.0 % ± 10.0"
+    assert human.measured(1.0, 0.02, "perplexity", n=400) == "1.00 ± 0.02"

@@ -57,7 +57,7 @@ def model() -> PreTrainedModel:
 def test_accuracy_with_its_standard_error(model: PreTrainedModel) -> None:
     result = evaluate(model, tiny_tokenizer(), task(9, seed=3), fmt=FMT, out=None)
     assert (result.correct, result.n, result.value, result.seed) == (4, 9, 4 / 9, 3)
-    assert result.stderr == pytest.approx(math.sqrt(4 / 9 * 5 / 9 / 9))
+    assert result.stderr == pytest.approx(math.sqrt(4 / 9 * 5 / 9 / 8))
     lengths = [len(prompt_ids(tiny_tokenizer(), p.question, FMT)) for p in problems(9)]
     assert result.prompt_tokens == pytest.approx(sum(lengths) / 9)
     assert 0 < result.new_tokens <= 6

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from tests.tiny_run import tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prunetune.cli.preview import closing
 from prunetune.common.progress import Watch
-from prunetune.errors import NotWritable, OutOfReach, RecipeChanged
+from prunetune.errors import Declined, NotWritable, OutOfReach, RecipeChanged
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, model_sha
@@ -260,3 +261,16 @@ def test_too_little_data_is_said_before_any_work(tmp_path):
     with pytest.raises(OutOfReach, match="use up all the data"):
         prune_tune_loop(Recipe.parse(value), tmp_path / "out", QUIET)
     assert not list((tmp_path / "out").glob("original/*"))
+
+
+def test_a_useless_original_is_told_and_asked_about_before_any_work(tmp_path, capsys):
+    """A random model solves none of four sums: nobody will know what is lost. A script is told, and goes on."""
+    recipe, asked = tiny_recipe(tmp_path, prune={"target": 0.9, "rounds": 1}, control="none"), []
+    with pytest.raises(Declined, match="stopped before any work") as e:
+        prune_tune_loop(recipe, tmp_path / "run", Watch(), go_on=lambda: bool(asked.append(1)))
+    assert asked == [1] and "solves 0 of 4 problems of sums" in str(e.value.value)
+    assert "warning: the original solves 0 of 4" in " ".join(capsys.readouterr().err.split())
+    assert not list((tmp_path / "run").glob("0*")), "nothing was scored"
+    summary = prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
+    assert "cannot tell: 4 of the original's 4 answers to sums" in closing(summary, tmp_path / "run").splitlines()[1]
+    prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True), go_on=lambda: pytest.fail("asked once more"))

@@ -32,7 +32,7 @@ def test_every_measure(run) -> None:
     assert rows["recovery tokens"].control == "81.9 k"
     assert run.original is not None
     e = run.original.evals[0]
-    assert rows["accuracy, demo, n = 240"].original == f"{100 * e.value:.1f} % ± {100 * (e.stderr or 0):.1f}"
+    assert rows["accuracy, demo, n = 240"].original == e.text()
 
 
 def test_flops_by_question_and_by_token(run) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.fake_run import fake_run, summed
 
+from prunetune.report.conclusion import kept
 from prunetune.report.view import view
 from prunetune.runs.reading import RunRecord, read_run
 from prunetune.runs.records import Verdict
@@ -20,12 +21,11 @@ def test_the_sentence_is_the_records(run) -> None:
     assert run.final is not None
     share = run.final.params / run.original.params
     said = [
-        (
-            f"{100 * b.value / a.value:.1f} %",
-            f"({100 * a.value:.1f} % ± {100 * a.stderr:.1f}, then {100 * b.value:.1f} % ",
-        )
+        (kept(run, a.task).text(), f"({a.text()}, then {b.text()})")
         for a, b in zip(run.original.evals, run.final.evals, strict=True)
     ]
+    ratios = [b.value / a.value for a, b in zip(run.original.evals, run.final.evals, strict=True)]
+    assert all(share.startswith(f"{100 * r:.1f} % (") for (share, _), r in zip(said, ratios, strict=True))
     sentence = view(run).sentence
     assert sentence.startswith(
         f"{100 * share:.1f} % of the parameters keep {said[0][0]} of the accuracy on demo {said[0][1]}"

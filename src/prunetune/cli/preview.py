@@ -5,14 +5,14 @@ Every function gives the same facts twice: as plain values for machines, and as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
-    from prunetune.runs.summary import Summary
+    from prunetune.runs.summary import Accuracy, Summary
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -108,32 +108,34 @@ def scores(result: EvalResult) -> str:
     answers = f", {result.new_tokens:.0f} tokens an answer" if is_share(result.metric) else ""
     shots = f", {result.shots} shots" if result.shots else ""
     return (
-        f"{result.task:<24}{metric(result.metric)} {measured(result.value, result.stderr, result.metric)}   "
+        f"{result.task:<24}{metric(result.metric)} {measured(result.value, result.stderr, result.metric, result.n)}   "
         f"n = {result.n:,}{'' if is_share(result.metric) else ' tokens'}, seed {result.seed}{shots}{answers}"
         + "".join(f"; {text}" for text in more)
     )
 
 
 def closing(summary: Summary, out: Path) -> str:
-    """Original, compacted and control side by side, and where things are."""
+    """A word on the result first; then original, compacted and control side by side, and where things are."""
     from prunetune.common.units import count, measured
+    from prunetune.report.conclusion import conclude
+    from prunetune.runs.reading import read_run
 
     original, final, control = summary.original, summary.final, summary.control
-    lines = [f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary.accuracy)]
+    said = conclude(read_run(out))
+    lines = ["", *(said.lines() if said is not None else ())]
+    lines.append(f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary.accuracy))
     full = (original.params if original else None) or 1
     metrics = {e.task: e.metric for e in (original.evals if original else ())}
 
-    def line(name: str, params: float, figures: Sequence[tuple[str, float | None, float | None]]) -> str:
-        texts = [measured(value, error, metrics[t]) for t, value, error in figures]
+    def line(name: str, params: float, of: str, figures: Mapping[str, Accuracy]) -> str:
+        each = ((t, getattr(a, of), getattr(a, f"{of}_stderr"), a.n) for t, a in figures.items())
+        texts = [measured(value, error, metrics[t], n) for t, value, error, n in each]
         return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
 
-    before = [(t, a.original, a.original_stderr) for t, a in summary.accuracy.items()]
-    lines.append(line("original", full, before))
-    after = [(t, a.final, a.final_stderr) for t, a in summary.accuracy.items()]
-    lines.append(line("compacted", (final.params if final else None) or 0, after))
+    lines.append(line("original", full, "original", summary.accuracy))
+    lines.append(line("compacted", (final.params if final else None) or 0, "final", summary.accuracy))
     if control:
-        once = [(t, a.final, a.final_stderr) for t, a in control.accuracy.items()]
-        lines.append(line(control.name, (control.params_ratio or 0) * full, once))
+        lines.append(line(control.name, (control.params_ratio or 0) * full, "final", control.accuracy))
         spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
         lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} {control.name}")
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")

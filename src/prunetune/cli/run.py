@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ def run(
     columns: Columns = None,
     chat: Chat = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without a question if the original is weak.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
@@ -88,7 +90,8 @@ def run(
     watch = Watch()
     if not as_json:
         watch.line(preview(read)[1])
-    summary = prune_tune_loop(read, out, watch)
+    ask = not yes and sys.stdin.isatty()  # a script has nobody to ask: it is told, and goes on
+    summary = prune_tune_loop(read, out, watch, go_on=(lambda: typer.confirm("go on?", err=True)) if ask else None)
     emit(as_json, summary, closing(summary, out))
     return None
 

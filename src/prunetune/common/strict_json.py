@@ -17,21 +17,25 @@ from prunetune.errors import NotFinite
 
 
 def to_json_text(value: object, *, indent: int | None = 2, ensure_ascii: bool = True) -> str:
-    """JSON text of a value; what JSON does not know becomes its `str`.
+    """JSON text of a value; a record becomes its own JSON (`to_json`), whatever else JSON does not know its `str`.
 
     Raises:
         NotFinite: A number in it is NaN or infinite; the message names where.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, default=str, allow_nan=False)
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, default=_plain, allow_nan=False)
     except ValueError as e:
-        if (found := first_not_finite(value)) is None:
+        if (found := first_not_finite(value.to_json() if hasattr(value, "to_json") else value)) is None:
             raise
         where, number = found
         raise NotFinite(
             f"a figure is no number: {where or 'value'} is {number}",
             fix="look at the model or the data that it was computed from; nothing was written",
         ) from e
+
+
+def _plain(value: Any) -> Any:
+    return value.to_json() if hasattr(value, "to_json") else str(value)
 
 
 def first_not_finite(value: object, where: str = "") -> tuple[str, float] | None:

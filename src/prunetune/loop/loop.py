@@ -8,12 +8,14 @@ Deciding is elsewhere (`decide.decide`, `schedule.next_step`, `plan.make_plan`);
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from prunetune.common.files import once, remove, write_json
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
+from prunetune.errors import Declined
 from prunetune.loop.context import Context, prepare
 from prunetune.loop.control import ABOUT, BARE, control_recipe, is_bare
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
@@ -25,22 +27,29 @@ from prunetune.loop.summary import leaks, summarise
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
+from prunetune.report.conclusion import doubts
 from prunetune.report.write import write_report
 from prunetune.runs.folder import RunFolder, link_or_copy
 from prunetune.runs.records import FULL, FullRecord, StageRecord, known
 from prunetune.runs.summary import Summary
 
 
-def prune_tune_loop(recipe: Recipe | Path | str, out: Path | str, watch: Watch | None = None) -> Summary:
+def prune_tune_loop(
+    recipe: Recipe | Path | str, out: Path | str, watch: Watch | None = None, *, go_on: Callable[[], bool] | None = None
+) -> Summary:
     """Compact a model by the Prune-Tune Loop (Algorithm 1). Running it again continues where it was.
 
     Args:
         recipe: What to do: a recipe, the path of one, or the name of a shipped one.
         out: The run folder; made if it is not there.
         watch: Shows lines and bars; the default writes to stderr.
+        go_on: Asked before any work if the original's own figures can tell nothing of what is lost; None: go on.
 
     Returns:
         What RUN/summary.json holds.
+
+    Raises:
+        Declined: `go_on` said no. The original's answers are kept.
     """
     out, watch = Path(out), watch or Watch()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
@@ -48,6 +57,7 @@ def prune_tune_loop(recipe: Recipe | Path | str, out: Path | str, watch: Watch |
     with RunFolder.open(out, recipe, source) as run:
         context = prepare(recipe, source, watch)
         case = begin(context, run)
+        _doubt(context, run, go_on)
         if run.stages:
             watch.line(f"continuing after {run.stages[-1].name}: finished rounds are kept")
         while decision := _next(context, run, case):
@@ -55,6 +65,19 @@ def prune_tune_loop(recipe: Recipe | Path | str, out: Path | str, watch: Watch |
             case = case_of(context, run)
         _control(context, run, case)
         return _finish(context, run, case)
+
+
+def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -> None:
+    """A word on an original that is useless as a measure, before hours are spent on it."""
+    found = doubts(run.original.evals) if not run.stages else []
+    for text in found:
+        context.watch.line(f"warning: {text}; what this run loses will hardly be told")
+    if found and go_on is not None and not go_on():
+        raise Declined(
+            "stopped before any work: the original's accuracy is no measure",
+            value="; ".join(found),
+            fix="another task, more problems (--n), its chat template (--set prompt.template=chat), or --yes",
+        )
 
 
 def begin(context: Context, run: RunFolder) -> Case:

@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from prunetune.common.files import once, write_json
-from prunetune.common.units import measured
 from prunetune.evaluation.evaluate import EvalResult, evaluate
 from prunetune.evaluation.latency import measure
 from prunetune.evaluation.loss import reasoning_loss
@@ -182,6 +181,6 @@ def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
 def line_of(stage: StageRecord, first: StageRecord) -> str:
     """One line a round: name, size, accuracy."""
     size, whole = stage.params or 0, first.params or 1
-    scores = "  ".join(f"{e.task} {measured(e.value, e.stderr, e.metric)}" for e in stage.evals)
+    scores = "  ".join(f"{e.task} {e.text()}" for e in stage.evals)
     loss = f"  loss {stage.pruned_loss:.3f} -> {stage.loss:.3f}" if stage.pruned_loss else ""
     return f"  {stage.name:<20} {size / 1e6:9.2f} M  {size / whole:6.1%}  {scores}{loss}"

@@ -10,6 +10,7 @@ that solves next to nothing, answers cut at the length limit, one optimiser step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +61,7 @@ def conclude(run: RunRecord) -> Conclusion | None:
     if original is None or final is None:
         return None
     word, why, then = _judge(run, original, final)
-    return Conclusion(word, why, _cost(run), _slow(run), then)
+    return Conclusion(word=word, why=why, cost=_cost(run), slow=_slow(run), then=then)
 
 
 def doubts(evals: Sequence[EvalRecord]) -> list[str]:
@@ -84,11 +85,6 @@ class Kept:
     value: float | None
     low: float
     high: float | None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is a share to speak of."""
-        return self.value is not None and self.high is not None
 
     def text(self) -> str:
         """The share with its interval: 92.1 % (85.0 to 99.6)."""
@@ -118,57 +114,73 @@ def kept(run: RunRecord, task: str) -> Kept | None:
 
 
 def _judge(run: RunRecord, original: StageRecord, final: StageRecord) -> tuple[Word, str, str]:
-    promise, recipe = run.summary.promise, run.path / "recipe.yaml"
-    again = f"prunetune run {recipe} --out {run.path}-2"
+    """(the word, why, the next command)."""
+    promise = run.summary.promise
     if final is original:
-        why = promise.why if promise is not None else "nothing was removed"
-        return "not good", why, f"{again} --target 90%"
+        return "not good", promise.why if promise is not None else "nothing was removed", _larger(run)
     shares = [k for task in run.shares if (k := kept(run, task)) is not None]
     if not shares:
-        return "cannot tell", "no task with right and wrong answers was measured", f"{again} --task NAME"
+        return "cannot tell", "no task with right and wrong answers was measured", _again(run, "--task demo")
+    for k in shares:
+        if (found := _hindrance(run, original.eval_of(k.task))) is not None:
+            return "cannot tell", *found
+    check = f"prunetune check {run.path}"
     if promise is not None and promise.kept:
-        return "good", f"stop_at {human.percent(promise.wanted)} is kept: {promise.why}", f"prunetune check {run.path}"
-    in_the_way = [d for k in shares if (d := _hindrance(original.eval_of(k.task), again)) is not None]
-    if in_the_way:
-        return "cannot tell", *in_the_way[0]
-    worst = min(shares, key=lambda k: k.low)
-    told = ", ".join(f"{k.text()} of the accuracy on {k.task} is kept" for k in shares)
-    if worst.low >= GOOD:
-        return "good", told, f"prunetune check {run.path}"
-    if cut := _cut(final, again):
+        return "good", f"stop_at {human.percent(promise.wanted)} is kept: {promise.why}", check
+    told = " and ".join(f"{k.text()} of the accuracy on {k.task}" for k in shares) + " kept"
+    if all(k.low >= GOOD for k in shares):
+        return "good", told, check
+    if (cut := _cut(run, final)) is not None:
         return "cannot tell", *cut
-    steps = sum(t.steps or 0 for s in run.accepted for t in s.tune)
-    if steps == 1:
-        return "cannot tell", f"{told}, but recovery was one optimiser step", f"{again} --tokens MORE"
+    if sum(t.steps or 0 for s in run.accepted for t in s.tune) == 1:
+        more = f"--tokens {10 * (run.recovery_tokens() or 100_000)}"
+        return "cannot tell", f"{told}, but recovery was one optimiser step", _again(run, more)
     if any(k.high is not None and k.high < GOOD for k in shares):
-        return "not good", f"{told}; good is {human.percent(GOOD, 0)} or more", f"{again} --target LARGER"
-    asked = (run.final.eval_of(worst.task) if run.final else None) or original.eval_of(worst.task)
-    n = asked.n if asked is not None and asked.n else 0
+        return "not good", f"{told}; good is {human.percent(GOOD, 0)} or more", _larger(run)
+    n = min(e.n or 0 for k in shares if (e := final.eval_of(k.task)) is not None)
     why = f"{told}: {n:,} problems are too few to tell whether {human.percent(GOOD, 0)} is"
-    return "cannot tell", why, f"{again} --n {max(4 * n, 100)}"
+    return "cannot tell", why, _again(run, f"--n {max(4 * n, 100)}")
 
 
-def _hindrance(before: EvalRecord | None, again: str) -> tuple[str, str] | None:
-    """Why the original's figure on a task says nothing of what was lost, and what to do."""
+def _hindrance(run: RunRecord, before: EvalRecord | None) -> tuple[str, str] | None:
+    """Why the original's figure on a task says nothing of what was lost, and the next command."""
     if before is None or not before.n:
         return None
     if _share_cut(before) > CUT and before.value < 0.5:
         why = f"{before.truncated:,} of the original's {before.n:,} answers to {before.task} ran into the length limit"
-        return why, f"{again} --set evaluate.tasks.0.max_new_tokens=MORE"
+        return why, _longer(run, before)
     if _near_chance(before):
-        why = (
-            f"the original solves {_counts(before)} problems of {before.task} {_range(before)}: there is little to keep"
-        )
-        return why, f"{again} with a task that the original can do, or its own prompt (prompt.template: chat)"
+        why = f"the original solves {_counts(before)} problems of {before.task} {_range(before)}: little to keep"
+        prompt = run.recipe.get("prompt")
+        plain = not isinstance(prompt, dict) or prompt.get("template", "plain") == "plain"
+        return why, _again(run, "--set prompt.template=chat" if plain else "--task demo")
     return None
 
 
-def _cut(final: StageRecord, again: str) -> tuple[str, str] | None:
+def _cut(run: RunRecord, final: StageRecord) -> tuple[str, str] | None:
+    """The same for the final model's answers that the length limit cut."""
     for e in final.evals:
         if e.is_share and _share_cut(e) > CUT:
             why = f"{e.truncated:,} of {e.n:,} answers to {e.task} ran into the length limit, and count as they stand"
-            return why, f"{again} --set evaluate.tasks.0.max_new_tokens=MORE"
+            return why, _longer(run, e)
     return None
+
+
+def _again(run: RunRecord, change: str) -> str:
+    """The same run with one thing changed, in a folder of its own."""
+    return f"prunetune run {run.path / 'recipe.yaml'} --out {run.path}-2 {change}"
+
+
+def _longer(run: RunRecord, e: EvalRecord) -> str:
+    limit = max(256, 2 * 64 * math.ceil((e.new_tokens or 0) / 64))
+    return _again(run, f"--set evaluate.tasks.{run.tasks.index(e.task)}.max_new_tokens={limit}")
+
+
+def _larger(run: RunRecord) -> str:
+    """Half of what was removed."""
+    smallest = min((s.params for s in run.stages if s.params), default=None)
+    share = human.ratio(smallest, run.original.params if run.original else None) or 0.8
+    return _again(run, f"--target {min(0.95, round((1 + share) / 2, 2)):g}")
 
 
 def _near_chance(e: EvalRecord) -> bool:

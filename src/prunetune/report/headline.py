@@ -76,7 +76,7 @@ def _control_figure(run: RunRecord, task: str, metric: str) -> str:
     if found is not None:
         return found.text()
     said = run.summary.control.accuracy.get(task) if run.summary.control is not None else None
-    return human.measured(said.final, said.final_stderr, metric) if said is not None else human.DASH
+    return human.measured(said.final, said.final_stderr, metric, said.n) if said is not None else human.DASH
 
 
 def _shape(stage: StageRecord | None) -> str:

@@ -9,7 +9,9 @@ import json
 from dataclasses import dataclass
 
 from prunetune.common import units as human
+from prunetune.common.stats import wilson
 from prunetune.report import tables
+from prunetune.report.conclusion import Conclusion, conclude, doubts, kept
 from prunetune.report.headline import (
     Row,
     control_name,
@@ -23,7 +25,7 @@ from prunetune.report.headline import (
 from prunetune.report.pairs import SideBySide, read_samples, side_by_side
 from prunetune.report.tables import Table
 from prunetune.runs.reading import RunRecord
-from prunetune.runs.records import StageRecord
+from prunetune.runs.records import EvalRecord, StageRecord
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class View:
 
     model: str
     finished: bool
+    conclusion: Conclusion | None
     sentence: str
     facts: tuple[tuple[str, str, str], ...]
     bars: tuple[Bar, ...]
@@ -69,6 +72,7 @@ def view(run: RunRecord) -> View:
     return View(
         model=model_name(run),
         finished=run.finished,
+        conclusion=conclude(run),
         sentence=_sentence(run),
         facts=_facts(run),
         bars=_bars(run),
@@ -126,11 +130,19 @@ def _collapses(run: RunRecord) -> list[str]:
         before = result_of(run.original, task)
         for stage in run.stages:
             after = result_of(stage, task)
-            if before is not None and before.value and after is not None and not after.value:
+            if before is not None and after is not None and not after.value and _told_apart(before, after):
                 found.append(
                     f"{stage.name}: accuracy on {task} collapsed, from {before.text()} to no right answer at all."
                 )
     return found
+
+
+def _told_apart(before: EvalRecord, after: EvalRecord) -> bool:
+    """Whether even the least that the first may solve is more than the most that the second may."""
+    if not before.n or not after.n:
+        return False
+    right = [round(e.value * (e.n or 0)) for e in (before, after)]
+    return wilson(right[0], before.n)[0] > wilson(right[1], after.n)[1]
 
 
 def _sentence(run: RunRecord) -> str:
@@ -140,7 +152,7 @@ def _sentence(run: RunRecord) -> str:
         return "No stage is finished yet."
     if final is original:
         return "Nothing was removed."
-    kept: list[str] = []
+    keeps: list[str] = []
     elsewhere: list[str] = []
     for task in run.tasks:
         before, after = result_of(original, task), result_of(final, task)
@@ -148,15 +160,15 @@ def _sentence(run: RunRecord) -> str:
             continue
         if not after.is_share:
             elsewhere.append(f"{after.label()}: {before.text()} before, {after.text()} after")
-        elif before.value:
-            of = "" if kept else "of the accuracy "
-            kept.append(
-                f"{human.percent(after.value / before.value)} {of}on {task} ({before.text()}, then {after.text()})"
-            )
+        elif not doubts([before]) and (found := kept(run, task)) is not None and found.high is not None:
+            of = "" if keeps else "of the accuracy "
+            keeps.append(f"{found.text()} {of}on {task} ({before.text()}, then {after.text()})")
+        else:
+            elsewhere.append(f"{task}: {before.text()} right before, {after.text()} after: no share to speak of")
     start = f"{human.percent(share)} of the parameters"
-    if kept:
-        start += f" keep {', '.join(kept[:-1])}{' and ' if len(kept) > 1 else ''}{kept[-1]}"
-    else:
+    if keeps:
+        start += f" keep {', '.join(keeps[:-1])}{' and ' if len(keeps) > 1 else ''}{keeps[-1]}"
+    elif not elsewhere:
         start += "; accuracy was not measured"
     return f"{'; '.join([start, *elsewhere])}.{_stopped(run)}"
 

@@ -93,8 +93,8 @@ class EvalRecord(Record):
         return human.is_share(self.metric)
 
     def text(self) -> str:
-        """The figure with its standard error, in its own unit."""
-        return human.measured(self.value, self.stderr, self.metric)
+        """The figure with its standard error (Wilson's interval where all or none are right), in its own unit."""
+        return human.measured(self.value, self.stderr, self.metric, self.n)
 
     def label(self) -> str:
         """What was measured on what: `accuracy, gsm8k`; a task that is its own metric is named once."""
