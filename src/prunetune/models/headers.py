@@ -55,7 +55,7 @@ class Index(BaseModel):
     @classmethod
     def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in sorted(set(value.values())):
-            if not _PLAIN.fullmatch(name) or name.startswith("."):
+            if not _PLAIN.fullmatch(name) or name.startswith(".") or len(name.encode(errors="replace")) > 255:
                 raise ValueError(f"it names {name[:80]!r}, which is no plain *.safetensors file inside its folder")
         return value
 
@@ -134,7 +134,7 @@ def opened(path: Path, framework: str) -> Any:
         raise MissingPath("a shard of this model is missing", value=str(path), fix="copy or download it again")
     try:
         return safe_open(path, framework=framework)
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, MemoryError) as e:
         raise unreadable(path, e) from e
 
 

@@ -40,6 +40,8 @@ def resolve_model(ref: str, cache: Path | None = None) -> Path:
 
 
 def _found(ref: str, cache: Path | None) -> Path:
+    if "\0" in ref or max(len(part.encode(errors="replace")) for part in ref.split("/")) > 255:
+        raise MissingPath("this can be no name of a model", value=ref, valid=VALID)
     if ref == "demo":
         return DEMO_MODEL
     if gguf := gguf_of(ref, cache):
@@ -47,11 +49,10 @@ def _found(ref: str, cache: Path | None) -> Path:
     path = Path(ref).expanduser()
     if path.is_dir():
         return verify(path)
-    if path.is_symlink() or path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1 or not ref:
-        there(path)
-        raise MissingPath("no such model folder", value=ref, valid=VALID, fix="check the path")
-    if path.is_file():
+    if there(path):
         raise MissingPath("this is a file, not a model", value=ref, valid=VALID, fix="give the folder that it is in")
+    if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1 or not ref:
+        raise MissingPath("no such model folder", value=ref, valid=VALID, fix="check the path")
     return snapshot(ref, ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"])
 
 
