@@ -39,6 +39,7 @@ TABLE: dict[tuple[str, str], Command] = {
         "eval", at / "model", "--task", "sums", "--path", at / "rows.jsonl", "--verifier", "number", "--n", 2, "--out", out
     ],
     ("run", "out"): lambda at, out: ["run", at / "recipe.yaml", "--out", out],
+    ("init", "file"): lambda at, out: ["init", out, "--model", at / "model", "--data", at / "rows.jsonl", "--target", 0.8],
     ("compare", "figure"): lambda at, out: ["compare", at / "run", "--figure", out],
 }  # fmt: skip
 READ = {
@@ -167,13 +168,19 @@ def test_files_of_ours_are_replaced_and_told(at: Path, tmp_path: Path, capsys: p
     assert call(capsys, *args)[0] == 0
     plans.write_text(json.dumps({"plan": "of a holiday"}))
     code, _, err = call(capsys, *args)
-    assert code == 2 and "did not make it" in err and "holiday" in plans.read_text()
+    assert code == 2 and "none that this command made" in err and "holiday" in plans.read_text()
     out = tmp_path / "f.svg"
     for _ in range(2):
         assert call(capsys, "compare", at / "run", "--figure", out)[0] == 0
     out.write_text("<svg>mine</svg>")
     code, _, err = call(capsys, "compare", at / "run", "--figure", out)
     assert code == 2 and out.read_text() == "<svg>mine</svg>"
+    for wrong in (
+        ["plan", at / "s.safetensors", "--neurons", 4, "--out", at / "s.safetensors"],
+        ["compare", at / "run", "--figure", plans],
+    ):
+        before = wrong[-1].read_bytes()
+        assert call(capsys, *wrong)[0] == 2 and wrong[-1].read_bytes() == before, "ours, but of another kind"
 
 
 def test_apply_again_and_with_another_plan(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,3 +216,18 @@ def test_a_recipe_for_cakes_is_no_run_of_ours(tmp_path: Path, at: Path, capsys: 
     code, _, err = call(capsys, *TABLE["run", "out"](at, cake))
     assert code == 2 and "holds other things than a prunetune run" in err
     assert snapshot(cake) == before
+
+
+def test_a_recipe_that_init_wrote_may_be_edited(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    args = TABLE["init", "file"](at, file)
+    code, _, err = call(capsys, *args)
+    assert code == 0, err
+    file.write_text(
+        file.read_text() + "seed: 3\n" if "seed:" not in file.read_text() else file.read_text() + "# mine\n"
+    )
+    code, _, err = call(capsys, "run", file, "--dry-run")
+    assert "not what prunetune wrote" not in err
+    mine = file.read_bytes()
+    assert call(capsys, *args)[0] == 2
+    assert file.read_bytes() == mine and sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]

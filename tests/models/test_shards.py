@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from prunetune.common import notes
 from prunetune.common.files import read_json, write_json
 from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.models.shards import (
@@ -30,6 +32,15 @@ TENSORS = {
     "flags": torch.tensor([True, False, True]),
     "transposed": torch.randn(4, 6).T,
 }
+
+
+def test_what_is_written_is_hashed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"t{i}": torch.randn(300, 300) for i in range(5)}
+    path = write(tmp_path / "x.safetensors", {**TENSORS, **tensors})
+    assert path.stat().st_size > notes.LARGE
+    wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(notes.hashlib, "file_digest", lambda *a: pytest.fail("read once more"))
+    assert notes.full_sha(path) == wanted
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:

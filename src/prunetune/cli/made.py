@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from prunetune.common.files import file_sha, once, read_json
 from prunetune.common.outputs import output_new
 from prunetune.common.progress import Watch
-from prunetune.errors import PrunetuneError
 from prunetune.models.folders import resolve_model
 
 if TYPE_CHECKING:
@@ -17,13 +16,23 @@ if TYPE_CHECKING:
 
 def is_scores(path: Path) -> bool:
     """Whether a file is a scores file of ours."""
+    return "criterion" in _tensor_note(path)
+
+
+def is_patch(path: Path) -> bool:
+    """Whether a file is a patch of ours."""
+    return "fits" in _tensor_note(path)
+
+
+def _tensor_note(path: Path) -> str:
+    """What we write beside the tensors of a safetensors file; empty for a file of others."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as f:
-            return "prunetune" in (f.metadata() or {}) and "layers_max" in f.keys()  # noqa: SIM118 - no mapping
+            return str((f.metadata() or {}).get("prunetune", ""))
     except (SafetensorError, OSError):
-        return False
+        return ""
 
 
 def is_plan(path: Path) -> bool:
@@ -33,17 +42,6 @@ def is_plan(path: Path) -> bool:
     try:
         PrunePlan.model_validate_json(path.read_bytes())
     except ValueError:
-        return False
-    return True
-
-
-def is_patch(path: Path) -> bool:
-    """Whether a file is a patch of ours."""
-    from prunetune.pruning.patch import Patch
-
-    try:
-        Patch.read(path)
-    except PrunetuneError:
         return False
     return True
 

@@ -137,7 +137,7 @@ def init(
     )
     value = mapping_of(asked)
     read = Recipe.parse(value, "the options")
-    with output_file(file) as tmp:
+    with output_file(file, seal=False) as tmp:  # it is there to be edited
         tmp.write_text(short(value, read), encoding="utf-8")
     emit(as_json, {"recipe": str(file)}, f"{file} is written; now: prunetune run {file} --dry-run")
 

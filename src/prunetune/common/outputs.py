@@ -72,31 +72,36 @@ def full_path(path: Path) -> Path:
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
-def check_file(path: Path, ours: Callable[[Path], bool] | None = None) -> None:
-    """NotWritable unless a file may be written here: nothing is there, or a file that we made.
+def is_unchanged(path: Path) -> bool:
+    """Whether a file is one that we made, byte for byte, by its note."""
+    note = read_note(path)
+    return note is not None and bool(note.files) and damage(path) is None
+
+
+def check_file(path: Path, ours: Callable[[Path], bool] = is_unchanged) -> None:
+    """NotWritable unless a file may be written here: nothing is there, or a file of ours of the same kind.
 
     Args:
         path: The place.
-        ours: Recognises our files of this kind by their content.
+        ours: Recognises our files of this kind; by their content, where it is like no other.
     """
     if path.is_symlink():
         raise NotWritable("this is a link; what it points to is not ours", value=str(path), fix="name another file")
     if path.is_dir():
         raise NotWritable("this is a folder, not a file", value=str(path), fix="name a file, such as one in it")
-    if not os.path.lexists(path):
-        return
-    note = read_note(path) if path.is_file() else None
-    if note is not None and note.files and damage(path) is None:
-        return
-    if not path.is_file() or ours is None or not ours(path):
+    if os.path.lexists(path) and not (path.is_file() and ours(path)):
         raise NotWritable(
-            "there is a file already, and prunetune did not make it", value=str(path), fix=f"--out: {OTHER}"
+            "there is a file already, and it is none that this command made", value=str(path), fix=f"--out: {OTHER}"
         )
 
 
 @contextmanager
 def output_file(
-    path: Path, ours: Callable[[Path], bool] | None = None, key: object = None, say: Callable[[str], None] | None = None
+    path: Path,
+    ours: Callable[[Path], bool] = is_unchanged,
+    key: object = None,
+    say: Callable[[str], None] | None = None,
+    seal: bool = True,
 ) -> Iterator[Path]:
     """A hidden path to write to; on a clean exit it takes the place of `path`, whose hash is noted.
 
@@ -105,6 +110,7 @@ def output_file(
         ours: See `check_file`.
         key: From what it is made; kept in the note.
         say: Told before the work if what is there, and will be replaced, was made from something else.
+        seal: Whether its hash is noted. Not of what people are to edit.
     """
     place = full_path(path)
     check_file(place, ours)
@@ -113,7 +119,7 @@ def output_file(
         before = read_note(place) if place.is_file() else None
         if say and place.is_file() and (before is None or before.key != json_sha(key)):
             say(f"{path} was made with other arguments: it is replaced when this is done")
-        with replacing(place, seal=True, key=json_sha(key)) as tmp:
+        with replacing(place, seal=seal, key=json_sha(key)) as tmp:
             yield tmp
 
 

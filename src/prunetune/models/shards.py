@@ -11,9 +11,11 @@ library; the writer is ours, since the library's writes a whole file of tensors 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from prunetune.common.files import disk_errors, write_json
+from prunetune.common.notes import remember
 from prunetune.models.headers import INDEX, SINGLE, Stored, opened, read_headers, shard_files, tensors_of, unreadable
 
 __all__ = ["INDEX", "SINGLE", "ShardReader", "ShardWriter", "TensorInfo", "open_shards", "shard_files", "write_index"]
@@ -77,7 +80,10 @@ class ShardReader:
 
 
 class ShardWriter:
-    """A safetensors file whose tensors are written one by one, in the order of `infos`, which is known beforehand."""
+    """A safetensors file whose tensors are written one by one, in the order of `infos`, which is known beforehand.
+
+    It is hashed beside the writing, so that its note needs no second reading.
+    """
 
     def __init__(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
         self.path, self.infos, self._left = path, dict(infos), list(infos)
@@ -92,9 +98,12 @@ class ShardWriter:
             at += info.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
+        start = len(text).to_bytes(8, "little") + text
+        self._digest, self._hashing = hashlib.sha256(start), ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
         with disk_errors(path):
             self._file = path.open("wb")
-            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file.write(start)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor; ValueError if it is not the one that the header announced."""
@@ -102,16 +111,27 @@ class ShardWriter:
             raise ValueError(f"{self.path}: {name} {TensorInfo.of(tensor)} is not the next tensor of the header")
         self._left.pop(0)
         if tensor.numel():
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            self._settle()
+            self._pending = self._hashing.submit(self._digest.update, raw.data)
             with disk_errors(self.path):
-                self._file.write(raw.numpy().data)
+                self._file.write(raw.data)
+
+    def _settle(self) -> None:
+        """Wait for the last tensor's hash: at most two tensors are held."""
+        if self._pending is not None:
+            self._pending.result()
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._settle()
+        self._hashing.shutdown()
         with disk_errors(self.path):
             self._file.close()
+        if kind is None and not self._left:
+            remember(self.path, self._digest.hexdigest())
         if kind is None and self._left:
             raise ValueError(f"{self.path}: {len(self._left)} tensors of the header were not written")
 

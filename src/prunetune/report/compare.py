@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunetune.common.outputs import output_file
+from prunetune.common.outputs import is_unchanged, output_file
 from prunetune.common.stats import Paired, wilson
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
@@ -107,7 +107,7 @@ class Comparison:
             raise DataError(
                 "these runs share no data set that every stage measured", fix="compare them without a figure"
             )
-        with output_file(path) as tmp:
+        with output_file(path, _is_figure) as tmp:
             tmp.write_text(made.svg, encoding="utf-8")
 
     def plot(self) -> Plot | None:
@@ -121,6 +121,11 @@ class Comparison:
         from prunetune.report.compare_text import flat
 
         return flat(self)
+
+
+def _is_figure(path: Path) -> bool:
+    """Whether a file is a drawing that we made and nobody has touched."""
+    return is_unchanged(path) and b"<svg" in path.read_bytes()[:2000]
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

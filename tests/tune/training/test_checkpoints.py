@@ -95,7 +95,7 @@ def test_no_space_for_a_checkpoint_is_one_message_and_the_job_can_go_on(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("prunetune.tune.training.checkpoints.shutil.disk_usage", disk_usage)
+        patch.setattr("prunetune.common.disk.shutil.disk_usage", disk_usage)
         with pytest.raises(NotWritable, match="no space left for a checkpoint"):
             run_job(job)
     seen: list[int] = []

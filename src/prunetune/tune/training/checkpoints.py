@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunetune.common import stopping
-from prunetune.common.files import json_sha, read_json, remove, write_json
+from prunetune.common.files import check_space, json_sha, read_json, remove, write_json
 from prunetune.common.strict_json import spelled, to_json_text
-from prunetune.errors import NotWritable, TuneError
+from prunetune.errors import TuneError
 from prunetune.models.folders import model_sha
 from prunetune.tune.job import Progress, TuneJob
 
@@ -73,14 +72,7 @@ class Clock(TrainerCallback):
     def _check_space(self, model: torch.nn.Module) -> None:
         """Better to stop before a checkpoint than in the midst of it."""
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        needed = 4 * self.copies * trained + (1 << 20)
-        free = shutil.disk_usage(self.work).free
-        if free < needed:
-            raise NotWritable(
-                f"no space left for a checkpoint of {needed / 1e9:.1f} GB",
-                value=f"{self.work}: {free / 1e9:.1f} GB free",
-                fix="free space, then run again: the stage goes on from its last checkpoint",
-            )
+        check_space(self.work, 4 * self.copies * trained + (1 << 20), "a checkpoint")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """All files of the checkpoint are written: mark it."""
