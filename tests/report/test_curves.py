@@ -8,9 +8,10 @@ import pytest
 from tests.fake_run import fake_run
 
 from prunetune.common.stats import stderr
-from prunetune.report.curves import curve_of
+from prunetune.report.curves import Point, curve_of
 from prunetune.report.figures.plots import by_round, by_size
 from prunetune.runs.reading import RunRecord, read_run
+from prunetune.runs.records import StageRecord
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,10 @@ def test_without_samples_the_records_must_do(fewer) -> None:
     assert curve.n is None
     assert [p.value for p in curve.line] == [s.evals[0].value for s in run.measured]
     assert curve_of(replace(run), "unknown").line == ()
+
+
+def test_a_point_at_the_edge_has_a_bar_to_one_side() -> None:
+    stage = StageRecord(index=0, name="original")
+    assert Point(stage, 1.0, 0.0, 20).bar == pytest.approx((0.1611, 0.0), abs=1e-4)
+    assert Point(stage, 0.0, 0.0, 20).bar == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert Point(stage, 0.5, 0.1, 20).bar == (0.1, 0.1) and Point(stage, 1.0, 0.0, None).bar == (0.0, 0.0)

@@ -85,7 +85,8 @@ def _named(header: tuple[str, ...], metric: str) -> tuple[str, ...]:
 
 def _note(c: Comparison) -> str:
     return (
-        f"Figures are ± one standard error. Difference: points of accuracy, minus {c.reference}'s on the "
+        "Figures are ± one standard error (all or none right: Wilson's 95 % interval). "
+        f"Difference: points of accuracy, minus {c.reference}'s on the "
         f"same questions [95 % interval], and p of McNemar's exact test. Speed-ups: against the run's own original; "
         f"≈ where the spread of the timings leaves open whether there is one."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunetune.common.stats import stderr
+from prunetune.common.stats import stderr, wilson
 from prunetune.report.pairs import read_samples
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import EvalRecord, StageRecord
@@ -23,6 +23,14 @@ class Point:
     value: float
     error: float
     n: int | None
+
+    @property
+    def bar(self) -> tuple[float, float]:
+        """How far its error bar goes down and up: one standard error; Wilson's interval where all or none are right."""
+        if not self.n or 0 < self.value < 1:
+            return self.error, self.error
+        low, high = wilson(round(self.value * self.n), self.n)
+        return max(0.0, self.value - low), max(0.0, high - self.value)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class Speedup:
         return f"{human.times(self.value)} ({self.low:.2f}–{self.high:.2f}{doubt})"
 
     def short(self) -> str:
-        """The ratio alone; ≈ stands before one that may as well be 1."""
-        return f"{'≈ ' if self.is_noise else ''}{human.times(self.value)}"
+        """The ratio alone; ≈ stands before one that may as well be 1, and cut answers are named after it."""
+        return f"{'≈ ' if self.is_noise else ''}{human.times(self.value)}{' (answers cut)' if self.note else ''}"
 
 
 def speedup(run: RunRecord, *keys: str) -> Speedup | None:

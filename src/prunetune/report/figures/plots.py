@@ -21,6 +21,8 @@ from prunetune.report.figures.learning import losses, rollouts
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import ACTIONS, StageRecord
 
+BARS = "bars are one standard error (all or none right: Wilson's interval)"
+
 
 def plots(run: RunRecord) -> list[Plot]:
     """Every figure that the run's records allow, in the report's order."""
@@ -40,7 +42,7 @@ def plots(run: RunRecord) -> list[Plot]:
 def _bars(axes: Axes, xs: Sequence[float], points: Sequence[Point], colour: str, **style: Any) -> None:
     """Points of accuracy in percent with one standard error either way."""
     axes.errorbar(
-        xs, [100 * p.value for p in points], yerr=[100 * p.error for p in points],
+        xs, [100 * p.value for p in points], yerr=[[100 * p.bar[side] for p in points] for side in (0, 1)],
         color=colour, capsize=2.5, elinewidth=1, markeredgecolor=colour, **style,
     )  # fmt: skip
 
@@ -106,9 +108,7 @@ def by_size(run: RunRecord) -> Plot | None:
         return figure
 
     once = f" The open diamond is the same size, {called}." if control is not None else ""
-    caption = (
-        f"Each point is a round; bars are one standard error, the dotted line is the original.{_asked(curves)}{once}"
-    )
+    caption = f"Each point is a round; {BARS}, the dotted line is the original.{_asked(curves)}{once}"
     return plot("accuracy-size", "Accuracy against size", caption, draw)
 
 
@@ -145,7 +145,7 @@ def by_round(run: RunRecord) -> Plot | None:
         return figure
 
     crosses = " Crosses are rejected attempts." if rejected else ""
-    caption = f"All tasks after each round; bars are one standard error.{_asked(curves)}{crosses}"
+    caption = f"All tasks after each round; {BARS}.{_asked(curves)}{crosses}"
     return plot("accuracy-round", "Accuracy by round", caption, draw)
 
 
