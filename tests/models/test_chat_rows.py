@@ -24,8 +24,8 @@ from prunetune.models.prompt import (
     plain_hint,
     prompt_ids,
     prompt_text,
-    whole_answer,
 )
+from prunetune.models.turns import whole_answer
 from prunetune.tune.training.batches import make_rows
 
 CHAT = PromptFormat(template="chat")

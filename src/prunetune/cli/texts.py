@@ -141,9 +141,16 @@ def check_tasks(tokenizer: Any, tasks: Sequence[Task], fmt: PromptFormat, watch:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """What a dry run can know of a local model's chat template: it is tried on every row of the files."""
+    """What a dry run can know of a local model's chat template: it is tried on the tasks' formats and on every row."""
     from prunetune.data.stream import load_stream
+    from prunetune.models.folders import load_tokenizer
+    from prunetune.models.prompt import check_chat
 
     folder = Path(recipe.model).expanduser()
-    if recipe.prompt.template == "chat" and folder.is_dir() and all(s.type in ("file", "demo") for s in recipe.data):
+    formats = [f for f in (recipe.prompt, *(t.prompt for t in recipe.evaluate.tasks)) if f and f.template == "chat"]
+    if not formats or not folder.is_dir():
+        return
+    for fmt in formats:
+        check_chat(load_tokenizer(folder), fmt)
+    if all(s.type in ("file", "demo") for s in recipe.data):
         check_texts(folder, load_stream(recipe.data, recipe.seed), 0, None, recipe.prompt, None)

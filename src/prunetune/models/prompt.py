@@ -19,14 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prunetune.data.example import Example, Turn
 from prunetune.errors import RecipeError
-from prunetune.models.chat import PLAIN, Message, find_template, render, where_of
+from prunetune.models.chat import PLAIN, find_template, where_of
+from prunetune.models.turns import chat_text, pieces_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-THINK = "<think>"
-BETWEEN = "\n\n"
-"""What `plain` writes between two turns, and behind a system turn."""
 
 
 class PromptFormat(BaseModel):
@@ -83,14 +80,14 @@ def prompt_text(
     tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat, before: Sequence[Turn] = ()
 ) -> str:
     """The prompt as text. In `plain` it lacks the tokenizer's own BOS, which `prompt_ids` adds."""
-    return "".join(_pieces(tokenizer, question, None, fmt, before))
+    return "".join(pieces_of(tokenizer, question, None, fmt, before))
 
 
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, question: str, fmt: PromptFormat, before: Sequence[Turn] = ()
 ) -> list[int]:
     """The prompt's token ids, with BOS exactly as the tokenizer itself adds it, once, and never an end token."""
-    return _joined(tokenizer, _pieces(tokenizer, question, None, fmt, before), fmt)[0]
+    return _joined(tokenizer, pieces_of(tokenizer, question, None, fmt, before), fmt)[0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, fmt: PromptFormat, max_length: int | None) -> Encoded:
@@ -121,7 +118,7 @@ def check_rows(
     for number, example in enumerate(examples, start=1):
         if example.question:
             try:
-                _pieces(tokenizer, example.question, example.answer, fmt, example.before)
+                pieces_of(tokenizer, example.question, example.answer, fmt, example.before)
             except RecipeError as e:
                 raise at_row(e, example) from None
         if progress is not None and number % 256 == 0:
@@ -149,7 +146,7 @@ def encode_example(
         before: The turns before the question, from the first.
     """
     if question:
-        ids, spans = _joined(tokenizer, _pieces(tokenizer, question, answer, fmt, before), fmt)
+        ids, spans = _joined(tokenizer, pieces_of(tokenizer, question, answer, fmt, before), fmt)
     else:
         start = _ids(tokenizer, "", fmt)
         whole = _ids(tokenizer, answer, fmt)
@@ -175,18 +172,10 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat | None = No
     fmt = fmt or PromptFormat(template="chat")
     find_template(tokenizer, fmt.name)
     probe = "What is 2 + 3?"
-    text = _chat(tokenizer, [("user", probe)], fmt, opened=True)
+    text = chat_text(tokenizer, [("user", probe)], fmt, opened=True)
     if probe not in text:
         lost = "leaves the question out of the prompt" if text.strip() else "writes nothing"
         raise RecipeError(f"this chat template {lost}", value=where_of(tokenizer), fix=f"mend the template; {PLAIN}")
-
-
-def whole_answer(prompt: str, answer: str) -> str:
-    """A sampled answer as a row of data has it: with the `<think>` that its prompt had opened."""
-    opened = prompt.rstrip()
-    if not opened.endswith(THINK) or answer.lstrip().startswith(THINK):
-        return answer
-    return THINK + (prompt[len(opened) :] or "") + answer
 
 
 def plain_hint(tokenizer: PreTrainedTokenizerBase, fmt: PromptFormat, how: str = "prompt: {template: chat}") -> str:
@@ -241,121 +230,3 @@ def _joined(
         if number % 2:
             spans.append((start, len(ids)))
     return ids, spans
-
-
-# ----------------------------------------------------------------------------------------------------- turns -> text
-
-
-def _pieces(
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    answer: str | None,
-    fmt: PromptFormat,
-    before: Sequence[Turn],
-) -> list[str]:
-    """Prompt, answer, prompt, answer, … as text; without the last answer if there is none yet."""
-    if fmt.template == "plain":
-        return _plain_pieces(question, answer, fmt, before)
-    if any(role == "assistant" for role, _ in before):
-        return _several_turns(tokenizer, question, answer, fmt, before)
-    turns = [*before, ("user", question)]
-    prompt = _chat(tokenizer, turns, fmt, opened=True)
-    return [prompt] if answer is None else [prompt, _one_answer(tokenizer, turns, prompt, answer, fmt)]
-
-
-def _plain_pieces(question: str, answer: str | None, fmt: PromptFormat, before: Sequence[Turn]) -> list[str]:
-    pieces, prompt = list[str](), ""
-    turns = [*before, ("user", question), *([("assistant", answer)] if answer is not None else [])]
-    for role, text in turns:
-        if role == "assistant":
-            pieces += [prompt, fmt.answer.replace("{answer}", text)]
-            prompt = BETWEEN
-        else:
-            prompt += text + BETWEEN if role == "system" else fmt.question.replace("{question}", text)
-    return pieces if answer is not None else [*pieces, prompt]
-
-
-def _one_answer(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], prompt: str, answer: str, fmt: PromptFormat
-) -> str:
-    """What follows the prompt: as the template writes it where the answer is whole, else the answer and its end."""
-    whole = _chat(tokenizer, [*turns, ("assistant", answer)], fmt, opened=False)
-    if whole.startswith(prompt) and _behind(prompt, answer).strip() in whole[len(prompt) :]:
-        return whole[len(prompt) :].rstrip()  # templates put a newline behind the end-of-turn token
-    mark = _mark([*turns, ("assistant", answer)])
-    marked = _chat(tokenizer, [*turns, ("assistant", mark)], fmt, opened=False)
-    head, found, tail = marked.rpartition(mark)
-    if not found:
-        raise _loses(tokenizer, "the answer")
-    space = head[len(prompt) :] if head.startswith(prompt) else ""
-    return (space if space.isspace() else "") + _behind(prompt, answer) + tail.rstrip()
-
-
-def _several_turns(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None, fmt: PromptFormat, before: Sequence[Turn]
-) -> list[str]:
-    """A conversation: the template writes it around marks, and the answers stand where the marks were."""
-    turns = [*before, ("user", question)]
-    mark = _mark([*turns, ("assistant", answer or "")])
-    answers = [text for role, text in before if role == "assistant"]
-    numbers = iter(range(len(answers)))
-    marked = [(role, f"{mark}{next(numbers)}X" if role == "assistant" else text) for role, text in turns]
-    rest, parts = _chat(tokenizer, marked, fmt, opened=True), list[str]()
-    for i in range(len(answers)):
-        head, found, rest = rest.partition(f"{mark}{i}X")
-        if not found:
-            raise _loses(tokenizer, "earlier turns")
-        parts.append(head)
-    first = turns[: [role for role, _ in turns].index("assistant")]
-    opening = _chat(tokenizer, first, fmt, opened=True)
-    thinks = opening[len(parts[0]) :] if opening.startswith(parts[0]) else ""
-    pieces: list[str] = []
-    for i, text in enumerate(answers):
-        opens = thinks if text.lstrip().startswith(THINK) else ""
-        pieces += [parts[i] + opens, _behind(parts[i] + opens, text)]
-    closed = _chat(tokenizer, [*marked, ("assistant", mark + "END")], fmt, opened=False)
-    _, found, tail = closed.rpartition(mark + "END")
-    if not found:
-        raise _loses(tokenizer, "the answer")
-    last = [] if answer is None else [_behind(rest, answer) + tail.rstrip()]
-    return _with_ends([*pieces, rest, *last], tail.rstrip())
-
-
-def _with_ends(pieces: list[str], end: str) -> list[str]:
-    """The end of a turn belongs to the answer before it, which is to learn it, not to the next prompt."""
-    for i in range(2, len(pieces), 2):
-        if end and pieces[i].startswith(end):
-            pieces[i - 1], pieces[i] = pieces[i - 1] + end, pieces[i][len(end) :]
-    return pieces
-
-
-def _behind(prompt: str, answer: str) -> str:
-    """The answer as it follows a prompt: without the `<think>` that the prompt has opened."""
-    opened = prompt.rstrip()
-    if not opened.endswith(THINK) or not answer.lstrip().startswith(THINK):
-        return answer
-    space, rest = prompt[len(opened) :], answer.lstrip()[len(THINK) :]
-    return rest.removeprefix(space) if space else rest
-
-
-def _mark(turns: Sequence[Turn]) -> str:
-    """A word that is in none of the turns."""
-    mark = "ANSWERHERE"
-    while any(mark in text for _, text in turns):
-        mark += "Q"
-    return mark
-
-
-def _loses(tokenizer: PreTrainedTokenizerBase, part: str) -> RecipeError:
-    return RecipeError(
-        f"this chat template leaves {part} out, so no row can be made of it",
-        value=where_of(tokenizer),
-        fix=f"copy the model's chat template again; {PLAIN}",
-    )
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], fmt: PromptFormat, *, opened: bool) -> str:
-    messages: list[Message] = [{"role": role, "content": text} for role, text in turns]
-    if fmt.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": fmt.system})
-    return render(tokenizer, messages, opened=opened, name=fmt.name, variables=fmt.variables)

@@ -25,7 +25,8 @@ from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, require_end
-from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids, prompt_text, whole_answer
+from prunetune.models.prompt import PromptFormat, end_ids, prompt_ids, prompt_text
+from prunetune.models.turns import whole_answer
 from prunetune.tasks.problems import check_examples
 from prunetune.tasks.registry import Problem, Task, TaskConfig, build_judge
 from prunetune.tune.job import Progress
