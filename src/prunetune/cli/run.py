@@ -59,23 +59,8 @@ def run(
     from prunetune.cli.preview import check_inputs, closing, preview
     from prunetune.recipe.schema import Recipe
 
-    asked = Asked(
-        recipe,
-        model,
-        data or (),
-        target,
-        step,
-        tokens,
-        task or (),
-        verifier,
-        n,
-        seed,
-        device,
-        launcher,
-        sets or (),
-        columns,
-        chat,
-    )
+    where = (device, launcher, sets or (), columns, chat)
+    asked = Asked(recipe, model, data or (), target, step, tokens, task or (), verifier, n, seed, *where)
     read = Recipe.parse(mapping_of(asked), recipe or "the options")
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
     check_inputs(read)
@@ -118,23 +103,8 @@ def init(
     from prunetune.recipe.schema import Recipe
     from prunetune.recipe.short import short
 
-    asked = Asked(
-        None,
-        model,
-        data or (),
-        target,
-        None,
-        tokens,
-        task or (),
-        verifier,
-        n,
-        seed,
-        device,
-        launcher,
-        sets or (),
-        columns,
-        chat,
-    )
+    where = (device, launcher, sets or (), columns, chat)
+    asked = Asked(None, model, data or (), target, None, tokens, task or (), verifier, n, seed, *where)
     value = mapping_of(asked)
     read = Recipe.parse(value, "the options")
     with output_file(file, seal=False) as tmp:  # it is there to be edited
