@@ -5,13 +5,14 @@
                                               (and the ids that such a string belongs to; see `records.py`)
 
 In a grid, `$size`, `$tokens` and `$seed` stand for the cell's own values, `$NAME` for what `values: {NAME: {0.6: 6}}` says
-at the cell's size; a method's keys are merged into `base` (mappings key by key, anything else whole). Four keys of a
+at the cell's size; a method's keys are merged into `base` (mappings key by key, anything else whole). Five keys of a
 method are the grid's own and no part of the recipe:
 
     run: slicegpt       another runner than the loop (`grid.runner`)
     sizes: [0.6]        only at these sizes
     size: 1.0           one cell a budget and seed, at a size of its own, shown in every row of its budget: a control
     spends: other       not the cell's budget, so as its note says
+    retired: why        its records stay; the package can no longer run it
 
 `more` asks for further seeds where three are too few to decide: `[{methods: [a, b], tokens: [320_000], seeds: [3, 4]}]`.
 """
@@ -39,7 +40,7 @@ class GridError(ValueError):
     """A grid file or a record that cannot be used."""
 
 
-OWN_KEYS = ("run", "sizes", "size", "spends")
+OWN_KEYS = ("run", "sizes", "size", "spends", "retired")
 LOOP = "loop"
 
 
@@ -53,6 +54,7 @@ class Cell:
     seed: int
     recipe: dict[str, Any] = field(compare=False)
     run: str = LOOP
+    retired: str | None = None
 
     @property
     def name(self) -> str:
@@ -168,7 +170,7 @@ class Grid:
         spent = sum(m.get(self.budget) or 0 for m in methods)
         if any(m.get("per", "run") != "run" for m in methods) or (spent != tokens and keys.get("spends") != "other"):
             raise GridError(f"{method}: recover must spend the cell's budget: `{self.budget}: $tokens`, `per: run`")
-        return Cell(method, size, tokens, seed, recipe, keys.get("run", LOOP))
+        return Cell(method, size, tokens, seed, recipe, keys.get("run", LOOP), keys.get("retired"))
 
     @property
     def unit(self) -> str:

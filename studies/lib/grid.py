@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         check_rule(grid, rule, parser)
     scratch = (args.scratch or Path("runs/studies") / grid.folder.name).resolve()
     chosen = [c for c in grid.cells() if all(_chosen(c, rule) for rule in args.only)]
+    if gone := {c.method: c.retired for c in chosen if c.retired and (args.again or grid.record(c) is None)}:
+        print("\n".join(f"{method} cannot be run any more: {why}" for method, why in gone.items()), flush=True)
+        chosen = [c for c in chosen if c.method not in gone]
     if args.again:
         if not args.only:
             parser.error("--again wants --only: name the cells to measure again")

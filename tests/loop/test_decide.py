@@ -47,7 +47,7 @@ def decisions(out):
 @pytest.fixture(scope="module")
 def by_damage(tmp_path_factory):
     at = tmp_path_factory.mktemp("damage")
-    recipe = tiny_recipe(at, prune={**NEURONS, "rounds": 2}, budget="damage", anneal="last", compensate="least-squares")
+    recipe = tiny_recipe(at, prune={**NEURONS, "rounds": 2}, budget="damage", compensate="least-squares")
     return at, recipe, prune_tune_loop(recipe, at / "out", QUIET)
 
 
@@ -101,15 +101,6 @@ def test_the_probe_predicts_what_the_round_then_measures(tmp_path):
     assert plain["params_ratio"] == stage["cost"]["params"] / plain["original"]["cost"]["params"]
 
 
-def test_anneal_last_keeps_the_rate_up_until_the_last_round(by_damage):
-    at, recipe, _ = by_damage
-    done = stages(at / "out")
-    peak = recipe.recover[0].learning_rate
-    *before, last = [s["tune"][0]["log"][-1]["lr"] for s in done]
-    assert all(lr == pytest.approx(peak) for lr in before)
-    assert last < peak
-
-
 def test_a_finished_run_decides_nothing_again(by_damage):
     at, recipe, summary = by_damage
     times = {p: p.stat().st_mtime_ns for p in (at / "out").rglob("*.safetensors")}
@@ -125,28 +116,14 @@ def test_rounds_auto_is_one_where_the_budget_serves_no_more(tmp_path):
     assert decision["rounds"] == 1  # 48 samples are six steps: far from twenty a round
 
 
-def test_order_auto_reaches_the_target_and_records_both_axes(tmp_path):
-    prune = {"target": 0.6, "align": 4, "rounds": 2, "order": "auto", "save": "bytes"}
-    recipe = tiny_recipe(tmp_path, prune=prune)
+def test_a_rejected_round_is_undone_and_halved(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3})
+    small = lambda width: Verdict(accepted=width >= 40, why=f"{width} neurons")  # noqa: E731
+    monkeypatch.setattr(rounds, "judge", lambda context, run, model, sha, at: small(model.config.intermediate_size))
     summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
-    assert summary["params_ratio"] <= 0.6
-    first = decisions(tmp_path / "out")[0]
-    assert len(first["probes"]) == 2  # neurons alone, layers alone
-    harm = [max(p["loss"] - first["loss"], 0) / p["saved"] for p in first["probes"]]
-    best = first["probes"][harm.index(min(harm))]
-    done = stages(tmp_path / "out")[0]
-    assert (done["depth"], done["width"]) == (best["depth"], best["width"])
-
-
-def test_a_round_beyond_the_tolerance_is_undone_and_halved(tmp_path):
-    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3}, tolerance=0.0, anneal="every")
-    value = recipe.model_dump(mode="json")
-    value["recover"][0]["learning_rate"] = 1.0  # far too much: every round does harm
-    summary = prune_tune_loop(Recipe.parse(value), tmp_path / "out", QUIET)
     done = stages(tmp_path / "out")
     rejected = [s for s in done if not s["verdict"]["accepted"]]
     assert rejected
-    assert "tolerance" in rejected[0]["verdict"]["why"]
     for a, b in itertools.pairwise(done):
         if not a["verdict"]["accepted"]:
             assert b["attempt"] == a["attempt"] + 1
@@ -189,7 +166,7 @@ def test_stop_at_says_so_when_no_smaller_model_keeps_the_promise(tmp_path):
 def test_what_is_told_as_kept_is_the_plain_ratio():
     """8 of 10, then 6 of 10; the bound comes of `kept_share`, which counts half a question more."""
     before, after = ({str(i): i < right for i in range(10)} for right in (8, 6))
-    told = promised(StopConfig(accuracy=0.7, fresh=1000), before, after, [])
+    told = promised(StopConfig(accuracy=0.7, fresh=1000), before, after)
     assert told.validation.kept == pytest.approx(0.75)
     assert "75.0% kept" in told.why
     lower = kept_share([(before[i], after[i]) for i in before], 0.7, fresh=1000)[1]
@@ -201,7 +178,7 @@ def walk(at, stands, losses=None, **changes):
 
     `losses` measures shapes, where a decision wants it measured; what was decided so is the last result.
     """
-    recipe = tiny_recipe(at, tolerance=9.0, **changes)
+    recipe = tiny_recipe(at, **changes)
     part = recipe.recover[0].samples
     sizes, sequences = Sizes.of(load_config(at / "model")), 200
     first = StageRecord(index=0, name="original", depth=sizes.depth, width=sizes.width, held_out_loss=1.0)
@@ -287,11 +264,6 @@ def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
     ("prune", "changes", "wanted"),
     [
         (
-            {"target": 0.3, "rounds": 2, "order": "auto"},
-            {},
-            [("01-neurons-32", True), ("02-layers-2", False), ("02-layers-1-a2", False), ("02-neurons-12-a3", True)],
-        ),
-        (
             {"target": 0.5, "rounds": 3, "layers": 2},
             {"budget": "damage"},
             [("01-neurons-12", True), ("02-layers-1", False), ("02-neurons-12-a2", True), ("03-neurons-20", True)],
@@ -302,9 +274,7 @@ def test_with_probes_the_other_axis_is_probed_anew(tmp_path, prune, changes, wan
     def losses(shapes):  # 0.01 nats a neuron, 0.3 a layer
         sizes = Sizes.of(load_config(tmp_path / "model"))
         size = sizes.params
-        return [
-            Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3, sizes.original - size(d, w)) for d, w in shapes
-        ]
+        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3) for d, w in shapes]
 
     _, done, _, evidence = walk(tmp_path, no_layer, losses, prune={"align": 4, **prune}, **changes)
     assert told(done) == wanted
@@ -323,14 +293,14 @@ def test_with_probes_the_other_axis_is_probed_anew(tmp_path, prune, changes, wan
 def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monkeypatch, budget):
     prune = {"target": 0.75, "align": 4, "rounds": 2, "layers": 1, "order": "layers-then-neurons"}
     method = {"type": "cpt", "samples": 8, "per": "round", "batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
-    recipe = tiny_recipe(tmp_path, prune=prune, tolerance=9.0, budget=budget, recover=[method])
+    recipe = tiny_recipe(tmp_path, prune=prune, budget=budget, recover=[method])
 
     class Killed(Exception):
         pass
 
     seen = set()
 
-    def judge(context, run, case, loss, model, sha, at):
+    def judge(context, run, model, sha, at):
         if at.name not in seen:  # trained and measured, but not judged yet
             seen.add(at.name)
             raise Killed
@@ -384,8 +354,6 @@ def test_validation_problems_are_not_the_reported_ones(tmp_path):
         ({"prune": {**NEURONS, "order": "alternating"}, "budget": "damage"}, "alternating"),
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2}, "budget": "damage"}, "thresholds"),
         ({"prune": {"sigma_neuron": 0.1, "max_rounds": 2, "rounds": 2}}, "thresholds"),
-        ({"prune": {**NEURONS, "order": "auto", "layers": 1}}, "order: auto"),
-        ({"anneal": "last", "do_no_harm": True}, "do_no_harm"),
         ({"recover": [{"type": "grpo", "samples": 8}], "do_no_harm": True}, "do_no_harm"),
         ({"evaluate": {"tasks": []}, "stop_at": {"accuracy": 0.9}}, "stop_at"),
     ],

@@ -191,9 +191,17 @@ def test_changes_that_leave_the_bytes_alone_are_free(tmp_path):
 
 def test_a_run_of_an_earlier_version_lacks_new_keys_and_goes_on(tmp_path):
     now = tiny_recipe(tmp_path).model_dump(mode="json")
-    method = {k: v for k, v in now["recover"][0].items() if k not in ("average", "until")}
-    before = {k: v for k, v in now.items() if k not in ("tolerance", "anneal")} | {"recover": [method]}
+    method = {k: v for k, v in now["recover"][0].items() if k != "average"} | {"until": "budget", "slope": 0.01}
+    before = {
+        **now,
+        "recover": [method],
+        "prune": {**now["prune"], "save": "flops"},
+        "anneal": "every",
+        "tolerance": None,
+    }
     check_unchanged(before, now)
+    with pytest.raises(RecipeChanged, match="anneal"):
+        check_unchanged({**before, "anneal": "last"}, now)
     with pytest.raises(RecipeChanged, match="gone"):
         check_unchanged({**before, "gone": 3}, now)
 

@@ -88,7 +88,7 @@ def test_unfinished_folders_of_another_schedule_go(run):
 
 def test_adopting_another_recipe(run, tmp_path):
     recipe = tiny_recipe(tmp_path)
-    run.adopt(recipe.changed(tolerance=3.0))  # nothing made depends on it: a corrected recipe is welcome
+    run.adopt(recipe.changed(do_no_harm=True))  # nothing made depends on it: a corrected recipe is welcome
     with pytest.raises(RecipeChanged, match="nothing is thrown away"):
         run.adopt(recipe.changed(seed=3))  # the original was measured with these data
     run.adopt(recipe)

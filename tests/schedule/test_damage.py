@@ -6,8 +6,6 @@ import pytest
 
 from prunetune.schedule.damage import (
     Probe,
-    axis_candidates,
-    cheapest,
     closed,
     damages,
     equal_damage,
@@ -137,10 +135,8 @@ def test_an_axis_is_closed_by_a_rejected_round_that_has_no_half(step, axis):
         ({"target": 0.6}, ["layers", "neurons"], (9, 80)),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together", "auto"])
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
 def test_what_is_left_when_an_axis_is_closed(values, shut, wanted, order):
-    if order == "auto" and ("layers" in values or isinstance(values["target"], dict)):
-        return  # refused by the recipe
     asked = PruneConfig.model_validate({"align": 10, "order": order, **values})
     assert remaining(asked, SIZES, (9, 80), [], 10) is asked
     left = remaining(asked, SIZES, (9, 80), shut, 10)
@@ -154,39 +150,7 @@ def test_protected_neurons_are_a_lower_end_too():
     assert remaining(asked, SIZES, (9, 80), ["layers"], 60).target == FinalShape(width=60, depth=9)
 
 
-def test_axis_candidates_take_the_same_share_and_never_more_layers_than_the_target():
-    half = PruneConfig.model_validate({"target": 0.6, "order": "auto", "align": 4})
-    # 11000 -> 6600: 4400 to go. In four rounds 1100 each: 13.75 neurons of 80 -> width 84; one layer of 1000.
-    assert axis_candidates(half, SIZES, (10, 100), 4) == [(10, 84), (9, 100)]
-    # In one round: 55 neurons -> 44 (rounded down to 4s), four layers of 1000 (a fifth would go beyond); or both:
-    # one layer, and (6600 - 1000 - 9 * 200) / (9 * 8) = 52.8 neurons left.
-    assert axis_candidates(half, SIZES, (10, 100), 1) == [(10, 44), (6, 100), (9, 52)]
-
-
-def test_the_last_round_may_take_both_around_a_quarter_of_the_width():
-    low = PruneConfig.model_validate({"target": 4200, "order": "auto", "align": 4})  # 3200 for the layers
-    # eight layers leave 25.0 neurons, in fours 24: below the quarter (25); seven leave 32, six 40
-    mixed = [(8, 24), (7, 32), (6, 40)]
-    assert axis_candidates(low, SIZES, (10, 100), 1) == [(10, 12), (4, 100), *mixed]
-    assert axis_candidates(low, SIZES, (10, 100), 2) == [(10, 56), (7, 100)]
-
-
-def test_cheapest_is_the_least_loss_for_what_is_saved():
-    a, b = Probe(10, 84, 9720, 1.2, saved=100), Probe(9, 100, 10000, 1.3, saved=200)
-    assert cheapest([a, b], 1.0) is b  # 0.002 against 0.0015
-    assert cheapest([a, b], 1.19) is a  # 0.0001 against 0.00055
-    harmless = Probe(9, 100, 10000, 0.9, saved=50)
-    assert cheapest([harmless, b], 1.0) is harmless
-    assert cheapest([Probe(9, 100, 1, 1.0, saved=0.0), a], 1.0) is a  # what saves nothing is never cheapest
-
-
 @pytest.mark.parametrize(("target", "wanted"), [(0.6, 6600), (7000, 7000)])
 def test_target_params(target, wanted):
     assert target_params(PruneConfig(target=target), SIZES) == wanted
     assert target_params(PruneConfig(target=FinalShape(width=50, depth=8), align=10), SIZES) == SIZES.params(8, 50)
-
-
-def test_the_last_sliver_goes_by_neurons_where_no_layer_fits():
-    half = PruneConfig.model_validate({"target": 0.6, "order": "auto", "align": 4})
-    assert SIZES.params(10, 48) == 6840  # 240 above the target; a layer holds 584
-    assert axis_candidates(half, SIZES, (10, 48), 1) == [(10, 44)]

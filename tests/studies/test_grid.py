@@ -173,4 +173,7 @@ def test_a_record_of_another_recipe_is_refused(tmp_path):
 def test_every_shipped_grid_is_valid(path):
     study = Grid.read(path.parent)
     for cell in study.cells():
-        Recipe.parse(paper(cell), cell.name)
+        if cell.retired:
+            assert study.record(cell), f"{cell.name} has no record and cannot be run"
+        else:
+            Recipe.parse(paper(cell), cell.name)

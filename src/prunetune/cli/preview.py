@@ -60,7 +60,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
-    if recipe.probed and recipe.prune.order != "auto":
+    if recipe.probed:
         shapes.append(("target", *final_shape(recipe.prune, sizes)))
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:

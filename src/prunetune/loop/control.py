@@ -32,8 +32,6 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
         recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
         budget="equal",
         stop_at=None,
-        tolerance=None,
-        anneal="every",
     )
     if len(case.accepted) > 1:
         return ONCE, alone

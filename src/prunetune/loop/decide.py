@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import DecisionRecord, Removed, StageRecord, Waypoint, known
@@ -126,9 +125,8 @@ Probed = Callable[[int, int], DecisionRecord]
 def planned_rounds(recipe: Recipe, sizes: Sizes) -> int:
     """Rounds of equal steps to the target; 0 with thresholds. OutOfReach if it cannot be reached."""
     prune = recipe.prune
-    order: Any = "neurons-then-layers" if prune.order == "auto" else prune.order
     rounds = 1 if prune.rounds == "auto" else prune.rounds
-    return len(plan_ahead(prune.model_copy(update={"order": order, "rounds": rounds}), sizes))
+    return len(plan_ahead(prune.model_copy(update={"rounds": rounds}), sizes))
 
 
 def shared_rounds(recipe: Recipe, sizes: Sizes, stages: Sequence[StageRecord]) -> int:
@@ -195,10 +193,7 @@ def schedule_of(case: Case) -> PruneConfig:
 
 
 def _arrived(case: Case) -> bool:
-    prune = schedule_of(case)
-    if prune.order == "auto":
-        return case.sizes.params(*case.now) <= budget.target_params(prune, case.sizes)
-    return next_step(prune, case.sizes, case.history) is None
+    return next_step(schedule_of(case), case.sizes, case.history) is None
 
 
 def _is_last(case: Case, step: Step) -> bool:
@@ -219,8 +214,6 @@ def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
     """The round by predicted damage: its shape, its share of the tokens that are left, the rounds in all."""
     prune, sizes, now = schedule_of(case), case.sizes, case.now
     fixed = _fixed_rounds(case)
-    if prune.order == "auto":
-        return _by_axis(case, index, probing)
     if fixed is not None and index >= fixed:
         return _rest(case, index, budget.path(prune, sizes, now)[-1])
     loss, way = case.current.loss, budget.path(prune, sizes, now)
@@ -252,22 +245,6 @@ def _rest(case: Case, index: int, end: budget.Place) -> DecisionRecord:
     return DecisionRecord(index=index, rounds=index, step=step, share=1.0, why=why, loss=case.current.loss, probes=())
 
 
-def _by_axis(case: Case, index: int, probing: Probing) -> DecisionRecord:
-    """`order: auto`: neurons or layers, whichever costs least predicted loss for what it saves."""
-    prune, sizes, now, loss = case.recipe.prune, case.sizes, case.now, case.current.loss
-    rounds = max(_fixed_rounds(case) or _auto_rounds(case, probing), index)
-    probes = probing.losses(budget.axis_candidates(prune, sizes, now, rounds - index + 1))
-    best = budget.cheapest(probes, loss)
-    step = budget.step_to(index, now, (best.depth, best.width))
-    gap = sizes.params(*now) - budget.target_params(prune, sizes)
-    share = min(1.0, (sizes.params(*now) - best.params) / gap)
-    told = "; ".join(
-        f"{p.depth} layers of {p.width}: {p.loss - loss:+.3f} nats for {p.saved:.3g} {prune.save}" for p in probes
-    )
-    why = f"{step.name} costs least loss for what it saves ({told}); {share:.0%} of the budget left"
-    return DecisionRecord(index=index, rounds=rounds, step=step, share=share, why=why, loss=loss, probes=tuple(probes))
-
-
 def _fixed_rounds(case: Case) -> int | None:
     """The number of rounds that the recipe fixes, by `rounds` or by the size of a step; None: `auto`."""
     prune = case.recipe.prune
@@ -284,13 +261,6 @@ def _rounds(case: Case, damage: float, probing: Probing) -> int:
         return fixed
     most = case.recipe.prune.max_rounds or MOST_ROUNDS
     return budget.rounds_for(damage, case.recipe.damage_per_round, probing.affordable(), most)
-
-
-def _auto_rounds(case: Case, probing: Probing) -> int:
-    """From the damage of the whole cut by neurons (and layers, where neurons alone cannot do it)."""
-    order = case.recipe.prune.model_copy(update={"order": "neurons-then-layers"})
-    whole = probing.losses([budget.path(order, case.sizes, case.now)[-1]])[0]
-    return _rounds(case, whole.loss - case.current.loss, probing)
 
 
 # ------------------------------------------------------------------------------------------------ after a verdict
@@ -338,7 +308,7 @@ def _used_up(case: Case) -> bool:
 def prune_of(case: Case) -> PruneConfig:
     """The schedule of a control of the same size: the recipe's, or, where the loop chose the shape, that shape."""
     prune = case.recipe.prune
-    if not case.recipe.probed and case.recipe.stop_at is None and case.recipe.tolerance is None:
+    if not case.recipe.probed and case.recipe.stop_at is None:
         return prune
     depth, width = case.now
     layers = prune.layers if isinstance(prune.layers, list) else "auto"

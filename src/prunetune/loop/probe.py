@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from prunetune.common.files import is_made, json_sha, once, write_json
-from prunetune.evaluation.latency import measure
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import (
     LEAST_STEPS,
@@ -28,7 +25,6 @@ from prunetune.loop.decide import (
     why_closed,
 )  # fmt: skip
 from prunetune.loop.measure import held_out_loss
-from prunetune.models.cost import cost_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
@@ -42,8 +38,6 @@ DECISIONS = "decisions"
 """Folder of a run: what was measured and decided before its rounds."""
 PATCH = "patch.safetensors"
 """Of a round, and of the decision on it."""
-QUESTION = (512, 256)
-"""Prompt and answer tokens of the question whose FLOPs `order: auto` saves."""
 
 
 def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sha: str) -> Scores:
@@ -138,8 +132,6 @@ def losses(
 
     Of a single shape the patch stays in `at`: if the round then is this cut, it need not be made again.
     """
-    prune = context.recipe.prune
-    save = prune.save if prune.order == "auto" else None
     whole = context.load(source)
     depth, width = whole.config.num_hidden_layers, whole.config.intermediate_size
     found = []
@@ -150,23 +142,11 @@ def losses(
             if patch and len(shapes) == 1:
                 once(at / PATCH, cut_key(context, plan), patch.write)
             cut = apply_in_memory(whole, plan, patch.tensors if patch else {})
-            saved = 0.0 if save is None else _saved(save, whole, cut)
-            found.append(Probe(d, w, context.sizes.params(d, w), held_out_loss(context, cut), saved))
+            found.append(Probe(d, w, context.sizes.params(d, w), held_out_loss(context, cut)))
             del cut
             free()
             bar(done, len(shapes))
     return found
-
-
-def _saved(unit: str, whole: PreTrainedModel, cut: PreTrainedModel) -> float:
-    """What a cut saves, in milliseconds, bytes or FLOPs."""
-    if unit == "ms":
-        times = measure({"before": whole, "after": cut})
-        return times["before"].question_ms - times["after"].question_ms
-    before, after = cost_of(whole.config), cost_of(cut.config)
-    if unit == "bytes":
-        return float(before.weight_bytes - after.weight_bytes)
-    return float(before.flops(*QUESTION).total - after.flops(*QUESTION).total)
 
 
 def affordable(context: Context) -> int:

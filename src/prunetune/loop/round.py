@@ -156,10 +156,10 @@ def _finish(context: Context, run: RunFolder, case: Case, decision: Decision, ma
         pruned_loss = held_out_loss(context, context.load(pruned)) if pruned.is_dir() else None
         model, n = context.load(at / "tuned"), context.recipe.evaluate.round_n
         figures = figures_of(context, model, sha, at, n, pruned_loss=pruned_loss)
-        verdict = judge(context, run, case, known(figures.held_out_loss, "held-out loss"), model, sha, at)
+        verdict = judge(context, run, model, sha, at)
         write_json(tmp, figures.model_copy(update={"verdict": verdict}).to_json())
 
-    conditions = context.recipe.model_dump(mode="json", include={"stop_at", "tolerance"})
+    conditions = context.recipe.model_dump(mode="json", include={"stop_at"})
     key = {"model": sha, "tasks": [t.version for t in context.tasks], **conditions}
     figures = Figures.read(timed.once(".measured.json", "evaluate", key, make))
     seconds = {**dict.fromkeys(("score", "plan", "apply", "tune"), 0.0), **timed.seconds}

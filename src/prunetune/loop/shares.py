@@ -68,13 +68,12 @@ def parts_of(
         cursor: First example of the recipe's stream that this round may take.
         rounds: Rounds in all; a method of the last round has its whole budget there.
         share: Share of what is left; None: equal shares of the whole.
-        last: Whether this is the last round; with `anneal: last` the learning rate stays up in all others.
+        last: Whether this is the last round.
     """
     found = []
     for i, method in active(context.recipe, last=last):
         samples, tokens = _budget(context, stages, i, cursor, rounds, share)
-        stays = context.recipe.anneal == "last" and not last
-        found.append(Part(i, method.changed(scheduler="constant_with_warmup") if stays else method, samples, tokens))
+        found.append(Part(i, method, samples, tokens))
     return found
 
 

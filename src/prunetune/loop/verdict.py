@@ -1,6 +1,6 @@
-"""Whether a finished round stands: `tolerance` by the held-out loss, `stop_at` by an interval on fresh problems.
+"""Whether a finished round stands: `stop_at`, by an interval on fresh problems.
 
-judge(context, run, case, loss, model, sha, at)      # -> Verdict: stage.json's
+judge(context, run, model, sha, at)      # -> Verdict: stage.json's
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from prunetune.common.files import write_json
 from prunetune.common.stats import kept_share
 from prunetune.evaluation.evaluate import read_samples
 from prunetune.loop.context import Context, free
-from prunetune.loop.decide import Case
 from prunetune.loop.measure import answer, samples_of
 from prunetune.models.folders import model_sha
 from prunetune.recipe.schema import Recipe, StopConfig
@@ -25,29 +24,19 @@ from prunetune.tasks.registry import Task, TaskConfig, build_task
 UNCONDITIONAL = "the schedule's step; no condition was set on its accuracy"
 
 
-def judge(
-    context: Context, run: RunFolder, case: Case, loss: float, model: PreTrainedModel, sha: str, at: Path
-) -> Verdict:
+def judge(context: Context, run: RunFolder, model: PreTrainedModel, sha: str, at: Path) -> Verdict:
     """The verdict on a finished round, and what it rests on.
 
     Args:
         context: The run.
         run: Its folder; the untouched model's answers to the problems that decide are kept in `original/`.
-        case: The rounds before.
-        loss: Held-out loss of the round's model, nats a token.
         model: The round's model.
         sha: Of that model.
         at: The round's folder.
     """
-    recipe, reasons = context.recipe, list[str]()
-    if recipe.tolerance is not None:
-        rise = loss - case.current.loss
-        if rise > recipe.tolerance:
-            why = f"the held-out loss rose by {rise:.3f} nats; the tolerance is {recipe.tolerance:g}"
-            return Verdict(accepted=False, why=why)
-        reasons.append(f"the held-out loss changed by {rise:+.3f} nats (tolerance {recipe.tolerance:g})")
+    recipe = context.recipe
     if recipe.stop_at is None:
-        return Verdict(accepted=True, why="; ".join(reasons) or UNCONDITIONAL)
+        return Verdict(accepted=True, why=UNCONDITIONAL)
     task = validation(recipe, recipe.stop_at, context.tasks)
     original = run.folder("original")
     if not (original / "validation.json").is_file():
@@ -56,17 +45,16 @@ def judge(
         del untouched
         free()
     theirs, ours = _right(original, task), _validate(context, task, model, sha, at)
-    return promised(recipe.stop_at, theirs, ours, reasons)
+    return promised(recipe.stop_at, theirs, ours)
 
 
-def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool], reasons: list[str]) -> Verdict:
+def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool]) -> Verdict:
     """Whether a model keeps the wanted accuracy on fresh problems, by the lower end of an interval.
 
     Args:
         stop: What is wanted.
         theirs: Problem -> whether the original solved it.
         ours: The same of the model that is judged.
-        reasons: Further ones, to be told first.
     """
     kept, lower = kept_share([(theirs[i], ours[i]) for i in theirs], stop.accuracy, fresh=stop.fresh)
     accuracy, before = sum(ours.values()) / len(ours), sum(theirs.values()) / len(theirs)
@@ -79,7 +67,7 @@ def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool], r
     )
     return Verdict(
         accepted=lower >= stop.accuracy,
-        why="; ".join([*reasons, told]),
+        why=told,
         validation=Validation(n=len(ours), accuracy=accuracy, original=before, kept=kept, lower=lower),
     )
 

@@ -143,14 +143,10 @@ class Recipe(_Config):
     """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it."""
     damage_per_round: float = Field(0.3, gt=0)
     """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
-    tolerance: float | None = Field(None, ge=0)
-    """A round after which the held-out loss is more than so much (nats) higher than before it is undone and halved."""
     do_no_harm: bool = True
     """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
     """Go on only while the wanted accuracy is kept; the target is then how far to try."""
-    anneal: Literal["every", "last"] = "every"
-    """Whether the learning rate falls to zero in every round or in the last alone."""
     recover: list[TuneConfig] = Field(default_factory=_recovery)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -172,7 +168,7 @@ class Recipe(_Config):
     @property
     def probed(self) -> bool:
         """Whether measurements decide on the steps, so that they are not known beforehand."""
-        return self.budget == "damage" or self.prune.order == "auto"
+        return self.budget == "damage"
 
     @property
     def foreseen(self) -> bool:
@@ -188,7 +184,7 @@ class Recipe(_Config):
         value, prune = {**value}, {**value["prune"]}
         fixed = prune.get("order") == "alternating" or bool({"sigma_neuron", "sigma_layer"} & set(prune))
         value.setdefault("budget", "equal" if fixed else "damage")
-        if value["budget"] == "equal" and prune.get("order") != "auto":
+        if value["budget"] == "equal":
             prune.setdefault("rounds", None)
         methods = value["recover"] if isinstance(value.get("recover"), list) else []
         if any(isinstance(m, dict) and m.get("type") == "grpo" for m in methods):
@@ -200,20 +196,16 @@ class Recipe(_Config):
     @model_validator(mode="after")
     def _together(self) -> Recipe:
         if self.probed and self.prune.by_threshold:
-            raise ValueError("thresholds decide the steps: leave out budget: damage and order: auto")
+            raise ValueError("thresholds decide the steps: leave out budget: damage")
         if self.budget == "damage" and self.prune.order == "alternating":
-            raise ValueError("budget: damage needs another order than alternating: neurons-then-layers, together, auto")
+            raise ValueError("budget: damage does not go with order: alternating, only with the other orders")
         if self.prune.rounds == "auto" and not self.probed:
-            raise ValueError("rounds: auto needs budget: damage (or order: auto), which predicts the damage")
+            raise ValueError("rounds: auto needs budget: damage, which predicts the damage")
         late = [m.type for m in self.recover if m.when == "last"]
         if late and len(late) == len(self.recover):
             raise ValueError("when: last leaves the other rounds without recovery: one method must run in every round")
         if late and (self.prune.by_threshold or self.stop_at):
             raise ValueError("when: last needs a round that is known to be the last: a target, and no stop_at")
-        if self.do_no_harm and self.anneal == "last":
-            raise ValueError(
-                "do_no_harm would judge rounds that end at the full rate (anneal: last): leave one of them out"
-            )
         if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
@@ -290,6 +282,7 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], free: Collectio
         free: Fields that nothing made depends on yet, besides `FREE`.
     """
     free = (*FREE, *free)
+    before = _without_retired(before)
     with contextlib.suppress(ValidationError):  # else settings that are gone, or damage: shown as they are
         before = Recipe.model_validate(before).model_dump(mode="json")  # settings that came later, at their defaults
     old, new = _flat(before), _flat(now)
@@ -306,6 +299,28 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], free: Collectio
             valid="changes of " + ", ".join(free),
             fix="choose a new --out, or undo the change: nothing is thrown away",
         )
+
+
+RETIRED = {
+    ("anneal",): "every",
+    ("tolerance",): None,
+    ("prune", "save"): "flops",
+    ("recover", "*", "until"): "budget",
+    ("recover", "*", "slope"): 0.01,
+}
+"""Keys that version 0.1 wrote and nothing reads any more, with the value that changes nothing."""
+
+
+def _without_retired(value: Any, path: tuple[str, ...] = ()) -> Any:
+    if isinstance(value, list):
+        return [_without_retired(v, (*path, "*")) for v in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        k: _without_retired(v, (*path, k))
+        for k, v in value.items()
+        if (*path, k) not in RETIRED or v != RETIRED[(*path, k)]
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

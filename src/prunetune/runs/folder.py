@@ -30,7 +30,7 @@ from prunetune.runs.ours import clear_round, is_run, sweep, unfinished, verify_n
 from prunetune.runs.records import FULL, StageRecord, known, read_stage
 from prunetune.schedule.steps import Step
 
-LATE = ("recover", "do_no_harm", "anneal", "stop_at", "tolerance")
+LATE = ("recover", "do_no_harm", "stop_at")
 """What first matters when a round is recovered."""
 MIDDLE = ("prune", "compensate", "budget", "damage_per_round", "protect", *(
     f"score.{k}" for k in ("criterion", "reduce", "layer_criterion", "vote_share", "batch_tokens")

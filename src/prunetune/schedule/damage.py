@@ -34,14 +34,12 @@ class Probe:
         width: Neurons left in each.
         params: Parameters left.
         loss: Held-out loss (nats a token).
-        saved: What the cut saves, in the unit asked for (`PruneConfig.save`); 0 where nothing was asked.
     """
 
     depth: int
     width: int
     params: int
     loss: float
-    saved: float = 0.0
 
 
 def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
@@ -181,46 +179,6 @@ def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axi
         depth=depth if "layers" in shut else min(depth, final_depth),
     )
     return prune.model_copy(update={"target": final, "layers": "auto", "order": "neurons-then-layers"})
-
-
-# ------------------------------------------------------------------------------------------------------ order: auto
-
-
-def axis_candidates(prune: PruneConfig, sizes: Sizes, now: Place, rounds_left: int) -> list[Place]:
-    """Shapes that would take the round's share of what is still to go: by neurons alone, and by layers alone.
-
-    The neurons go at least to the share, the layers never beyond the target; either may be impossible. The last round
-    may take both: the fewest layers that leave a quarter of the original width, one less, and one more.
-    """
-    depth, width = now
-    target = target_params(prune, sizes)
-    gap = (sizes.params(*now) - target) / max(rounds_left, 1)
-    align = align_of(prune, sizes)
-    found = []
-    wanted = width - gap / (depth * sizes.neuron)
-    left = math.floor(wanted / align + 1e-9) * align
-    if align <= left < width:
-        found.append((depth, left))
-    layer = sizes.layer + width * sizes.neuron
-    layers = min(max(1, round(gap / layer)), (sizes.params(*now) - target) // layer, depth - 1)
-    if layers >= 1:
-        found.append((depth - int(layers), width))
-    return found + (_mixed(sizes, now, target, align) if rounds_left <= 1 else [])
-
-
-def _mixed(sizes: Sizes, now: Place, target: int, align: int) -> list[Place]:
-    """Shapes on the target with fewer layers and fewer neurons, around the one that keeps a quarter of the width."""
-    depth, width = now
-    fits = {
-        d: (target - sizes.base - d * sizes.layer) // (d * sizes.neuron) // align * align for d in range(1, depth + 1)
-    }
-    most = max((d for d, w in fits.items() if w >= sizes.width / 4), default=1)
-    return [(d, fits[d]) for d in (most + 1, most, most - 1) if 0 < d < depth and align <= fits[d] < width]
-
-
-def cheapest(probes: Sequence[Probe], loss: float) -> Probe:
-    """The cut with the least predicted loss for what it saves; harmless ones by what they save."""
-    return min(probes, key=lambda p: (max(p.loss - loss, 0.0) / p.saved if p.saved > 0 else math.inf, -p.saved))
 
 
 def target_params(prune: PruneConfig, sizes: Sizes) -> int:

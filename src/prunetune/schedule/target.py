@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prunetune.errors import OutOfReach
 from prunetune.models.cost import Shape, layer_params, neuron_params, params
 
-Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together", "auto"]
+Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
 
 
 class _Config(BaseModel):
@@ -53,9 +53,7 @@ class PruneConfig(_Config):
     """Number of rounds, in place of `step`; auto (with `budget: damage`): as many as the predicted damage asks for.
     None, or a recipe that says `step`: as many as the steps make, as the paper has it."""
     order: Order = "neurons-then-layers"
-    """Which axis goes first (Table 3: neurons-then-layers is best); auto: in each round what costs least (`save`)."""
-    save: Literal["flops", "bytes", "ms"] = "flops"
-    """`order: auto` takes the axis with the least predicted loss per saved FLOP, weight byte, or measured ms."""
+    """Which axis goes first (Table 3: neurons-then-layers is best)."""
     layers: int | Literal["auto"] | list[int] = "auto"
     """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target."""
     align: int | None = Field(None, gt=0)
@@ -93,8 +91,6 @@ class PruneConfig(_Config):
             raise ValueError("layers must not be negative")
         if self.rounds is not None and self.by_threshold:
             raise ValueError("thresholds decide the number of rounds: leave out rounds")
-        if self.order == "auto" and (self.layers != "auto" or not isinstance(self.target, float | int)):
-            raise ValueError("order: auto chooses the depth itself: give a share or a count as target, and no layers")
         return self
 
     @property

@@ -64,8 +64,6 @@ def test_it_is_refused_where_it_would_be_ignored(place: Path, tmp_path: Path, mo
         Grpo(average=0.1)
     with pytest.raises(ValidationError, match="does not average"):
         Distill(mode="on_policy", average=0.1)
-    with pytest.raises(ValidationError, match="number of steps"):
-        Cpt(average=0.1, until="flat")
     monkeypatch.setattr("prunetune.tune.training.trainer.is_sharded", lambda: True)
     with pytest.raises(TuneError, match="spread over devices"):
         run_job(make_job(place, tmp_path / "out", Cpt(**SMALL, average=0.5)))

@@ -65,10 +65,6 @@ class Method(BaseModel):
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
-    until: Literal["budget", "flat"] = "budget"
-    """`flat`: hold the rate and end the stage, with a short decay, once the loss has flattened; the budget is a cap."""
-    slope: float = Field(default=0.01, ge=0)
-    """`until: flat`: a window of steps (a tenth of the budget) must lower the loss by this share to go on."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, at the end, whose weights are averaged into the result; 0: the last step's weights."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -110,8 +106,6 @@ class Method(BaseModel):
     def _divides(self) -> Method:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        if self.average and self.until == "flat":
-            raise ValueError("average needs the number of steps beforehand: leave out `until: flat`")
         return self
 
     def changed(self, **values: Any) -> Self:

@@ -67,8 +67,6 @@ class Grpo(Method):
             )
         if self.replay is not None:
             raise ValueError("grpo takes no replay: it trains on its own samples")
-        if self.until != "budget":
-            raise ValueError("grpo ends with its budget: its loss does not tell whether it still pays")
         if self.average:
             raise ValueError("grpo does not average weights: the policy that earned the rewards is the result")
         if self.epochs != 1:

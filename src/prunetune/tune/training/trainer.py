@@ -26,7 +26,6 @@ from prunetune.tune.training.batches import Row, Rows, collate, filled, make_row
 from prunetune.tune.training.checkpoints import Guard
 from prunetune.tune.training.given import Stage, Trained
 from prunetune.tune.training.machine import is_sharded
-from prunetune.tune.training.settle import Settle, Thermostat
 from prunetune.tune.training.skeleton import Frame, frame_of
 
 Objective = Callable[[dict[str, Tensor], Tensor, Tensor], Term]
@@ -42,24 +41,12 @@ class BoundedTrainer(Trainer):
         compute: torch.dtype,
         head: str,
         objective: Objective | None,
-        settle: Settle | None = None,
         **values: Any,
     ) -> None:
         super().__init__(**values)
-        self.settle = settle
         self.compute, self.head = compute, head
         self.objective: Objective | None = objective
         self.recent: list[Tensor] = []
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The method's schedule, or the one of `settle`."""
-        if self.settle is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.settle)  # type: ignore[arg-type]
-        self.lr_scheduler = schedule
-        return schedule
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -176,12 +163,10 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
     stage = frame.stage
     method, pad, work = stage.job.method, pad_id(stage.tokenizer), stage.job.work
     guard = Guard(work, method.diverged_at)
-    settle = Settle(steps, int(method.warmup * steps)) if method.until == "flat" else None
     trainer = BoundedTrainer(
         compute=frame.compute,
         head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
         objective=objective,
-        settle=settle,
         model=stage.model,
         args=frame.arguments(TrainingArguments, steps, train_sampling_strategy="sequential"),
         train_dataset=rows,
@@ -191,7 +176,6 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
                 [Average(steps, method.average, work, frame.checkpoint)] if method.average else []
             ),  # before it is marked
             *frame.callbacks(guard, copies=4 if method.average else 3),
-            *([Thermostat(settle, method.slope)] if settle else []),
         ],
     )
     guard.batch = lambda: trainer.recent
