@@ -18,7 +18,6 @@ a terminal would obey, are written as escapes. This is the one place that cuts.
     ├── NotFinite             a score, loss or figure that is NaN or infinite, so that nothing may go on from it
     ├── TooLittleMemory       a model or a step that does not fit into memory
     ├── NotWritable           a folder that cannot be written, or a full disk
-    ├── NotEnoughMemory       work that does not fit into this machine's or device's memory
     ├── DataError             rows, columns or files that cannot be read as data
     ├── TaskError             an evaluation task or verifier that cannot be used
     ├── TuneError             recovery that cannot start, or that diverged
@@ -138,10 +137,6 @@ class TooLittleMemory(PrunetuneError):
 
 class NotWritable(PrunetuneError):
     """A folder that cannot be written, or a full disk."""
-
-
-class NotEnoughMemory(PrunetuneError):
-    """Work that does not fit into the memory of this machine or device."""
 
 
 class DataError(PrunetuneError):

@@ -58,7 +58,7 @@ BAD: dict[str, dict[str, list[str]]] = {
     "keys": {},
     "inspect": {"model": MODEL, "target": POSITIVE, "step": [*POSITIVE, "1.5"], "gpu": WORD, "tokens": COUNT},
     "score": {
-        "model": MODEL, "data": DATA, "criterion": WORD, "reduce": [*WORD, "q0", "q101", "qx"], "layer_criterion": WORD, "samples": COUNT,
+        "model": MODEL, "data": DATA, "criterion": WORD, "reduce": [*WORD, "q101", "qx"], "layer_criterion": WORD, "samples": COUNT,
         "max_length": [*COUNT, "1"], "seed": SEED, "device": [*WORD, "cuda"],
     },
     "plan": {"scores": FILE, "neurons": [*FROM_ZERO, "48", "99"], "layers": [*FROM_ZERO, "4"], "protect": FILE, "protect_share": SHARE},
@@ -90,7 +90,7 @@ NAMES = {"sets": "set", "form": "format"}
 GOOD: dict[str, dict[str, str]] = {
     "run": {"model": "model", "data": "rows.jsonl", "target": "0.8", "dry_run": "", "out": "out"},
     "init": {"file": "out.yaml", "model": "demo", "data": "demo", "target": "0.8"},
-    "inspect": {"model": "model"},
+    "inspect": {"model": "model", "target": "0.8"},
     "score": {"model": "model", "data": "rows.jsonl", "out": "out", "samples": "4"},
     "plan": {"scores": "scores.safetensors", "out": "out", "neurons": "2"},
     "compensate": {"plan": "plan.json", "model": "model", "data": "rows.jsonl", "out": "out"},
@@ -157,7 +157,9 @@ def test_a_bad_value_is_one_message(
         if command == "run" and name == "recipe":
             values = {"recipe": bad, "out": "out"}
         if (command, name) == ("eval", "data"):
-            values |= {"task": "gsm8k"}
+            values = {"model": "model", "task": "gsm8k", "data": bad}
+        if (command, name) == ("eval", "task"):
+            values = {"model": "model", "task": bad}
         if command in ("generate", "run", "init") and name == "task":
             values.pop("verifier", None)
         monkeypatch.setattr(sys, "argv", ["prunetune", *words(command, values)])

@@ -29,8 +29,8 @@ def throws(e: BaseException) -> Callable[[], NoReturn]:
     ("e", "code", "says"),
     [
         (PlanError("no plan", fix="make one"), 2, "error: no plan\n  fix:   make one"),
-        (MemoryError(), 2, "not enough memory (MemoryError)"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 2, "not enough memory"),
+        (MemoryError(), 2, "too little memory (MemoryError)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 2, "too little memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "smaller batch_size"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "x.json"), 2, "refuses this path: permission denied"),

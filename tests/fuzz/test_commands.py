@@ -81,6 +81,4 @@ def test_exit_0_or_2(
         if left.value.code not in (0, 2) or "Traceback" in said or len(out + said) > 20_000:
             wrong.append((seed, left.value.code, re.sub(r"\s+", " ", said)[:300]))
         assert others() <= there, f"seed {seed} wrote {others() - there}"
-    if wrong and name == "inspect":
-        pytest.xfail(f"loader mends it: {wrong}")
     assert not wrong, wrong

@@ -12,12 +12,12 @@ from prunetune.cli.made import is_patch, is_scores
 from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import check_texts, format_of, sequences_of, sources_of
 from prunetune.common.device import device_of
-from prunetune.common.files import once, remove
+from prunetune.common.files import MARK, once, remove
 from prunetune.common.outputs import claim, full_path, output_file, output_new
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import load_stream
-from prunetune.errors import RecipeError, UnknownName
+from prunetune.errors import PrunetuneError, RecipeError, UnknownName
 from prunetune.models.folders import load_model, model_sha, resolve_model
 from prunetune.tasks.registry import JUDGES, TaskConfig, build_judge, check_task
 from prunetune.tune.methods import METHODS, Method
@@ -160,6 +160,7 @@ def tune_model(
     from prunetune.tune.launch import launch
 
     _check_teacher(method, model, teacher)
+    folder, taught_by = resolve_model(model), resolve_model(teacher) if teacher else None
     out = full_path(out)
     work, result = out.parent / f".{out.name}.work", dict[str, Any]()
     key = {
@@ -170,7 +171,7 @@ def tune_model(
 
     def make(tmp: Path) -> None:
         job = TuneJob(
-            model=resolve_model(model),
+            model=folder,
             out=tmp,
             work=work,
             method=method,
@@ -179,7 +180,7 @@ def tune_model(
             end=method.samples,
             tokens=method.tokens,
             seed=seed,
-            teacher=resolve_model(teacher) if teacher else None,
+            teacher=taught_by,
             task=task,
             device=device_of(device),
             fmt=format_of(chat),
@@ -190,9 +191,14 @@ def tune_model(
     with output_new(out, key) as made:
         if made is None:
             stream = load_stream(sources_of(data), seed)
-            check_texts(resolve_model(model), stream, 0, method.samples, format_of(chat), watch)
+            check_texts(folder, stream, 0, method.samples, format_of(chat), watch)
             claim(work, key)
-            once(out, key, make, more=result)
+            try:
+                once(out, key, make, more=result)
+            except PrunetuneError:
+                if {p.name for p in work.iterdir()} <= {MARK}:  # refused before anything was worth keeping
+                    remove(work)
+                raise
         else:
             result = made.more
             watch.line(f"{out} is made already, with the same arguments")

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import Device, Json, Model, VerifierOption, emit, named_path, quiet_libraries
+from prunetune.cli.options import (
+    MOST,
+    MOST_SEED,
+    Device,
+    Json,
+    Model,
+    VerifierOption,
+    emit,
+    named_path,
+    quiet_libraries,
+)
 from prunetune.cli.texts import Chat, Columns
 from prunetune.common.progress import Watch
 
@@ -36,14 +46,20 @@ def eval_(
     path: Annotated[str | None, typer.Option(help="Local data of every other task (file or folder).")] = None,
     verifier: VerifierOption = None,
     columns: Columns = None,
-    batch_size: Annotated[int | None, typer.Option(help="Questions at once; default: by memory.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Questions at once; default: by memory.")
+    ] = None,
     chat: Chat = False,
-    shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (mbpp, lm-eval); default: its own.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Worked examples (mbpp, lm-eval); default: its own.")
+    ] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run what the model writes, in the sandbox (mbpp).")
     ] = False,
     backend: Annotated[str, typer.Option(help="transformers, or vllm for lm-eval's tasks.")] = "transformers",
-    seed: Annotated[int, typer.Option(help="Seed of everything random; 0 leaves lm-eval its own seeds.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random; 0 leaves lm-eval its own seeds.")
+    ] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from prunetune.common import stopping
 from prunetune.common.disk import is_full
-from prunetune.errors import MissingPath, NotEnoughMemory, NotWritable, PrunetuneError, plain
+from prunetune.common.memory import is_memory
+from prunetune.errors import MissingPath, NotWritable, PrunetuneError, TooLittleMemory, plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
 GOES_ON = ("run", "tune", "generate", "eval")
@@ -99,10 +100,10 @@ def as_mistake(e: BaseException) -> PrunetuneError | None:
         from prunetune.recipe.explain import explain
 
         return explain(e, "the options")
-    if _is_memory(e):
+    if is_memory(e):
         first = plain(next(iter(str(e).strip().splitlines()), "MemoryError"), 200)
-        return NotEnoughMemory(
-            f"there is not enough memory ({first})",
+        return TooLittleMemory(
+            f"there is too little memory ({first})",
             fix="a smaller batch_size, micro_batch_size, score.batch_tokens or max_length; LoRA; a larger machine",
         )
     if is_full(e):  # whoever wrote
@@ -112,13 +113,6 @@ def as_mistake(e: BaseException) -> PrunetuneError | None:
     if isinstance(e, OSError):
         return _refused_by_system(e)
     return None
-
-
-def _is_memory(e: BaseException) -> bool:
-    if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
-        return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")  # of torch, on any device
-    return isinstance(e, RuntimeError) and any(w in str(e) for w in words)
 
 
 def _refused_by_system(e: OSError) -> PrunetuneError | None:

@@ -21,7 +21,10 @@ Data = Annotated[
         help="FILE or FOLDER (JSON, CSV, Parquet, text, …), generator:NAME, preset:NAME, demo, or a hub name.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+MOST = 10**15
+"""Of any count that a person may ask for."""
+MOST_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 VerifierOption = Annotated[
     str | None,

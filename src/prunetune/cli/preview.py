@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunetune.data.stream import DataSource
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
     from prunetune.runs.summary import Accuracy, Summary
@@ -17,22 +18,17 @@ if TYPE_CHECKING:
 
 def check_inputs(recipe: Recipe) -> None:
     """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
-    from prunetune.data.stream import PRESETS, read_source
-    from prunetune.errors import OutOfReach, UnknownName
-    from prunetune.tasks.registry import build_judge, build_task, check_task
+    from prunetune.data.stream import read_source
+    from prunetune.errors import OutOfReach
+    from prunetune.tasks.registry import build_judge, build_task
 
-    for task in recipe.evaluate.tasks:
-        check_task(task)
+    check_names(recipe)
     for task in recipe.evaluate.tasks:
         if task.path is not None and not task.name.startswith("lm-eval:"):
             build_task(task)
         elif task.verifier is not None:
             build_judge(task)
-    own = [s for m in recipe.recover for s in m.data or ()]
-    sources = [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
-    for source in sources:
-        if source.type == "preset" and source.name not in PRESETS:
-            raise UnknownName("preset", source.name, PRESETS)
+    for source in _sources(recipe):
         if source.type == "file":
             read_source(source)
     if all(s.type in ("file", "demo") for s in recipe.data):
@@ -45,6 +41,30 @@ def check_inputs(recipe: Recipe) -> None:
                 valid=f"more than {reserved} (score.samples + score.held_out)",
                 fix="more data, or a smaller score.samples",
             )
+
+
+def check_names(recipe: Recipe) -> None:
+    """Names in a recipe that nothing has: tasks, presets, generators, the launcher. No file is read."""
+    from prunetune.data.generators import check_generator
+    from prunetune.data.stream import PRESETS
+    from prunetune.errors import UnknownName
+    from prunetune.tasks.registry import check_task
+    from prunetune.tune.launch import launcher_arguments
+
+    for task in recipe.evaluate.tasks:
+        check_task(task)
+    for source in _sources(recipe):
+        if source.type == "preset" and source.name not in PRESETS:
+            raise UnknownName("preset", source.name, PRESETS)
+        if source.type == "generator":
+            check_generator(source.name)
+    if recipe.launcher is not None:
+        launcher_arguments(recipe.launcher)
+
+
+def _sources(recipe: Recipe) -> list[DataSource]:
+    own = [s for m in recipe.recover for s in m.data or ()]
+    return [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
 
 
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:

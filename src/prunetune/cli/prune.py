@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import Data, Device, Json, Model, Seed, emit, quiet_libraries
+from prunetune.cli.options import MOST, Data, Device, Json, Model, Seed, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
@@ -21,8 +21,8 @@ def score(
     criterion: Annotated[str, typer.Option(help="Neuron criterion; the paper's: contribution.")] = "greedy",
     reduce: Annotated[str, typer.Option(help="Reduction over tokens: mean, rms, max, q99.")] = "mean",
     layer_criterion: Annotated[str, typer.Option(help="Layer criterion: l2, relative, cosine.")] = "l2",
-    samples: Annotated[int, typer.Option(help="Sequences to score.")] = 256,
-    max_length: Annotated[int, typer.Option(help="Longer sequences are cut.")] = 1024,
+    samples: Annotated[int, typer.Option(min=1, max=MOST, help="Sequences to score.")] = 256,
+    max_length: Annotated[int, typer.Option(min=2, max=MOST, help="Longer sequences are cut.")] = 1024,
     columns: Columns = None,
     chat: Chat = False,
     seed: Seed = 0,
@@ -32,8 +32,9 @@ def score(
     """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
     from prunetune.pruning.criteria import criterion as find
     from prunetune.pruning.criteria import layer_criterion as find_layer
+    from prunetune.pruning.criteria import statistic
 
-    find(criterion), find_layer(layer_criterion)
+    find(criterion), find_layer(layer_criterion), statistic(reduce)
     quiet_libraries()
     from prunetune.cli.commands import score_file
 
@@ -62,8 +63,8 @@ def score(
 def plan(
     scores: Annotated[Path, typer.Argument(help="Scores file of `prunetune score`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Plan (JSON) to write.")],
-    neurons: Annotated[int, typer.Option(min=0, help="Neurons that every layer loses.")] = 0,
-    layers: Annotated[int, typer.Option(min=0, help="Layers that go.")] = 0,
+    neurons: Annotated[int, typer.Option(min=0, max=MOST, help="Neurons that every layer loses.")] = 0,
+    layers: Annotated[int, typer.Option(min=0, max=MOST, help="Layers that go.")] = 0,
     protect: Annotated[Path | None, typer.Option(help="Scores on a corpus whose neurons stay.")] = None,
     protect_share: Annotated[float, typer.Option(min=0, max=1, help="Top share that stays.")] = 0.05,
     as_json: Json = False,
@@ -102,8 +103,8 @@ def compensate(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Patch file to write.")],
     target: Annotated[str, typer.Option(help="What is made up for: auto, layer or stream.")] = "auto",
-    samples: Annotated[int, typer.Option(min=2, help="Sequences: the ones that `score` took.")] = 256,
-    max_length: Annotated[int, typer.Option(min=1, help="Longer sequences are cut.")] = 1024,
+    samples: Annotated[int, typer.Option(min=2, max=MOST, help="Sequences: the ones that `score` took.")] = 256,
+    max_length: Annotated[int, typer.Option(min=2, max=MOST, help="Longer sequences are cut.")] = 1024,
     columns: Columns = None,
     chat: Chat = False,
     seed: Seed = 0,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import Data, Device, Json, Model, Seed, VerifierOption, emit, quiet_libraries
+from prunetune.cli.options import MOST, Data, Device, Json, Model, Seed, VerifierOption, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, format_of, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
@@ -20,8 +20,8 @@ def tune(
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     data: Data,
     config: Annotated[Path | None, typer.Option(help="YAML with the method's settings.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Budget in examples.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, max=MOST, help="Budget in tokens.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=MOST, help="Budget in examples.")] = None,
     task: Annotated[
         str | None,
         typer.Option("--task", "-t", help="Task whose verifier rewards (grpo); default: by the data."),
@@ -74,12 +74,16 @@ def generate(
         str | None, typer.Option("--task", "-t", help="Task whose verifier judges; default: the one of the data.")
     ] = None,
     verifier: VerifierOption = None,
-    samples_per_question: Annotated[int, typer.Option(min=1, help="Answers sampled for each question.")] = 4,
-    keep: Annotated[int, typer.Option(min=1, help="Different right answers kept of a question, shortest first.")] = 1,
-    n: Annotated[int | None, typer.Option(min=1, help="Questions; default: all.")] = None,
+    samples_per_question: Annotated[int, typer.Option(min=1, max=MOST, help="Answers sampled for each question.")] = 4,
+    keep: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Different right answers kept of a question, shortest first.")
+    ] = 1,
+    n: Annotated[int | None, typer.Option(min=1, max=MOST, help="Questions; default: all.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the task's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Longest answer; default: the task's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Questions at once.")] = 16,
     columns: Columns = None,
     chat: Chat = False,
     seed: Seed = 0,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli.asked import Asked, mapping_of
-from prunetune.cli.options import Json, Model, VerifierOption, emit, quiet_libraries
+from prunetune.cli.options import MOST, MOST_SEED, Json, Model, VerifierOption, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, check_recipe
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
@@ -23,8 +23,8 @@ Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole r
 Tasks = Annotated[
     list[str] | None, typer.Option("--task", "-t", help="Tasks to measure: gsm8k, gsm8k=FOLDER, mine=rows.jsonl.")
 ]
-Problems = Annotated[int | None, typer.Option("--n", min=1, help="Problems of each task.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Problems = Annotated[int | None, typer.Option("--n", min=1, max=MOST, help="Problems of each task.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Launcher = Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")]
 Sets = Annotated[
@@ -99,6 +99,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a short recipe with a word on each key, from the options of `run`; `prunetune keys` tells the others."""
+    from prunetune.cli.preview import check_names
     from prunetune.common.outputs import output_file
     from prunetune.recipe.schema import Recipe
     from prunetune.recipe.short import short
@@ -107,6 +108,7 @@ def init(
     asked = Asked(None, model, data or (), target, None, tokens, task or (), verifier, n, seed, *where)
     value = mapping_of(asked)
     read = Recipe.parse(value, "the options")
+    check_names(read)
     with output_file(file, seal=False) as tmp:  # it is there to be edited
         tmp.write_text(short(value, read), encoding="utf-8")
     emit(as_json, {"recipe": str(file)}, f"{file} is written; now: prunetune run {file} --dry-run")
@@ -133,11 +135,13 @@ def keys(
 
 def inspect(
     model: Model,
-    target: Annotated[float | None, typer.Option(help="Share of the parameters to keep, or a count.")] = None,
-    step: Annotated[float, typer.Option(help="Share of the original parameters a round removes.")] = 0.1,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=MOST, help="Share of the parameters to keep, or a count.")
+    ] = None,
+    step: Annotated[float, typer.Option(min=0, max=1, help="Share of the original parameters a round removes.")] = 0.1,
     gpu: Annotated[str, typer.Option(help="GPU for the estimate of memory and hours.")] = "A100-80G",
     tokens: Annotated[
-        int, typer.Option(help="Recovery tokens of the whole run, for the estimate of hours.")
+        int, typer.Option(min=1, max=MOST, help="Recovery tokens of the whole run, for the estimate of hours.")
     ] = 100_000_000,
     as_json: Json = False,
 ) -> None:

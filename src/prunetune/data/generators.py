@@ -57,13 +57,19 @@ def gym_entries(name: str, size: int, seed: int, side: Side, options: Mapping[st
     raise AssertionError("unreachable: the draws are endless")
 
 
-def gym_dataset(name: str, seed: int = 0, size: int = 1, options: Mapping[str, Any] | None = None) -> Any:
-    """The reasoning-gym data set object itself, whose `score_answer` is the task's own verifier."""
-    import reasoning_gym
+def check_generator(name: str) -> None:
+    """UnknownName if reasoning-gym has no data set of that name."""
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
         raise UnknownName("reasoning-gym data set", name, DATASETS)
+
+
+def gym_dataset(name: str, seed: int = 0, size: int = 1, options: Mapping[str, Any] | None = None) -> Any:
+    """The reasoning-gym data set object itself, whose `score_answer` is the task's own verifier."""
+    import reasoning_gym
+
+    check_generator(name)
     try:
         return reasoning_gym.create_dataset(name, size=size, seed=seed, **(options or {}))
     except (TypeError, AssertionError, ValueError) as e:

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FROZEN = ConfigDict(frozen=True, extra="forbid")
+FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library that draws takes."""
 QUESTION_ANSWER = {"question": "question", "answer": "answer"}
 
 
@@ -55,7 +57,7 @@ class GeneratedData(BaseModel):
     """Name of the reasoning-gym data set, such as `gsm_symbolic` (which writes worked solutions)."""
     size: int = Field(gt=0)
     """How many different problems."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the generator."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that data set."""
@@ -79,7 +81,7 @@ class DemoData(BaseModel):
     type: Literal["demo"] = "demo"
     size: int = Field(gt=0)
     """How many problems."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the generator."""
 
 

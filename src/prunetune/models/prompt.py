@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class PromptFormat(BaseModel):
     """How a question is put to the model, and where its answer goes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     template: Literal["plain", "chat"] = "plain"
     """`plain`: the two texts below. `chat`: the tokenizer's own chat template (the two texts are not used)."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunetune.common.files import replacing
 from prunetune.common.yaml import dump_yaml, read_mapping
+from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, UnknownName
 from prunetune.models.prompt import PromptFormat
@@ -43,7 +44,7 @@ FREE = {
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ScoreConfig(_Config):
@@ -162,7 +163,7 @@ class Recipe(_Config):
     """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where scoring, evaluation and (without a launcher) recovery run."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
     @property

@@ -21,7 +21,7 @@ Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "to
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FinalShape(_Config):

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prunetune.data.sources import Seed
 from prunetune.models.prompt import PromptFormat
 from prunetune.tasks.problems import Problem, Refuses
 from prunetune.tasks.verifiers import Verdict, Verifier
@@ -19,13 +20,13 @@ NEXT_QUESTION = ("Question:",)  # a model that goes on with a question of its ow
 class TaskConfig(BaseModel):
     """One evaluation task, as a recipe names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     """A built-in task (`TASKS`), `reasoning-gym:NAME`, `lm-eval:NAME`, or any name of your own together with `path`."""
     n: int | None = Field(default=None, gt=0)
     """How many problems: drawn by `seed`. None: all (200 of a generator). Of lm-eval: the first ones of each task."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw, or of the generator. Of lm-eval: 0 is its own seeds, any other stands for all of them."""
     max_new_tokens: int | None = Field(default=None, gt=0)
     """Longest answer. None: the task's own limit."""

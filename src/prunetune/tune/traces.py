@@ -35,7 +35,7 @@ from prunetune.tune.job import Progress
 class TraceJob(BaseModel):
     """What to sample, and from whom."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Path
     """Folder of the model to sample from: the original one."""

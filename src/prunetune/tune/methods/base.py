@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
@@ -18,7 +19,7 @@ Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "a
 class Lora(BaseModel):
     """Train low-rank adapters (peft) and merge them into the weights before the stage ends."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, gt=0)
     """Rank of every adapter."""
@@ -33,7 +34,7 @@ class Lora(BaseModel):
 class Replay(BaseModel):
     """General text mixed into the recovery data, against forgetting."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     share: float = Field(default=0.1, gt=0, lt=1)
     """Share of all examples of the stage that are replayed ones."""
@@ -44,7 +45,7 @@ class Replay(BaseModel):
 class Method(BaseModel):
     """Settings common to all recovery methods."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: str
     """Name of the method."""
@@ -94,7 +95,7 @@ class Method(BaseModel):
     """Train adapters in place of all weights."""
     replay: Replay | None = None
     """General text mixed in."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the order of batches and of sampling; None: the job's."""
 
     checkpoint_minutes: float = Field(default=10.0, gt=0)
