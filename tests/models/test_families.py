@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from tests.tiny import tiny_config, tiny_model
+from transformers import CONFIG_MAPPING
 
 from prunetune.common.files import write_json
 from prunetune.errors import UnsupportedModel
-from prunetune.models.families import FAMILIES, family_of
+from prunetune.models.families import FAMILIES, engine_pattern, family_of, is_special, period_of
 from prunetune.models.folders import load_config
 
 
@@ -76,3 +77,31 @@ def test_an_unknown_type_on_disk(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "surely_not_a_model"})
     with pytest.raises(UnsupportedModel, match="cannot read this config"):
         load_config(tmp_path)
+
+
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "smollm3": 4}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_period_that_engines_hard_code_is_known(name: str) -> None:
+    assert FAMILIES[name].period == PERIODS.get(name, 0)
+    plain = {"model_type": name, "num_hidden_layers": 12}
+    assert engine_pattern(plain) is None
+    assert period_of(plain) == PERIODS.get(name, 1)
+    if name in PERIODS:
+        made = CONFIG_MAPPING[name](num_hidden_layers=12).to_dict()
+        assert is_special(made) == is_special(plain), "the pattern of the class itself"
+
+
+@pytest.mark.parametrize("name", PERIODS)
+def test_layers_keep_their_meaning_in_engines_only_in_whole_periods(name: str) -> None:
+    period, config = PERIODS[name], {"model_type": name, "num_hidden_layers": 12}
+    for start in range(12 - period + 1):
+        kept = [i for i in range(12) if not start <= i < start + period]
+        assert engine_pattern(config, kept) is None
+    for drop in range(11 if period > 2 else 10):
+        kept = [i for i in range(12) if i != drop]
+        assert f"every {period}th layer of {name}" in str(engine_pattern(config, kept)), drop
+    key, value = FAMILIES[name].special
+    other = {**config, key: [value] * 12}
+    assert engine_pattern(other) is not None and period_of(other) == 1, "it follows no pattern of the engines' itself"

@@ -11,7 +11,7 @@ To add a family, add an entry and its line in tests/test_family.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,10 @@ class Family:
         silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
         full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
             if there is one; 0: all see the window; None: only the class knows.
+        period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
+            or has no rotary embedding. 0: they read each layer's kind, or all are alike. A model keeps its meaning
+            there only if layers go in whole periods (method, section 9).
+        special: The config list that says which layers those are, and its value for them.
     """
 
     model_type: str
@@ -65,6 +69,8 @@ class Family:
     qkv_bias: bool = False
     silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
     full_every: int | None = None
+    period: int = 0
+    special: tuple[str, Any] = ("layer_types", "full_attention")
 
     layers: str = "model.layers"
     down: str = "mlp.down_proj"
@@ -80,13 +86,15 @@ FAMILIES: dict[str, Family] = {
         Family("mistral", silent={"sliding_window": 4096}, full_every=0),
         Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True, silent=_QWEN),
         Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True, silent={**_QWEN, "head_dim": 128}),
-        Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2),
-        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA),
+        Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2, period=2),
+        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA, period=6),
         Family("phi3", cuts=FUSED, full_every=0),
         Family(
             "smollm3",
             per_layer_keys=("layer_types", "no_rope_layers"),
             silent={"tie_word_embeddings": True, "use_sliding_window": False},
+            period=4,
+            special=("no_rope_layers", 0),
         ),
     )
 }
@@ -144,3 +152,52 @@ def layer_of(family: Family, name: str) -> tuple[int, str] | None:
     prefix, _, last = family.layers.rpartition(".")
     found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", name)
     return (int(found[1]), found[2]) if found else None
+
+
+def is_special(config: Mapping[str, Any]) -> list[bool]:
+    """Which layers a config makes the special ones of its family's period; empty where the family has none."""
+    family, depth = FAMILIES.get(str(config.get("model_type"))), int(config.get("num_hidden_layers") or 0)
+    if family is None or not family.period:
+        return []
+    key, value = family.special
+    kinds = config.get(key)
+    if isinstance(kinds, list) and len(kinds) == depth:
+        return [kind == value for kind in kinds]
+    every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    every = every or config.get("no_rope_layer_interval") or family.period
+    return [(i + 1) % int(every) == 0 for i in range(depth)]
+
+
+def period_of(config: Any) -> int:
+    """The family's period, if this config follows it as engines assume: what layers should go by; else 1."""
+    values: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
+    special = is_special(values)
+    if not special or engine_pattern(values) is not None:
+        return 1
+    return FAMILIES[str(values["model_type"])].period
+
+
+def engine_pattern(config: Mapping[str, Any], kept: Sequence[int] | None = None) -> str | None:
+    """Why engines that hard-code the family's pattern compute another model from a config; None where they do not.
+
+    Args:
+        config: Of a model, as config.json has it.
+        kept: Its layers that stay, ascending; None: all.
+    """
+    special = is_special(config)
+    left = special if kept is None else [special[i] for i in kept] if special else []
+    wrong = [i for i, kind in enumerate(left) if kind != ((i + 1) % FAMILIES[str(config["model_type"])].period == 0)]
+    if not wrong:
+        return None
+    period = FAMILIES[str(config["model_type"])].period
+    return (
+        f"llama.cpp and engines like it hard-code that every {period}th layer of {config['model_type']} is the special "
+        f"one ({_SPECIAL[str(config['model_type'])]}); here {len(wrong)} of {len(left)} layers stand elsewhere"
+    )
+
+
+_SPECIAL = {
+    "gemma2": "it sees all tokens, the others a window",
+    "gemma3_text": "it sees all tokens, the others a window",
+    "smollm3": "it has no rotary embedding",
+}
