@@ -75,5 +75,5 @@ def test_a_layer_without_its_tensors(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=r"layers\.2\.input_layernorm"):
         one_layer(open_source(folder), 2)
     save_file({k: v for k, v in state.items() if ".layers.1." not in k}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BadCheckpoint, match="lacks layers"):
+    with pytest.raises(BadCheckpoint, match="lack layer 1"):
         open_source(folder)

@@ -14,7 +14,7 @@ from tests.tiny import tiny_folder
 from transformers import AutoModelForCausalLM
 
 from prunetune.data.stream import FileData
-from prunetune.errors import DataError, TuneError
+from prunetune.errors import DataError, RecipeError, TuneError
 from prunetune.tune.job import TuneJob, TuneResult
 from prunetune.tune.methods import Cpt, Method, Sft
 from prunetune.tune.stage import run_job
@@ -151,7 +151,7 @@ def test_errors(place: Path, tmp_path: Path) -> None:
         Cpt(batch_size=8, micro_batch_size=3)
     with pytest.raises(ValueError, match="before start"):
         make_job(place, tmp_path / "a", start=9, end=5)
-    with pytest.raises(TuneError, match="device"):
+    with pytest.raises(RecipeError, match="no Apple GPU"):
         run_job(make_job(place, tmp_path / "a", device="mps"))
     assert not (tmp_path / "a").exists()
 

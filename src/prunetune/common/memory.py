@@ -22,6 +22,8 @@ def is_memory(e: BaseException) -> bool:
     """Whether an error means that memory ran out: Python's, torch's on the CPU or a GPU, or a file's mapping."""
     if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
         return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(e).__mro__):  # torch's, which is not imported for this
+        return True
     return any(word in str(e) for word in _WORDS)
 
 

@@ -189,7 +189,7 @@ KINDS = {
     "uneven widths": (uneven, ["another FFN width in each layer", "layer 1: 40"]),
     "uneven by config": (config_of(layer_inter_size=[48, 40, 48, 48]), ["in each layer", "layer_inter_size"]),
     "more layers by config": (config_of(num_hidden_layers=6), ["config.json says 6 layers", "lack layers 4 to 5"]),
-    "fewer layers by config": (config_of(num_hidden_layers=3), ["config.json says 3 layers", "hold layers 3 besides"]),
+    "fewer layers by config": (config_of(num_hidden_layers=3), ["config.json says 3 layers", "hold layer 3 besides"]),
     "a billion layers": (config_of(num_hidden_layers=10**9), ["num_hidden_layers", "1000000000"]),
     "a huge hidden size": (config_of(hidden_size=10**12), ["hidden_size"]),
     "a huge vocabulary": (config_of(vocab_size=10**11), ["vocab_size"]),

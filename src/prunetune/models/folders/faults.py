@@ -247,12 +247,14 @@ def _other_depth(faults: Faults, found: Sizes, config: Mapping[str, Any]) -> str
     more = {i for i in more if isinstance(depth, int) and i >= depth}
     if not lack and not more:
         return None
-    which = f"lack layers {_runs(lack)}" if lack else f"hold layers {_runs(more)} besides"
+    which = f"lack {_runs(lack)}" if lack else f"hold {_runs(more)} besides"
     return f"config and weights disagree: config.json says {depth} layers, and the weights {which}"
 
 
 def _runs(numbers: set[int]) -> str:
     ordered = sorted(numbers)
-    if len(ordered) > 1 and ordered[-1] - ordered[0] == len(ordered) - 1:
-        return f"{ordered[0]} to {ordered[-1]}"
-    return ", ".join(map(str, ordered[:6])) + (", ..." if len(ordered) > 6 else "")
+    if len(ordered) == 1:
+        return f"layer {ordered[0]}"
+    if ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"layers {ordered[0]} to {ordered[-1]}"
+    return "layers " + ", ".join(map(str, ordered[:6])) + (", ..." if len(ordered) > 6 else "")
