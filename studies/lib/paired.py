@@ -20,6 +20,7 @@ from statistics import fmean, median, stdev
 from typing import Literal
 
 import numpy as np
+from scipy.stats import t as student
 
 DRAWS, BOOTSTRAP_SEED, CONFIDENCE = 4000, 0, 0.95
 Verdict = Literal["held", "did not hold", "undecided"]
@@ -131,23 +132,5 @@ def middle(values: Sequence[float]) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=64)
 def t_quantile(p: float, df: int) -> float:
-    """Quantile (p > 1/2) of Student's t for whole degrees of freedom, by bisection of `t_inside`."""
-    low, high = 0.0, 1.0
-    while t_inside(high, df) < 2 * p - 1:
-        high *= 2
-    for _ in range(100):
-        mid = (low + high) / 2
-        low, high = (mid, high) if t_inside(mid, df) < 2 * p - 1 else (low, mid)
-    return high
-
-
-def t_inside(t: float, df: int) -> float:
-    """P(|T| <= t), the finite series for whole df (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(df))
-    sin, cos = math.sin(angle), math.cos(angle)
-    term, total = (cos, 0.0) if df % 2 else (1.0, 0.0)
-    for k in range(df // 2):  # odd: cos + 2/3 cos^3 + ...; even: 1 + 1/2 cos^2 + ...
-        total += term
-        odd = df % 2
-        term *= cos * cos * (2 * k + 1 + odd) / (2 * k + 2 + odd)
-    return 2 / math.pi * (angle + sin * total) if df % 2 else sin * total
+    """Quantile of Student's t."""
+    return float(student.ppf(p, df))

@@ -16,14 +16,13 @@ import tempfile
 from pathlib import Path
 
 from grpo_recovery import accuracy, cut
+from scipy.stats import t as student
 
 from prunetune.data.stream import DemoData
 from prunetune.models.folders import resolve_model
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Cpt, Distill, Method
 from prunetune.tune.stage import run_job
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 
 
 def main() -> None:
@@ -81,7 +80,7 @@ def main() -> None:
     for name, values in found.items():
         differences = [a - b for a, b in zip(values, found["cpt"], strict=True)]
         n = len(differences)
-        half = T_95.get(n, 2.0) * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
+        half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
         word = "no better and no worse"
         if n > 1 and abs(statistics.mean(differences)) > half:
             word = "better" if statistics.mean(differences) > 0 else "worse"

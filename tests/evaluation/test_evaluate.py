@@ -212,3 +212,12 @@ def test_a_perplexity_is_a_result_like_any_other(model: PreTrainedModel, tmp_pat
         build_task(TaskConfig(name="perplexity"))
     with pytest.raises(MissingPath):
         build_task(TaskConfig(name="perplexity", path="/nowhere.txt"))
+
+
+def test_a_score_that_is_no_number_is_told_with_its_problem(model: PreTrainedModel, tmp_path: Path) -> None:
+    def broken(problem: Problem, output: str) -> Verdict:
+        return Verdict(True, output, "", {"f1": math.nan if problem.id == "p2" else 1.0})
+
+    with pytest.raises(TaskError, match="score that is no number: f1 is nan") as e:
+        evaluate(model, tiny_tokenizer(), task(4, verify=broken), fmt=FMT, out=tmp_path / "t.jsonl")
+    assert e.value.value == "p2"

@@ -17,7 +17,7 @@ from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 from tests.tune.test_job import make_job, place, same, tensors
 
 from prunetune.data.stream import Example, FileData
-from prunetune.errors import MissingExtra, TaskError, TuneError
+from prunetune.errors import MissingExtra, NotFinite, TaskError, TuneError
 from prunetune.tasks.registry import Problem, Task, TaskConfig, Verdict
 from prunetune.tune.methods import Grpo, Lora, Replay, Sft
 from prunetune.tune.stage import run_job
@@ -197,6 +197,9 @@ def test_reward_is_nine_tenths_accuracy_and_one_tenth_form() -> None:
     assert heavy.rewards(["#### 4", r"\boxed{4} #### 4"], index=[0, 0]) == [2.0, 2.5]
     with pytest.raises(TuneError, match="verifier of t raised KeyError"):
         Reward(Task("t", "1", (), lambda p, o: {}[o], (), 8), examples, Grpo(), None).rewards(["x"], index=[0])
+    endless = Reward(_task(), examples, Grpo(accuracy_weight=float("inf")), None)
+    with pytest.raises(NotFinite, match="a reward is no number: nan"):
+        endless.rewards(["x"], index=[0])
     with pytest.raises(TuneError, match="accepts none of the data's own answers"):
         reward_of(_task(), [Example("q", "", "t")], Grpo())
 
