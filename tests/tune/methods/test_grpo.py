@@ -197,7 +197,7 @@ def test_reward_is_nine_tenths_accuracy_and_one_tenth_form() -> None:
     assert heavy.rewards(["#### 4", r"\boxed{4} #### 4"], index=[0, 0]) == [2.0, 2.5]
     with pytest.raises(TuneError, match="verifier of t raised KeyError"):
         Reward(Task("t", "1", (), lambda p, o: {}[o], (), 8), examples, Grpo(), None).rewards(["x"], index=[0])
-    endless = Reward(_task(), examples, Grpo(accuracy_weight=float("inf")), None)
+    endless = Reward(_task(), examples, Grpo().model_copy(update={"accuracy_weight": float("inf")}), None)
     with pytest.raises(NotFinite, match="a reward is no number: nan"):
         endless.rewards(["x"], index=[0])
     with pytest.raises(TuneError, match="accepts none of the data's own answers"):
