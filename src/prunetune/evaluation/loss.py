@@ -14,6 +14,7 @@ from prunetune.data.stream import Example
 from prunetune.errors import DataError, NotFinite
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import overflow
+from prunetune.models.folders import check_tokens
 from prunetune.models.prompt import PromptFormat, encode
 
 Scored = tuple[list[int], list[tuple[int, int]]]
@@ -75,7 +76,7 @@ def perplexity(
         window: Tokens in a window.
         limit: Use at most so many windows.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids = check_tokens(tokenizer, tokenizer.encode(text, add_special_tokens=False, verbose=False))
     start = tokenizer.bos_token_id
     head = [start] if start is not None else []
     step = window - len(head)

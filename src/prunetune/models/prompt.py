@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from prunetune.data.example import Example, Turn
 from prunetune.errors import RecipeError
 from prunetune.models.chat import PLAIN, find_template, where_of
+from prunetune.models.folders import check_tokens
 from prunetune.models.turns import chat_text, pieces_of
 
 if TYPE_CHECKING:
@@ -205,8 +206,8 @@ def at_row(error: RecipeError, example: Example) -> RecipeError:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, fmt: PromptFormat) -> list[int]:
     if fmt.template == "chat" and text:  # a chat template writes its own BOS
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    ids = list(tokenizer.encode(text))
+        return check_tokens(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+    ids = check_tokens(tokenizer, tokenizer.encode(text))
     bare = list(tokenizer.encode(text, add_special_tokens=False))
     if ids and ids[-1] == tokenizer.eos_token_id and ids[-len(bare) :] != bare:  # some tokenizers close every text
         ids.pop()
@@ -225,7 +226,8 @@ def _joined(
     for number, piece in enumerate(pieces[1:], start=1):
         start, whole = len(ids), _ids(tokenizer, text + piece, fmt)
         kept = whole[:start] == ids
-        ids = whole if kept else [*ids, *tokenizer.encode(piece, add_special_tokens=False)]
+        own = () if kept else check_tokens(tokenizer, tokenizer.encode(piece, add_special_tokens=False))
+        ids = whole if kept else [*ids, *own]
         text += piece
         if number % 2:
             spans.append((start, len(ids)))

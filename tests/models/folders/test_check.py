@@ -331,7 +331,10 @@ def test_a_family_that_is_not_cut_is_checked_by_transformers(tmp_path):
     config(tmp_path, n_embd=64)
     with pytest.raises(PrunetuneError, match=r"in the file and \[.* by config.json"):
         resolve_model(str(tmp_path))
-    config(tmp_path, n_embd=32, n_layer=10**9)
+    config(tmp_path, n_embd=32, n_layer=1500)
+    with pytest.raises(PrunetuneError, match="says 1500 layers, and the weights hold 2"):
+        resolve_model(str(tmp_path))
+    config(tmp_path, n_layer=10**9)
     with pytest.raises(PrunetuneError, match="n_layer"):
         resolve_model(str(tmp_path))
 

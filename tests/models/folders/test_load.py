@@ -131,3 +131,15 @@ def test_devices():
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(MissingPath, match="no such model folder"):
         load_model(tmp_path / "nowhere")
+
+
+def test_a_token_that_was_added_without_a_row_is_told_where_it_is_used(folder):
+    """The tokenizer may know more tokens than the embedding (Gemma 3's image token); a row that uses one is told."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    assert encode_example(tokenizer, "1+1?", "2", PromptFormat(), 64).input_ids
+    for question, answer in (("<|im_start|>1+1?", "2"), ("1+1?", "<|im_start|>2")):
+        with pytest.raises(BadCheckpoint, match=r"(?s)writes token 104.*im_start.*resize_token_embeddings"):
+            encode_example(tokenizer, question, answer, PromptFormat(), 64)

@@ -13,12 +13,21 @@ from prunetune.models.folders.check import check_model_folder, check_weights
 from prunetune.models.folders.config import config_values, load_config, read_config
 from prunetune.models.folders.find import DEMO_MODEL, gguf_of, hub_config, model_sha, resolve_model
 from prunetune.models.folders.gguf import from_gguf, gguf_config
-from prunetune.models.folders.load import TOKENIZER_FILES, copy_files, load_model, load_tokenizer, pad_id, require_end
+from prunetune.models.folders.load import (
+    TOKENIZER_FILES,
+    check_tokens,
+    copy_files,
+    load_model,
+    load_tokenizer,
+    pad_id,
+    require_end,
+)
 
 __all__ = [
     "DEMO_MODEL",
     "TOKENIZER_FILES",
     "check_model_folder",
+    "check_tokens",
     "check_weights",
     "config_values",
     "copy_files",

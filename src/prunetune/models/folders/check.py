@@ -22,6 +22,7 @@ from prunetune.models.folders.faults import (
     Faults,
     adapter_in,
     check_architecture,
+    check_depth,
     check_own_head,
     check_types,
     check_uneven,
@@ -150,6 +151,7 @@ def _check_by_transformers(path: Path) -> None:
 
     from prunetune.models.folders.config import load_config
 
+    check_depth(config_values(path), read_headers(path), path)
     config, auto = load_config(path), cast(Any, transformers.AutoModelForCausalLM)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(), logging.disable_progress_bar()

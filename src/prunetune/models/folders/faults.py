@@ -88,6 +88,22 @@ def check_types(headers: Headers) -> None:
                 )
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def check_depth(config: Mapping[str, Any], headers: Headers, path: Path) -> None:
+    """Raise if config.json asks for many more layers than the weights hold, before they are built."""
+    have = {int(at[1]) for tensors in headers.values() for n in tensors if (at := _LAYER.search(n))}
+    depth = next((config[key] for key in _DEPTHS if isinstance(config.get(key), int)), 0)
+    if have and depth > 64 and depth > 4 * len(have):
+        raise _bad(
+            path,
+            f"config and weights disagree: config.json says {depth} layers, and the weights hold {len(have)}",
+            "copy config.json and the weights from the same model",
+        )
+
+
 def check_own_head(headers: Headers, path: Path, source: str = EMBEDDING, target: str = HEAD) -> None:
     """Raise if config.json says that head and embedding are one table, and the file holds two different ones."""
     if not same_bytes(headers, source, target):
@@ -239,11 +255,10 @@ def _unwrapped(name: str, wanted: set[str]) -> tuple[str | None, str]:
 
 def _other_depth(faults: Faults, found: Sizes, config: Mapping[str, Any]) -> str | None:
     """Whole layers too few or too many."""
-    inside = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-    have = {int(at[1]) for n in found if (at := inside.search(n))}
-    lack = {int(at[1]) for n in faults.missing if (at := inside.search(n))} - have
-    more = {int(at[1]) for n in faults.unexpected if (at := inside.search(n))}
-    depth = config.get("num_hidden_layers", config.get("n_layer"))
+    have = {int(at[1]) for n in found if (at := _LAYER.search(n))}
+    lack = {int(at[1]) for n in faults.missing if (at := _LAYER.search(n))} - have
+    more = {int(at[1]) for n in faults.unexpected if (at := _LAYER.search(n))}
+    depth = next((config[key] for key in _DEPTHS if isinstance(config.get(key), int)), None)
     more = {i for i in more if isinstance(depth, int) and i >= depth}
     if not lack and not more:
         return None

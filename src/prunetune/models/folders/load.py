@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from prunetune.common.memory import is_memory, memory_errors
 from prunetune.errors import BadCheckpoint, TooLittleMemory
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+_rows: WeakKeyDictionary[PreTrainedTokenizerBase, int] = WeakKeyDictionary()
+"""Tokenizers that were loaded here -> rows of their model's embedding."""
 
 
 def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -106,7 +110,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
         _tell_no_end(str(folder))
+    if vocab is not None:
+        _rows[tokenizer] = vocab
     return tokenizer
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Token ids, unless one is beyond the embedding of the model that the tokenizer was loaded with.
+
+    Such tokens were added without `resize_token_embeddings`; looking one up is an IndexError, on a GPU a dead process.
+    """
+    rows = _rows.get(tokenizer)
+    if rows is not None and ids and (most := max(ids)) >= rows:
+        raise BadCheckpoint(
+            f"the tokenizer writes token {most}, but the embedding has {rows:,} rows",
+            value=tokenizer.convert_ids_to_tokens(most),
+            valid=f"0 to {rows - 1}",
+            fix="it was added without model.resize_token_embeddings(len(tokenizer)): do that, train, save both",
+        )
+    return list(ids)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
