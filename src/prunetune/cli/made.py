@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from prunetune.common.files import file_sha, once, read_json
 from prunetune.common.outputs import output_new
 from prunetune.common.progress import Watch
-from prunetune.models.folders import resolve_model
+from prunetune.models.families import engine_pattern
+from prunetune.models.folders import config_values, resolve_model
 
 if TYPE_CHECKING:
     from prunetune.pruning.plan import PrunePlan
@@ -61,6 +62,8 @@ def apply_plan(plan: PrunePlan, model: str, out: Path, patch: Path | None, watch
         if made is not None:
             return watch.line(f"{out} is made already, from the same plan{' and patch' if patch else ''}")
         source = resolve_model(model)
+        if plan.drop_layers and (broken := engine_pattern(config_values(source), plan.kept_layers)):
+            watch.line(f"warning: {broken}; layers that go in whole periods keep such engines (docs/method.md)")
 
         def make(tmp: Path) -> None:
             with watch.bar("apply") as bar:

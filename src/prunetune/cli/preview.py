@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
     from prunetune.runs.summary import Accuracy, Summary
+    from prunetune.schedule.target import PruneConfig, Sizes
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -104,6 +105,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         for r in rows
     ]
     lines.append("(a question: 512 prompt tokens, 256 generated)")
+    lines += about_periods(recipe.prune, config, sizes)
     if recipe.stop_at:
         lines.append(
             "stop_at: may end before the target; a rejected round is tried again at half, with a share of its own"
@@ -114,6 +116,34 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
     text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
+
+
+def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:
+    """What the layers that go mean for engines that hard-code the family's pattern; nothing where there is none."""
+    from prunetune.models.families import engine_pattern
+    from prunetune.schedule.target import final_shape, period_in
+
+    values = config if isinstance(config, dict) else config.to_dict()
+    whole = f"layers that go in whole periods of {sizes.period} keep such engines"
+    if prune.by_threshold:
+        may = sizes.period > 1 and prune.sigma_layer is not None
+        return [f"a threshold may take any layers of {values['model_type']}: {whole}"] if may else []
+    lost = sizes.depth - final_shape(prune, sizes)[0]
+    if sizes.period == 1 or not lost:
+        return []
+    if period_in(prune, sizes) > 1:
+        return [
+            f"layers go in whole periods of {sizes.period}, for llama.cpp hard-codes the pattern of "
+            f"{values['model_type']} (prune.whole_periods: false lifts that)"
+        ]
+    gone = prune.layers if isinstance(prune.layers, list) else range(sizes.depth - lost, sizes.depth)
+    kept = [i for i in range(sizes.depth) if i not in gone]
+    if isinstance(prune.layers, list) and engine_pattern(values, kept) is None:
+        return []
+    return [
+        f"warning: {lost} layers of {values['model_type']} go, which break the pattern that llama.cpp and engines like "
+        f"it hard-code: they would compute another model. {whole[0].upper()}{whole[1:]}"
+    ]
 
 
 def scores(result: EvalResult) -> str:

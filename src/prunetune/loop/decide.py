@@ -18,7 +18,7 @@ from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import DecisionRecord, Removed, StageRecord, Waypoint, known
 from prunetune.schedule import damage as budget
 from prunetune.schedule.steps import Axis, Done, Step, next_step, plan_ahead
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, period_in
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""
@@ -175,7 +175,8 @@ def _scheduled(case: Case, attempt: int, probed: Probed) -> Decision | None:
 
 def closed(case: Case) -> dict[Axis, str]:
     """The axes on which no more goes, with the rejected round that closed them."""
-    return budget.closed(case.history, align_of(case.recipe.prune, case.sizes))
+    prune = case.recipe.prune
+    return budget.closed(case.history, align_of(prune, case.sizes), period_in(prune, case.sizes))
 
 
 def why_closed(case: Case) -> str:
@@ -291,7 +292,9 @@ def _removed(stage: StageRecord) -> Removed:
 
 def _again(case: Case, rejected: StageRecord) -> Decision | None:
     """Half of the round that was rejected, from the state before it; None if there is no half."""
-    step = budget.halved(known(rejected.step, "step"), case.now[1], align_of(case.recipe.prune, case.sizes))
+    prune = case.recipe.prune
+    grain = align_of(prune, case.sizes), period_in(prune, case.sizes)
+    step = budget.halved(known(rejected.step, "step"), case.now[1], *grain)
     if step is None:
         return None
     share = None if rejected.share is None else rejected.share / 2

@@ -33,6 +33,7 @@ from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed, layer_origins
 from prunetune.runs.records import DecisionRecord, known
 from prunetune.schedule.damage import Place, Probe
+from prunetune.schedule.target import period_in
 
 DECISIONS = "decisions"
 """Folder of a run: what was measured and decided before its rounds."""
@@ -101,6 +102,7 @@ def plan_for(context: Context, run: RunFolder, at: Path, scores: Scores, *, neur
         n_neurons=neurons,
         n_layers=layers,
         which_layers=free_layers(context.recipe, layer_origins(run)),
+        period=period_in(context.recipe.prune, context.sizes),
         protected=Scores.read(at / "protect.safetensors").neurons.tolist() if protect else None,
         protect_share=protect.share if protect else 0.0,
     )

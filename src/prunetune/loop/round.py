@@ -17,6 +17,7 @@ from prunetune.loop.probe import DECISIONS, PATCH, cut_key, make_patch, plan_for
 from prunetune.loop.recover import recover, taken
 from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
+from prunetune.models.families import engine_pattern
 from prunetune.models.folders import load_config, model_sha
 from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.compensate import Patch
@@ -117,6 +118,9 @@ def _plan(context: Context, run: RunFolder, timed: Timed, step: Step, scores: Sc
             f"  protected: {held:,} of the {plan.new_width:,} neurons that stay in every layer. "
             "More than a quarter can cost accuracy: a smaller protect.share leaves the task more of them"
         )
+    kept = [layer_origins(run)[i] for i in plan.kept_layers]
+    if plan.drop_layers and (broken := engine_pattern(context.config.to_dict(), kept)):
+        context.watch.line(f"  warning: {broken}; layers that go in whole periods keep such engines (docs/method.md)")
     made = timed.once("plan.json", "plan", {"plan": plan.model_dump(mode="json")}, plan.write)
     return PrunePlan.read(made)
 

@@ -141,6 +141,7 @@ def make_plan(
     n_neurons: int = 0,
     n_layers: int = 0,
     which_layers: Collection[int] | None = None,
+    period: int = 1,
     protected: Sequence[Row] | None = None,
     protect_share: float = 0.0,
 ) -> PrunePlan:
@@ -153,6 +154,8 @@ def make_plan(
         n_neurons: Neurons that every kept layer loses.
         n_layers: Layers that go.
         which_layers: Only these may go (an explicit choice of layers).
+        period: Layers go in runs of so many neighbours, which keeps the place of the others in a pattern of that period
+            (`families.period_of`); 1: each alone.
         protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
         protect_share: That share of the current width.
 
@@ -162,7 +165,8 @@ def make_plan(
     _check_finite(neurons, layers, protected or ())
     depth, width = len(neurons), len(neurons[0])
     candidates = sorted(range(depth) if which_layers is None else which_layers, key=lambda i: (layers[i], i))
-    drop_layers = tuple(sorted(candidates[:n_layers]))
+    chosen = candidates[:n_layers] if period == 1 or which_layers is not None else _runs(layers, n_layers, period)
+    drop_layers = tuple(sorted(chosen))
     if len(drop_layers) < n_layers or n_layers >= depth:
         raise OutOfReach("this many layers cannot go", value=n_layers, valid=f"0 to {min(len(candidates), depth - 1)}")
     drop: dict[int, tuple[int, ...]] = {}
@@ -179,6 +183,18 @@ def make_plan(
             row = neurons[i]
             drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
     return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop)
+
+
+def _runs(layers: Row, n_layers: int, period: int) -> list[int]:
+    """The layers of the runs of `period` neighbours with the lowest sum, one run after another; neighbours are those of
+    what is left.
+    """
+    left, gone = list(range(len(layers))), list[int]()
+    while len(gone) < n_layers and len(left) >= period:
+        start = min(range(len(left) - period + 1), key=lambda s: (sum(layers[i] for i in left[s : s + period]), s))
+        gone += left[start : start + period]
+        del left[start : start + period]
+    return gone
 
 
 def threshold_counts(

@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from prunetune.common import units as human
+from prunetune.common.files import read_json
 from prunetune.common.yaml import parse_yaml
 from prunetune.errors import RecipeError
+from prunetune.models.families import engine_pattern
 from prunetune.models.folders import DEMO_MODEL
 from prunetune.report.render import render
 from prunetune.report.view import model_name, view
@@ -77,6 +79,12 @@ def title(run: RunRecord) -> str:
     return f"{base}-prunetune-{human.count(params).replace(' ', '')}" if params else f"{base}-prunetune"
 
 
+def _engines(run: RunRecord) -> str | None:
+    """Why some engines compute another model than this one; None where none does, or nothing is known of it."""
+    path = run.path / "final" / "config.json"
+    return engine_pattern(read_json(path)) if path.is_file() else None
+
+
 def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
     """The README of the final model.
 
@@ -99,5 +107,6 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
         where=where,
         v=view(run),
         stages=stages,
+        engines=_engines(run),
         tasks=", ".join(sorted(measured)) or "nothing",
     )

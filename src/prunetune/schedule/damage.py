@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from prunetune.schedule.steps import Axis, Done, Step
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, final_shape
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, final_shape, period_in
 
 Place = tuple[int, int]
 """(depth, width)."""
@@ -43,15 +43,17 @@ class Probe:
 
 
 def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
-    """All shapes from the one after `now` to the target, one aligned width or one layer after another."""
+    """All shapes from the one after `now` to the target, one aligned width, or one layer (or period) after another."""
     depth, width = now
     final_depth, final_width = final_shape(prune, sizes)
     align = align_of(prune, sizes)
     first = (width - 1) // align * align
     widths = [w for w in range(first, final_width, -align) if w > final_width] + [final_width] * (width > final_width)
-    depths = list(range(depth - 1, final_depth - 1, -1))
+    period = period_in(prune, sizes)
+    depths = list(range(depth - period, final_depth - 1, -period))
     if prune.order == "together":
-        shapes = [(depth - round(len(depths) * (i + 1) / len(widths)), w) for i, w in enumerate(widths)]
+        gone = [round(len(depths) * (i + 1) / len(widths)) * period for i in range(len(widths))]
+        shapes = [(depth - n, w) for n, w in zip(gone, widths, strict=True)]
         return shapes or [(d, width) for d in depths]
     if prune.order == "layers-then-neurons":
         return [(d, width) for d in depths] + [(final_depth, w) for w in widths]
@@ -122,32 +124,31 @@ def step_to(index: int, now: Place, to: Place, attempt: int = 1) -> Step:
     return Step(index, now[1] - to[1], now[0] - to[0], attempt)
 
 
-def halved(step: Step, width: int, align: int) -> Step | None:
+def halved(step: Step, width: int, align: int, period: int = 1) -> Step | None:
     """The next attempt at a round that hurt too much: half of it; None if there is no half.
 
     Args:
         step: The rejected round.
         width: FFN width before it.
         align: The width stays a multiple of this.
+        period: Layers go so many at a time.
     """
-    neurons, layers = step.neurons or 0, (step.layers or 0) // 2
+    neurons, layers = step.neurons or 0, (step.layers or 0) // (2 * period) * period
     left = math.ceil((width - neurons / 2) / align) * align
     fewer = max(width - left, 0) if neurons else 0
-    if step.layers == 1 and neurons:
-        layers = 0
     if (fewer, layers) in ((0, 0), (neurons, step.layers or 0)):
         return None
     return Step(step.index, fewer, layers, step.attempt + 1)
 
 
-def closed(history: Sequence[Done], align: int) -> dict[Axis, str]:
+def closed(history: Sequence[Done], align: int, period: int = 1) -> dict[Axis, str]:
     """The axes on which nothing goes any more, each with the round that showed it: rejected, and there was no half.
 
     Such a round on both axes closes the layers: neurons alone are the smaller step.
     """
     found: dict[Axis, str] = {}
     for done in history:
-        if not done.accepted and halved(done.step, done.width + (done.step.neurons or 0), align) is None:
+        if not done.accepted and halved(done.step, done.width + (done.step.neurons or 0), align, period) is None:
             found["neurons" if done.step.axis == "neurons" else "layers"] = done.step.name
     return found
 
@@ -174,6 +175,8 @@ def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axi
         final_width = (outside - depth * sizes.layer) // (depth * sizes.neuron) // align * align
         if prune.layers == "auto":
             final_depth = max(1, outside // (sizes.layer + width * sizes.neuron))
+            whole = -(-(sizes.depth - final_depth) // sizes.period) * sizes.period
+            final_depth = sizes.depth - whole if prune.whole_periods and whole < sizes.depth else final_depth
     final = FinalShape(
         width=width if "neurons" in shut else min(width, max(final_width, least)),
         depth=depth if "layers" in shut else min(depth, final_depth),

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunetune.errors import OutOfReach
-from prunetune.schedule.target import FinalShape, NeuronStep, Order, PruneConfig, Sizes, align_of, final_shape
+from prunetune.schedule.target import (
+    FinalShape,
+    NeuronStep,
+    Order,
+    PruneConfig,
+    Sizes,
+    align_of,
+    final_shape,
+    period_in,
+)
 
 Axis = Literal["neurons", "layers", "both"]
 
@@ -82,6 +91,7 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         return _together(prune, sizes, index, (depth, width), (final_depth, final_width))
     neurons = _neurons_a_round(prune, sizes, depth, width, final_width) if neurons_left else 0
     layers = min(layers_left, _layers_a_round(prune, sizes, width)) if layers_left else 0
+    layers = max(layers // (period := period_in(prune, sizes)), layers > 0) * period
     if _axis(prune.order, accepted, neurons_left, layers_left) == "neurons":
         return Step(index, neurons, 0)
     return Step(index, 0, layers)
@@ -133,11 +143,13 @@ def _shared(
     for_layers = min(round(rounds * layers / (neurons + layers)), sizes.depth - final_depth)
     if neurons and layers:
         for_layers = max(1, min(for_layers, rounds - 1))
+    period = period_in(prune, sizes)
+    for_layers = min(for_layers, max(1, (sizes.depth - final_depth) // period)) if layers else 0
     axis = _axis(prune.order, accepted, *left)
     done = sum(d.step.axis == axis for d in accepted)
     to_go = max(1, (for_layers if axis == "layers" else rounds - for_layers) - done)
     if axis == "layers":
-        return Step(index, 0, -(-left[1] // to_go))
+        return Step(index, 0, -(-left[1] // (to_go * period)) * period)
     align, wanted = align_of(prune, sizes), left[0] / to_go
     kept = math.ceil((width - wanted) / align - 1e-9) * align if to_go > 1 else width - left[0]
     kept = kept if kept < width else (width - 1) // align * align
@@ -178,9 +190,10 @@ def _together(prune: PruneConfig, sizes: Sizes, index: int, now: tuple[int, int]
     rounds, align = max(1, rounds), align_of(prune, sizes)
     width = now[1] - (now[1] - final[1]) / rounds
     left = final[1] if rounds == 1 else min(now[1], max(final[1], math.ceil(width / align - 1e-9) * align))
-    layers = now[0] - final[0] if rounds == 1 else round((now[0] - final[0]) / rounds)
+    period = period_in(prune, sizes)
+    layers = now[0] - final[0] if rounds == 1 else round((now[0] - final[0]) / (rounds * period)) * period
     if left == now[1] and not layers:  # a round must remove something
-        layers, left = (1, left) if now[0] > final[0] else (0, max(final[1], (now[1] - 1) // align * align))
+        layers, left = (period, left) if now[0] > final[0] else (0, max(final[1], (now[1] - 1) // align * align))
     return Step(index, now[1] - left, layers)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunetune.errors import OutOfReach
 from prunetune.models.cost import Shape, layer_params, neuron_params, params
+from prunetune.models.families import period_of
 
 Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
 
@@ -56,6 +57,9 @@ class PruneConfig(_Config):
     """Which axis goes first (Table 3: neurons-then-layers is best)."""
     layers: int | Literal["auto"] | list[int] = "auto"
     """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target."""
+    whole_periods: bool = True
+    """Layers go in whole periods of the pattern that engines such as llama.cpp hard-code (gemma2 2, gemma3 6, smollm3
+    4), where their number allows it; false: any layers, and `prunetune check` tells which engines that costs."""
     align: int | None = Field(None, gt=0)
     """The width becomes a multiple of this; None: 64 on models wider than 1024, else 8."""
     sigma_neuron: float | None = Field(None, ge=0)
@@ -113,6 +117,7 @@ class Sizes:
         layer: Parameters of a layer without its neurons.
         neuron: Parameters of one neuron.
         hidden: Hidden size, for the default alignment.
+        period: Layers of the family's pattern that should go together; 1: each may go alone.
     """
 
     depth: int
@@ -121,13 +126,14 @@ class Sizes:
     layer: int
     neuron: int
     hidden: int
+    period: int = 1
 
     @staticmethod
     def of(config: Any) -> Sizes:
         """From a `PretrainedConfig` or a config.json dict."""
         shape = Shape.of(config)
         layer, neuron = layer_params(shape, 0), neuron_params(shape)
-        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden)
+        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden, period_of(config))
 
     def params(self, depth: int, width: int) -> int:
         """Parameters at this depth and width."""
@@ -174,7 +180,9 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
         return depth, width
     wanted = _wanted_params(prune.target, sizes)
     least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
-    for drop in range(sizes.depth) if lost is None else (lost,):
+    period = sizes.period if prune.whole_periods else 1
+    auto = [*range(0, sizes.depth, period), *range(sizes.depth)]  # whole periods, if they reach it
+    for drop in auto if lost is None else (lost,):
         depth = sizes.depth - drop
         width = min(sizes.width, (wanted - sizes.base - depth * sizes.layer) // (depth * sizes.neuron))
         width = width if width == sizes.width else width // align * align
@@ -187,6 +195,14 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
         valid=f"at least {smallest / sizes.original:.3f} of the parameters ({smallest:,})",
         fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
     )
+
+
+def period_in(prune: PruneConfig, sizes: Sizes) -> int:
+    """How many layers go at a time: the family's period, where it divides what goes in all; else 1."""
+    if not prune.whole_periods or sizes.period == 1 or prune.by_threshold or isinstance(prune.layers, list):
+        return 1
+    lost = sizes.depth - final_shape(prune, sizes)[0]
+    return sizes.period if lost % sizes.period == 0 else 1
 
 
 def _layers_to_lose(prune: PruneConfig) -> int | None:
