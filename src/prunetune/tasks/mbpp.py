@@ -6,6 +6,7 @@ The data are the source's own files: `mbpp.jsonl` (974 rows), or `sanitized-mbpp
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from typing import Any
 
 from prunetune.data.files import Row
 from prunetune.errors import TaskError
-from prunetune.tasks.sandbox.program import Limits, run_program
+from prunetune.tasks.sandbox.jail import Limits
+from prunetune.tasks.sandbox.judge import judge_program
 from prunetune.tasks.verifiers import Verdict
 
 TEST_IDS = range(11, 511)
@@ -29,7 +31,7 @@ def question(row: Row) -> str:
 
 
 def reference(row: Row) -> str:
-    """What a candidate must pass, as JSON: code to run after it (which may use it), and then assertions."""
+    """What a candidate must pass, as JSON: code of the tests' own to run after it (it may use it), and assertions."""
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
     return json.dumps({"setup": setup, "tests": list(row["test_list"])})
 
@@ -58,16 +60,27 @@ def extract_code(output: str) -> str:
 
 
 def verify(output: str, tests: str, *, allowed: bool, limits: Limits | None = None) -> Verdict:
-    """Run the candidate and then its assertions in the sandbox.
+    """Run the candidate in the sandbox, and judge it by its assertions, which it never sees (`judge_program`).
 
     Args:
         output: What the model wrote.
-        tests: `reference(row)`.
+        tests: `reference(row)`; under `given` it may also hold code that the candidate can use, to run before it.
         allowed: The user's permission to run model-written code.
         limits: What it may use.
     """
     code = extract_code(output)
     needs: dict[str, Any] = json.loads(tests)
-    program = "\n".join([code, needs["setup"], *needs["tests"]])
-    outcome = run_program(program, allowed=allowed, limits=limits or LIMITS)
+    program = "\n".join([needs.get("given", ""), code, *_imports(needs["setup"])]).lstrip("\n")
+    outcome = judge_program(
+        program, tests=needs["tests"], setup=needs["setup"], allowed=allowed, limits=limits or LIMITS
+    )
     return Verdict(outcome.ok, code, outcome.reason)
+
+
+def _imports(setup: str) -> list[str]:
+    """The import lines of the setup: its only part that the candidate gets too, because MBPP's may rely on them."""
+    try:
+        body = ast.parse(setup).body
+    except SyntaxError:
+        return []  # the judge will say so
+    return [ast.unparse(s) for s in body if isinstance(s, (ast.Import, ast.ImportFrom))]

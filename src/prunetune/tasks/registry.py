@@ -24,6 +24,7 @@ from prunetune.models.prompt import PromptFormat
 from prunetune.tasks import mbpp, squad
 from prunetune.tasks.problems import Problem, draw, local_file
 from prunetune.tasks.questions import JUDGES, asked, judged, own_rows_need
+from prunetune.tasks.sandbox import gym
 from prunetune.tasks.sandbox.grader import grader
 from prunetune.tasks.task import Harness, Task, TaskConfig, adapted, make_task
 from prunetune.tasks.verifiers import VERIFIERS, Verdict, extract_answer, verify_exact
@@ -114,7 +115,8 @@ def _gym(config: TaskConfig) -> Task:
             fix="allow_code_execution: true (--allow-code-execution), or choose another task",
         )
     entries = gym_entries(name, config.n or 200, config.seed, "test", config.options)
-    problems = tuple(_generated(str(e["question"]), str(e["answer"]), e["drawn"]) for e in entries)
+    extras = [{**e["drawn"], "entry": gym.plain_entry(e)} for e in entries]
+    problems = tuple(_generated(str(e["question"]), str(e["answer"]), x) for e, x in zip(entries, extras, strict=True))
 
     def verify(problem: Problem, output: str) -> Verdict:
         answer = extract_answer(output)
@@ -125,7 +127,8 @@ def _gym(config: TaskConfig) -> Task:
         correct = reply["score"] >= 1.0
         return Verdict(correct, answer, "" if correct else f"score {reply['score']:g}", {"score": reply["score"]})
 
-    return make_task(config, "1", problems, verify, max_new_tokens=512)
+    version = "2" if name in EXECUTING or name in gym.CHECKS else "1"  # 2: wrong answers that its scorer takes are wrong
+    return make_task(config, version, problems, verify, max_new_tokens=512)
 
 
 def _mbpp(config: TaskConfig) -> Task:
@@ -154,7 +157,7 @@ def _mbpp(config: TaskConfig) -> Task:
         return mbpp.verify(output, problem.reference, allowed=config.allow_code_execution)
 
     config = config.model_copy(update={"prompt": config.prompt or template})
-    return make_task(config, "2", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
+    return make_task(config, "3", problems, verify, max_new_tokens=512, stop=mbpp.STOP)
 
 
 def _squad(config: TaskConfig) -> Task:
@@ -219,11 +222,8 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
 
 VARIED = ("lm-eval", "reasoning-gym")  # these need a name behind the colon
 
-# reasoning-gym scorers that pass the model's answer to `eval` or to sympy's parser, which evaluates it.
-EXECUTING = frozenset({
-    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24",
-    "simple_integration", "spiral_matrix", "string_insertion",
-})  # fmt: skip
+# reasoning-gym scorers that would pass the answer to `eval` or to sympy's parser, which evaluates it.
+EXECUTING = frozenset(gym.FORMS)
 
 
 # -------------------------------------------------------------------------------------------------------- shared parts

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.tasks.sandbox import leftovers
 
 from prunetune.errors import TaskError
 from prunetune.tasks.sandbox.program import Jail, Limits, Outcome, run_program, why_not
@@ -213,18 +214,22 @@ def test_regaining_rights() -> None:
 
 def test_a_killed_caller_takes_the_sandbox_with_it(place: Path) -> None:
     script = (
+<<<<<<< HEAD
         f"from prunetune.tasks.sandbox import program as sandbox\nsandbox.PROGRAM = '/sandbox/{MARK}program.py'\n"
         "sandbox.run_program('import time; time.sleep(300)', allowed=True)"
+=======
+        "from prunetune.tasks.sandbox import program\n"
+        f"program.PROGRAM = '/sandbox/{MARK}program.py'\n"
+        "program.run_program('import time; time.sleep(300)', allowed=True)"
+>>>>>>> fdbe49c (The judge and the program are two processes; memory adds up; no answer of reasoning-gym runs)
     )
     caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(place)})
-    wait_for(lambda: len(jails()) == 4)
-    assert len(jails()) == 4  # the caller with its script, launcher, process 1, program
+    wait_for(lambda: len(leftovers.below(caller.pid)) == 3)  # launcher, process 1, program
+    running = leftovers.below(caller.pid)
+    assert len(running) == 3
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    wait_for(lambda: not jails())
-    assert jails() == []
-    (folder,) = place.iterdir()
-    folder.rmdir()  # nothing in it, nothing mounted on it
+    assert leftovers.gone(running)
 
 
 BY_ANOTHER_USER = """
@@ -241,6 +246,15 @@ print(ctypes.CDLL(None).umount2(b"/sandbox", 2))
 '''
 outcome = run_program(program, allowed=True)
 print(outcome.ok, outcome.reason, outcome.output.split())
+from prunetune.tasks.sandbox.judge import judge_program
+from prunetune.tasks.sandbox.program import Limits
+tests = ["assert add(1, 2) == 3"]
+for body in "return a + b", "return a - b", "os._exit(0)":
+    print(judge_program("import os\\ndef add(a, b): " + body, tests=tests, allowed=True).reason)
+many = "import os, time\\nfor _ in range(5):\\n    if os.fork() == 0: break\\nx = bytearray(60 << 20); time.sleep(5)"
+print(run_program(many, allowed=True, limits=Limits(memory_bytes=128 << 20)).reason)
+shared = "import ctypes\\nassert ctypes.CDLL(None).shmget(0, 4096, 0o1600) == -1 and ctypes.CDLL(None).unshare(0x10020000) == -1"
+print(run_program(shared, allowed=True).ok)
 """
 
 
@@ -259,14 +273,16 @@ def test_the_same_for_an_ordinary_user() -> None:
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c", BY_ANOTHER_USER, folder],
             capture_output=True, text=True, check=False, cwd="/", env={},
         )  # fmt: skip
-    assert done.stdout == "True  ['Read-only', 'file', 'system', '-1']\n", done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "True  ['Read-only', 'file', 'system', '-1']", done.stdout + done.stderr
+    assert said[1:4] == ["", "AssertionError", "ended before its last line"], done.stdout + done.stderr
+    assert said[4:] == ["used more memory than it may, all its processes together", "True"], done.stdout + done.stderr
 
 
-def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "jail.py"
+def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = b"Operation not permitted: unshare"
-    script.write_text(f"import os, sys\nos.read(int(sys.argv[2]), 9999)\nos.write(int(sys.argv[3]), {refusal!r})\n")
-    monkeypatch.setattr("prunetune.tasks.sandbox.program.__file__", str(tmp_path / "sandbox.py"))
+    launcher = f"import os, sys\nos.read(int(sys.argv[1]), 9999)\nos.write(int(sys.argv[2]), {refusal!r})\n"
+    monkeypatch.setattr("prunetune.tasks.sandbox.jail.LAUNCH", launcher)
     with pytest.raises(TaskError, match=r"cannot isolate[\s\S]*not permitted: unshare[\s\S]*user.max_user_namespaces"):
         run("print('ran')")
 

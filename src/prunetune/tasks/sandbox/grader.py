@@ -3,6 +3,7 @@ r"""Fragile graders (math-verify, reasoning-gym's scorers) in a process of their
 A model's answer can be `9^{9^{9^9}}`: symbolic algebra then computes for ever, in C, where no exception reaches it. A
 server process imports the libraries once and forks a child that grades; a child that uses up its CPU time for one
 answer is ended by the kernel (SIGPROF) and the server forks the next one. Works from any thread, and on a busy machine.
+Of an answer, math-verify evaluates digits and operators alone (`tests/tasks/sandbox/test_grader.py` holds it to that).
 
     grader("math").ask({"output": "… \\boxed{1/2}", "reference": "0.5"})  # -> {"correct": True, "extracted": "1/2"}
 """
@@ -10,6 +11,7 @@ answer is ended by the kernel (SIGPROF) and the server forks the next one. Works
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -18,12 +20,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prunetune.errors import TaskError
-from prunetune.tasks.sandbox.program import Jail, Limits
+from prunetune.tasks.sandbox import gym
+from prunetune.tasks.sandbox.jail import Jail, Limits
 
 CPU_SECONDS = 0.8  # for one answer
 MEMORY_BYTES = 6 << 30
@@ -63,10 +66,11 @@ class Grader:
             for pipe in (self._server.stdin, self._server.stdout):
                 if pipe is not None:
                     pipe.close()
-            self._server.kill()
-            self._server.wait()
             if self._jail is not None:
                 self._jail.stop()
+            else:
+                self._server.kill()
+                self._server.wait()
         self._server = self._jail = None
 
     def _start(self) -> None:
@@ -130,21 +134,42 @@ def serve(kind: str) -> None:
     context = prepare()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     os.write(out, b"{}\n")
+    if kind in JAILED:
+        _serve_fresh(grade, context, out)
     while True:
         child = os.fork()
         if child == 0:
-            _grade_all(grade, context, out)
+            _grade_all(grade, context, out, _lines(0))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):  # the caller closed its end (0), or a bug of ours (its traceback is on stderr)
             os._exit(os.WEXITSTATUS(status))
-        number = os.WTERMSIG(status)
-        why = "timed out" if number == signal.SIGPROF else f"killed by signal {number}"
-        os.write(out, json.dumps({"died": why}).encode() + b"\n")
+        _tell_death(status, out)
 
 
-def _grade_all(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out: int) -> None:
+def _serve_fresh(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out: int) -> NoReturn:
+    """One child an answer: whatever an answer could do there, it is over with that child."""
     for line in _lines(0):
+        with contextlib.suppress(Exception):  # the child will meet the same, and say so
+            gym.warm(context, json.loads(line))
+        child = os.fork()
+        if child == 0:
+            _grade_all(grade, context, out, [line])
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            _tell_death(status, out)
+    os._exit(0)
+
+
+def _tell_death(status: int, out: int) -> None:
+    number = os.WTERMSIG(status)
+    why = "timed out" if number == signal.SIGPROF else f"killed by signal {number}"
+    os.write(out, json.dumps({"died": why}).encode() + b"\n")
+
+
+def _grade_all(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out: int, lines: Iterable[bytes]) -> None:
+    for line in lines:
         os.write(out, b'{"begun": true}\n')
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF's default action ends the process
         try:
@@ -160,7 +185,7 @@ def _grade_all(grade: Callable[[Any, dict[str, Any]], Reply], context: Any, out:
         os.write(out, json.dumps(reply).encode() + b"\n")
 
 
-def _lines(fd: int) -> Any:
+def _lines(fd: int) -> Iterator[bytes]:
     held = b""
     while chunk := os.read(fd, 1 << 16):
         held += chunk
@@ -188,25 +213,9 @@ def _grade_math(math_verify: Any, job: dict[str, Any]) -> Reply:
     return {"correct": correct, "extracted": str(found[-1]) if found else None, "gold": bool(gold)}
 
 
-def _prepare_gym() -> Any:
-    import reasoning_gym  # noqa: F401  # so that no child pays for the import
-
-    from prunetune.data.generators import gym_dataset
-
-    return functools.lru_cache(maxsize=8)(lambda key: gym_dataset(**json.loads(key)))
-
-
-def _grade_gym(made: Any, job: dict[str, Any]) -> Reply:
-    dataset = made(json.dumps(job["dataset"], sort_keys=True))
-    entry = dataset[job["index"]]
-    if entry["question"] != job["question"]:
-        return {"error": "this reasoning-gym data set does not make the same problem twice"}
-    return {"score": float(dataset.score_answer(job["answer"], entry))}
-
-
 SERVED: dict[str, tuple[Callable[[], Any], Callable[[Any, dict[str, Any]], Reply]]] = {
     "math": (_prepare_math, _grade_math),
-    "gym": (_prepare_gym, _grade_gym),
-    "gym-code": (_prepare_gym, _grade_gym),
+    "gym": (gym.prepare, gym.grade),
+    "gym-code": (gym.prepare, gym.grade),
 }
-JAILED = frozenset({"gym-code"})  # these evaluate what the model wrote
+JAILED = frozenset({"gym-code"})  # scorers that evaluate: in a jail, and in a fresh process for each answer

@@ -1,183 +1,158 @@
-"""The confined side of `sandbox.py`, started as a script: namespaces, an empty root, limits, then the program.
-
-    launcher            dies with its caller; new user (unless root), mount, PID, network, IPC and host-name namespaces
-    └── process 1       builds the root, waits for the program; its end is the end of every process in the namespace
-        └── program     unprivileged, limited
-
-Standard library only, and nothing of the package: it runs with `-I -S`. Linux 5.12 or later.
-"""
+"""One confined process and its limits: started, spoken to, ended with all its descendants."""
 
 from __future__ import annotations
 
-import ctypes
-import json
+import contextlib
+import marshal
 import os
-import resource
-import secrets
-import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
-MNT_DETACH = 2
-SYS_MOUNT_SETATTR, SYS_PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
-LAST_CAPABILITY = 63
-UNUSED_UIDS = (61184, 65519)  # systemd's range for users that own nothing: a uid of its own has its own process count
-SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+from prunetune.errors import TaskError
 
-WORK = "/sandbox"  # the working folder
-ENVIRONMENT = {"PATH": "/usr/bin", "HOME": WORK, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-
-libc = ctypes.CDLL(None, use_errno=True)
+STOP_SECONDS = 20.0  # for a launcher to end all that it started
+OVER_MEMORY = 213  # as in `confined/launcher.py`, which this process does not import
+LAUNCH = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from confined.launcher import main; main()"
 
 
-def main() -> None:
-    """Read the request, build the jail, run the program, exit with its status (128 + n for signal n)."""
-    root, request_fd, ready = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    with os.fdopen(request_fd, "rb") as f:
-        request = json.loads(f.read())
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.set_inheritable(ready, False)
-    real_root = os.geteuid() == 0
-    try:
-        become_alone(real_root)
-    except OSError as e:
-        os.write(ready, f"{e.strerror}: {e.filename or 'namespaces'}".encode())
-        os._exit(1)
-    first = os.fork()
-    if first == 0:
-        os._exit(process_one(root, request, ready, real_root))
-    os.close(ready)
-    os.close(0)
-    os.close(1)  # only the program holds the pipe: its end is seen even before ours
-    _, status = os.waitpid(first, 0)
-    os._exit(shell_status(status))
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        wall_seconds: From start to end. None: no limit.
+        cpu_seconds: CPU time of each process. None: no limit.
+        memory_bytes: Memory of all processes and of the files in the working folder together; address space of each.
+        file_bytes: Size of one file; the working folder holds four times as much.
+        processes: Processes and threads at any time.
+        open_files: File descriptors of each process.
+        output_bytes: What it may print.
+    """
+
+    wall_seconds: float | None = 10.0
+    cpu_seconds: int | None = 5
+    memory_bytes: int = 512 << 20
+    file_bytes: int = 8 << 20
+    processes: int = 8
+    open_files: int = 64
+    output_bytes: int = 64 << 10
 
 
-def become_alone(real_root: bool) -> None:
-    """New namespaces. Without root, a user namespace gives the rights that the others need, inside it alone."""
-    spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-    uid, gid = os.geteuid(), os.getegid()
-    if real_root:
-        call("unshare", spaces)
-        return
-    call("unshare", spaces | CLONE_NEWUSER)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+USUAL = Limits()
 
 
-def process_one(root: Path, request: dict[str, Any], ready: int, real_root: bool) -> int:
-    """Build the root, start the program, wait for it. Ends itself in any case some time after the wall limit."""
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    limits = request["limits"]
-    try:
-        build_root(root, request["visible"], limits)
-        for path, text in request["files"].items():
-            Path(path).write_text(text, encoding="utf-8", errors="surrogatepass")
-        os.write(ready, b"ready")
-    except OSError as e:
-        os.write(ready, f"{e.strerror}: {e.filename}".encode())
-        return 1
-    os.close(ready)
-    if limits["wall_seconds"] is not None:
-        signal.alarm(int(limits["wall_seconds"]) + 5)
-    program = os.fork()
-    if program == 0:
-        run(request, real_root)
-    os.close(0)
-    os.close(1)
-    while True:  # orphans are ours: reap them, and end with the program
-        pid, status = os.waitpid(-1, 0)
-        if pid == program:
-            return shell_status(status)
+class Jail:
+    """One confined process: starts on entry, and is gone with all its descendants after `wait` or on exit."""
 
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        files: Mapping[str, str] | None = None,
+        visible: Sequence[str] = (),
+        bound: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        limits: Limits = USUAL,
+        output: bool = False,
+        talks: bool = False,
+    ) -> None:
+        """Prepare.
 
-def build_root(root: Path, visible: list[str], limits: dict[str, Any]) -> None:
-    """An empty file system in memory, with the interpreter and the system's libraries bound into it, read-only."""
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", str(root), "tmpfs", MS_NOSUID, b"size=1m,mode=755")
-    for source in [*DEVICES, *SYSTEM, *visible]:
-        path = Path(source)
-        target = root / source.lstrip("/")
-        if path.is_symlink():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path.readlink())
-        elif path.exists() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.mkdir() if path.is_dir() else target.touch()
-            mount(source, str(target), None, MS_BIND | MS_REC)
-            read_only(target)
-    work = root / WORK.lstrip("/")
-    work.mkdir()
-    read_only(root)
-    size = 4 * limits["file_bytes"]
-    mount("tmpfs", str(work), "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=1000,mode=1777".encode())
-    os.chdir(root)
-    call("syscall", SYS_PIVOT_ROOT[os.uname().machine], b".", b".")  # the old root now lies on top of the new one
-    call("umount2", b".", MNT_DETACH)
-    os.chdir(WORK)
+        Args:
+            argv: Program and arguments, in the jail's paths (which are the host's, where it sees them).
+            files: Path below `/sandbox` -> text.
+            visible: Further host folders that it may read.
+            bound: Path in the jail -> host folder that it may read there.
+            environment: Environment variables beyond `PATH`, `HOME` and `LANG`.
+            limits: What it may use.
+            output: Catch what it prints (both streams as one). Otherwise the caller gets stdin and stdout as pipes.
+            talks: Give it a channel to `self.channel`. `{channel}` in its arguments stands for the number of its end.
+        """
+        self._argv = list(argv)
+        self._request: dict[str, Any] = {
+            "files": dict(files or {}),
+            "visible": [sys.base_prefix, *visible],
+            "bound": dict(bound or {}),
+            "environment": dict(environment or {}),
+            "limits": asdict(limits),
+        }
+        self._output, self._talks = output, talks
+        self.channel: socket.socket | None = None
+        self.process: subprocess.Popen[bytes]
 
+    def __enter__(self) -> Jail:
+        return self.start()
 
-def run(request: dict[str, Any], real_root: bool) -> None:
-    """Drop every privilege, set the limits, become the program."""
-    os.umask(0o077)
-    os.setsid()
-    argv, limits = request["argv"], request["limits"]
-    hard: list[tuple[int, int]] = [
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_NOFILE, limits["open_files"]),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, limits["processes"]),
-        (resource.RLIMIT_MEMLOCK, 0),
-    ]
-    for capability in range(LAST_CAPABILITY + 1):
-        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers that this kernel does not have
-    if real_root:  # in a user namespace there is no other user: the caller's own remains, without rights
-        uid = UNUSED_UIDS[0] + secrets.randbelow(UNUSED_UIDS[1] - UNUSED_UIDS[0])
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for kind, most in hard:
-        resource.setrlimit(kind, (most, most))
-    cpu = limits["cpu_seconds"]
-    if cpu is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    os.execve(argv[0], argv, {**ENVIRONMENT, **request["environment"]})  # noqa: S606  # no shell is the point
+    def start(self) -> Jail:
+        """Start the process. Raises TaskError if this machine cannot isolate it."""
+        if not sys.platform.startswith("linux"):
+            raise TaskError("running model-written code needs Linux namespaces", value=sys.platform, fix="use Linux")
+        ready, ready_end = os.pipe()
+        request, request_end = os.pipe()
+        self.channel, channel_end = socket.socketpair() if self._talks else (None, None)
+        if self.channel is not None:
+            self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        channel = -1 if channel_end is None else channel_end.fileno()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", LAUNCH, str(request), str(ready_end), str(channel)],
+                stdin=subprocess.DEVNULL if self._output else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if self._output else subprocess.DEVNULL,
+                bufsize=0,
+                pass_fds=[fd for fd in (request, ready_end, channel) if fd >= 0],
+                start_new_session=True,
+                env={},
+                cwd="/",
+            )
+        finally:
+            os.close(ready_end)
+            os.close(request)
+            if channel_end is not None:
+                channel_end.close()
+        argv = [a.replace("{channel}", str(channel)) for a in self._argv]
+        self._orders = os.fdopen(request_end, "wb", buffering=0)  # its end ends the jail
+        with contextlib.suppress(BrokenPipeError):
+            data = marshal.dumps({**self._request, "argv": argv, "caller": os.getpid()})
+            while data:
+                data = data[self._orders.write(data) :]
+        with os.fdopen(ready, "rb") as f:
+            said = f.read().decode(errors="replace")
+        if said != "ready":
+            self.stop()
+            raise TaskError(
+                f"this machine cannot isolate model-written code ({said.strip() or 'no answer'})",
+                fix="allow namespaces: user.max_user_namespaces > 0, kernel.apparmor_restrict_unprivileged_userns=0; "
+                "or docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
+            )
+        return self
 
+    def wait(self, kill: bool) -> int:
+        """The exit status (minus a signal's number); `kill` ends the process first. Nothing runs any more after it."""
+        if kill:
+            self.stop()
+        status = self.process.wait()
+        self.stop()
+        return status if status < 128 or status == OVER_MEMORY else 128 - status
 
-def read_only(path: Path) -> None:
-    """A mount and all mounts below it become read-only, without devices and set-user-id programs."""
-    only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID
-    attributes = (ctypes.c_uint64 * 4)(only, 0, 0, 0)
-    call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, str(path).encode(), AT_RECURSIVE, ctypes.byref(attributes), 32)
+    def stop(self) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended; we have been here before
+            self._orders.write(b"end")
+        self._orders.close()
+        try:  # the launcher ends when all the others have ended
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.channel):
+            if pipe is not None:
+                pipe.close()
 
-
-def mount(source: str, target: str, kind: str | None, flags: int, data: bytes | None = None) -> None:
-    """Mount `source` on `target`."""
-    call("mount", source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), data)
-
-
-def call(name: str, *args: Any) -> None:
-    """A libc function that returns 0 (or more), or raises OSError with its name."""
-    if getattr(libc, name)(*args) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
-
-
-def shell_status(status: int) -> int:
-    """A wait status as a shell gives it."""
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-
-
-if __name__ == "__main__":
-    main()
+    def __exit__(self, *_: object) -> None:
+        self.stop()
