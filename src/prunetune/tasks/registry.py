@@ -127,7 +127,9 @@ def _gym(config: TaskConfig) -> Task:
         correct = reply["score"] >= 1.0
         return Verdict(correct, answer, "" if correct else f"score {reply['score']:g}", {"score": reply["score"]})
 
-    version = "2" if name in EXECUTING or name in gym.CHECKS else "1"  # 2: wrong answers that its scorer takes are wrong
+    version = (
+        "2" if name in EXECUTING or name in gym.CHECKS else "1"
+    )  # 2: wrong answers that its scorer takes are wrong
     return make_task(config, version, problems, verify, max_new_tokens=512)
 
 

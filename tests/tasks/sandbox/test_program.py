@@ -214,14 +214,9 @@ def test_regaining_rights() -> None:
 
 def test_a_killed_caller_takes_the_sandbox_with_it(place: Path) -> None:
     script = (
-<<<<<<< HEAD
-        f"from prunetune.tasks.sandbox import program as sandbox\nsandbox.PROGRAM = '/sandbox/{MARK}program.py'\n"
-        "sandbox.run_program('import time; time.sleep(300)', allowed=True)"
-=======
         "from prunetune.tasks.sandbox import program\n"
         f"program.PROGRAM = '/sandbox/{MARK}program.py'\n"
         "program.run_program('import time; time.sleep(300)', allowed=True)"
->>>>>>> fdbe49c (The judge and the program are two processes; memory adds up; no answer of reasoning-gym runs)
     )
     caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(place)})
     wait_for(lambda: len(leftovers.below(caller.pid)) == 3)  # launcher, process 1, program

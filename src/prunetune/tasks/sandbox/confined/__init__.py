@@ -1,6 +1,7 @@
 """What runs inside the sandbox, or builds it: standard library only, nothing of ours, so that every start is quick.
 
-It is put on the path as a package of its own (`confined`), never imported as a part of prunetune by what it starts.
+Nobody imports it but by its path: it is put on the path of a new process as a package of its own (`confined`).
+To add something that runs inside: a module with a `main`, and `program.confined_jail("module")` to start it.
 
     launcher  namespaces, an empty root, limits; then it watches the memory of all processes together
     filters   the system calls that nothing inside may use
