@@ -37,6 +37,15 @@ def strangers() -> set[int]:
     return found
 
 
+def abandoned() -> list[str]:
+    """Control groups of launchers that have ended."""
+    found = []
+    for folder, below_it, _ in os.walk("/sys/fs/cgroup"):
+        names = [n for n in below_it if n.startswith("prunetune-") and not Path("/proc", n.partition("-")[2]).exists()]
+        found += [f"{folder}/{n}" for n in names]
+    return sorted(found)
+
+
 def state() -> dict[str, object]:
     """Everything that must be the same before and after."""
     return {
@@ -44,6 +53,7 @@ def state() -> dict[str, object]:
         "/dev/shm": sorted(p.name for p in Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else [],
         "temporary files": sorted(p.name for p in Path(tempfile.gettempdir()).iterdir() if "jail" in p.name),
         "mounts": [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if "sandbox" in m],
+        "control groups": abandoned(),
         "host name": os.uname().nodename,
     }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.tasks.sandbox import leftovers
 
+from prunetune.tasks.sandbox import jail
+from prunetune.tasks.sandbox.confined.group import places
 from prunetune.tasks.sandbox.program import Limits, Outcome, run_program, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -124,3 +126,37 @@ def test_many_processes_that_share_their_parents_memory_are_no_attack() -> None:
 def test_the_reason_is_told() -> None:
     assert "more memory than it may" in run(ATTACKS["twelve processes"]).reason
     assert "Operation not permitted" in run(ATTACKS["memfds"]).reason
+
+
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+34 25 0:29 / /sys/fs/cgroup/memory rw,relatime shared:15 - cgroup cgroup rw,memory
+35 25 0:30 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+36 25 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+CONTAINED = "40 39 0:33 /docker/abc /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw,nsdelegate\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "found"),
+    [
+        ("4:memory:/user/me\n3:cpu,cpuacct:/\n0::/\n", MOUNTS, [(1, "/sys/fs/cgroup/memory/user/me"), (2, "/sys/fs/cgroup")]),
+        ("4:memory:/\n", MOUNTS, [(1, "/sys/fs/cgroup/memory")]),
+        ("0::/user.slice/app.slice/x.scope\n", MOUNTS, [(2, "/sys/fs/cgroup/unified/user.slice/app.slice")]),
+        ("0::/docker/abc/job\n", CONTAINED, [(2, "/sys/fs/cgroup")]),
+        ("0::/docker/abcd\n", CONTAINED, []),
+        ("", MOUNTS, []),
+    ],
+)  # fmt: skip
+def test_where_a_control_group_could_be_made(groups: str, mounts: str, found: list[tuple[int, str]]) -> None:
+    assert places(groups, mounts) == found
+
+
+def test_without_a_control_group_the_sum_is_held_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where none may be made: the launcher looks for a file that is not there."""
+    alone = jail.LAUNCH.replace("; main()", "; import confined.launcher as l; l.make = lambda most: None; main()")
+    monkeypatch.setattr(jail, "LAUNCH", alone)
+    with Most() as most:
+        outcome = run(ATTACKS["twelve processes"])
+    assert "more memory than it may" in outcome.reason
+    assert most.bytes <= 1.5 * LIMIT  # how soon it is seen depends on how busy the machine is

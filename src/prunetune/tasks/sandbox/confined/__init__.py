@@ -5,6 +5,7 @@ To add something that runs inside: a module with a `main`, and `program.confined
 
     launcher  namespaces, an empty root, limits; then it watches the memory of all processes together
     filters   the system calls that nothing inside may use
+    group     a control group for a program's memory, where one may be made
     watch     how much memory a process and all its descendants hold
     wire      values as plain data, the only thing that crosses from a program to its judge
     runner    the program's side: runs it, then answers the judge's calls

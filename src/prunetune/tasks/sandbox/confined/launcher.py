@@ -18,11 +18,14 @@ import sys
 import time
 
 from .filters import restrict  # a package of its own, wherever it is put
+from .group import make, write
 from .watch import Watch
 
 TYPE_CHECKING = False  # typing takes 8 ms of a start, signal as long
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from .group import Group
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -42,7 +45,8 @@ ROOT = "/proc"  # the new root is mounted here, in a mount namespace of its own:
 WORK = "/sandbox"  # the working folder
 ENVIRONMENT = {"PATH": "/usr/bin", "HOME": WORK, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 OVER_MEMORY = 213  # the launcher's exit status when it ended the program for that
-ALONE, SEVERAL, IDLE = 0.010, 0.003, 0.1  # seconds between two looks at the memory: of one process, several, a server
+ALONE, SEVERAL, IDLE = 0.005, 0.002, 0.1  # seconds between two looks at the memory: of one process, several, a server
+EARLY = 0.9  # several processes are ended at this share of the limit: they grow while they are added up
 URGENT = -10
 GRACE = 5.0  # seconds after which the launcher ends what its caller should have ended
 
@@ -58,9 +62,6 @@ def main() -> NoReturn:
     orders, ready, channel = map(int, sys.argv[1:4])
     with os.fdopen(orders, "rb", closefd=False) as f:
         request = marshal.load(f)  # noqa: S302  # from our own caller
-    call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    if os.getppid() != request["caller"]:
-        os._exit(1)  # it ended before we could ask to be told
     os.set_inheritable(orders, False)
     os.set_inheritable(ready, False)
     real_root = os.geteuid() == 0
@@ -69,16 +70,19 @@ def main() -> NoReturn:
         become_alone(real_root)
     except OSError as e:
         refuse(ready, e)
+    group = make(request["limits"]["memory_bytes"])
     first = os.fork()
     if first == 0:
-        os._exit(process_one(request, ready, channel, real_root))
+        os._exit(process_one(request, ready, channel, group, real_root))
     for fd in (ready, 0, 1, channel):  # only the program holds these: their end is seen even before ours
         if fd >= 0:
             os.close(fd)
     if real_root:
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)  # on a busy machine, a look that comes late finds more memory
-    over = supervise(first, orders, watch, request["limits"])
+    over = supervise(first, orders, watch, group, request)
     _, status = os.waitpid(first, 0)  # only after every process of its namespace
+    if group is not None:
+        group.remove()
     os._exit(OVER_MEMORY if over else shell_status(status))
 
 
@@ -101,27 +105,29 @@ def become_alone(real_root: bool) -> None:
     write("/proc/self/uid_map", f"0 {uid} 1")
 
 
-def supervise(first: int, orders: int, watch: Watch, limits: dict[str, Any]) -> bool:
+def supervise(first: int, orders: int, watch: Watch, group: Group | None, request: dict[str, Any]) -> bool:
     """Wait for the end of process 1. End it on order, some time after the wall limit, or if all hold too much memory.
 
     Returns whether they did.
     """
+    limits = request["limits"]
     waiting = select.poll()
     for fd in (os.pidfd_open(first), orders):
         waiting.register(fd, select.POLLIN)
-    wall = limits["wall_seconds"]
+    wall, most = limits["wall_seconds"], limits["memory_bytes"]
     latest = None if wall is None else time.monotonic() + wall + GRACE
     alone = ALONE if wall is not None else IDLE
-    pause = ALONE
+    pause, over = ALONE, False
     while not waiting.poll(pause * 1000):
         pids = watch.descendants(first)
-        pause = SEVERAL if len(pids) > 1 else alone
-        over = watch.exceeds(pids, limits["memory_bytes"] - in_files())
-        if over or (latest is not None and time.monotonic() > latest):
-            os.kill(first, SIGKILL)
-            return over
+        several = len(pids) > 1
+        pause = SEVERAL if several else alone
+        over = watch.exceeds(pids, int(most * (EARLY if several else 1)) - in_files())
+        late = latest is not None and time.monotonic() > latest
+        if over or late or (group is not None and group.killed()) or os.getppid() != request["caller"]:
+            break
     os.kill(first, SIGKILL)  # where it has ended, it is not reaped yet: its number is its own
-    return False
+    return over or (group is not None and group.killed())
 
 
 def in_files() -> int:
@@ -133,7 +139,7 @@ def in_files() -> int:
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def process_one(request: dict[str, Any], ready: int, channel: int, real_root: bool) -> int:
+def process_one(request: dict[str, Any], ready: int, channel: int, group: Group | None, real_root: bool) -> int:
     """Build the root, start the program, wait for it."""
     call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     try:
@@ -143,6 +149,8 @@ def process_one(request: dict[str, Any], ready: int, channel: int, real_root: bo
     program = os.fork()
     if program == 0:
         try:
+            if group is not None:
+                group.enter()
             run(request, ready, channel, real_root)
         except OSError as e:
             refuse(ready, e)
@@ -237,12 +245,6 @@ def read_only(path: str) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int, data: bytes | None = None) -> None:
     """Mount `source` on `target`."""
     call("mount", source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), data)
-
-
-def write(path: str, text: str) -> None:
-    """Write a file."""
-    with open(path, "w", encoding="utf-8", errors="surrogatepass") as f:
-        f.write(text)
 
 
 def call(name: str, *args: Any) -> None:
