@@ -126,7 +126,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.layers = nn.ModuleList(SlicedLayer(block, config) for block in self.model.layers)
         self.model.norm = Norm(config.norm_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers'
 
     def forward(
         self,

@@ -114,7 +114,8 @@ def principal_axes(tokens: Any, kept: int) -> Float[Tensor, "hidden kept"]:
     if gram is None:
         raise OutOfReach("there is no sequence to find the axes with", fix="give at least one batch")
     _, vectors = torch.linalg.eigh(gram.finish().double())
-    return vectors.flip(1)[:, :kept].contiguous()
+    basis: Tensor = vectors.flip(1)[:, :kept].contiguous()
+    return basis
 
 
 class _Halves:
@@ -193,7 +194,8 @@ def sliced_model(model: PreTrainedModel, bases: Bases) -> SlicedForCausalLM:
     made.load_state_dict(sliced_tensors(model.state_dict(), bases, model.config.num_hidden_layers))
     made.generation_config = model.generation_config
     moved: SlicedForCausalLM = made.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]  # as in store.py
-    return moved.eval()
+    moved.train(False)
+    return moved
 
 
 def sliced_tensors(state: Mapping[str, Tensor], bases: Bases, depth: int) -> dict[str, Tensor]:

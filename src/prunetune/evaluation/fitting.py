@@ -21,4 +21,4 @@ def guess_batch(model: PreTrainedModel, tokens: int) -> int:
         free, _ = torch.cuda.mem_get_info(model.device)
     else:
         free = min(8 << 30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return max(1, min(LARGEST_BATCH.get(model.device.type, 64), free // 2 // row_bytes))
+    return max(1, min(LARGEST_BATCH.get(model.device.type, 64), int(free // 2 // row_bytes)))

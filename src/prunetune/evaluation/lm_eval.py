@@ -236,7 +236,7 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
                 done[0] += 1
                 progress(done[0], max(done[1], done[0]))
 
-    class Keeping(api.LM):
+    class Keeping(api.LM):  # type: ignore[misc]  # lm-eval has no types
         """Asks the model only for what is not kept yet."""
 
         tokenizer_name = property(lambda _: getattr(lm, "tokenizer_name", ""))
@@ -251,10 +251,11 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
             return [float(a) for a in self._ask("loglikelihood_rolling", requests)]
 
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
-            return lm.apply_chat_template(*args, **kwargs)
+            return str(lm.apply_chat_template(*args, **kwargs))
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
-            return lm.chat_template(chat_template)
+            found = lm.chat_template(chat_template)
+            return None if found is None else str(found)
 
         def _ask(self, kind: str, requests: list[Any]) -> list[Any]:
             new = [r for r in requests if key(kind, r.args) not in kept]

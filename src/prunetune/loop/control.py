@@ -43,7 +43,7 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
 def is_bare(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe cuts without compensation, by `contribution`."""
     score = recipe.get("score") or {}
-    return recipe.get("compensate", "none") == "none" and score.get("criterion", "contribution") == "contribution"
+    return bool(recipe.get("compensate", "none") == "none" and score.get("criterion", "contribution") == "contribution")
 
 
 def name_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def chunked(
 ) -> Float[Tensor, ""]:
     """Sum of a term of the logits over all tokens, chunk by chunk; arguments as in `next_token_loss`."""
     size = chunk or chunk_tokens(len(weight), hidden.device)
-    total: Tensor = _Chunked.apply(hidden, weight, term, softcap, compute, size)
+    total: Tensor = _Chunked.apply(hidden, weight, term, softcap, compute, size)  # type: ignore[no-untyped-call]  # torch's
     return total
 
 
@@ -143,7 +143,8 @@ class _Chunked(torch.autograd.Function):
 
 def on_logits(logits: Float[Tensor, "tokens vocabulary"], term: Term, chunk: int | None = None) -> Float[Tensor, ""]:
     """Sum of a term over logits that the model itself made (a sharded head, which cannot be read from outside)."""
-    total: Tensor = _OnLogits.apply(logits, term, chunk or chunk_tokens(logits.shape[-1], logits.device))
+    size = chunk or chunk_tokens(logits.shape[-1], logits.device)
+    total: Tensor = _OnLogits.apply(logits, term, size)  # type: ignore[no-untyped-call]  # torch's
     return total
 
 

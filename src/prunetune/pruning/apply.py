@@ -78,8 +78,8 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     pruned.config._name_or_path = pruned.name_or_path = ""
     pruned.generation_config = copy.deepcopy(model.generation_config)
     module: torch.nn.Module = pruned  # whose `to` has a type
-    module.to(model.device)
-    return pruned.eval()
+    module.to(model.device).eval()
+    return pruned
 
 
 def apply_on_disk(

@@ -267,11 +267,13 @@ def vote_scores(gate: Float[Tensor, " width"], up: Float[Tensor, " width"], shar
 
 
 def _l2(before: Tensor, after: Tensor) -> Tensor:
-    return (after - before).norm(dim=-1)
+    change: Tensor = (after - before).norm(dim=-1)
+    return change
 
 
 def _relative(before: Tensor, after: Tensor) -> Tensor:
-    return (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
+    change: Tensor = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
+    return change
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:

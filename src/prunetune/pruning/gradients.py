@@ -84,7 +84,9 @@ class _Call:
     def input(self) -> Tensor:
         """The hidden states that it got, without a graph; they are let go of here."""
         if self.args:
-            hidden, self.args = self.args[0].detach(), (None, *self.args[1:])
+            first, *rest = self.args
+            hidden: Tensor = first.detach()
+            self.args = (None, *rest)
         else:
             hidden = self.kwargs.pop("hidden_states").detach()
         return hidden

@@ -178,4 +178,6 @@ def forward(
 ) -> Float[Tensor, "batch places hidden"]:
     """Run one layer, autocast off, on the output of the layer before."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return one.model(inputs_embeds=hidden, attention_mask=mask.to(hidden.device), use_cache=False).last_hidden_state
+        out = one.model(inputs_embeds=hidden, attention_mask=mask.to(hidden.device), use_cache=False)
+    after: Tensor = out.last_hidden_state
+    return after

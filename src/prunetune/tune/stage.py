@@ -149,7 +149,8 @@ def adapted(model: PreTrainedModel, lora: Lora | None, seed: int) -> Any:
 
 def merged(model: Any) -> PreTrainedModel:
     """The plain model with its adapters added into the weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    plain: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return plain
 
 
 @contextmanager

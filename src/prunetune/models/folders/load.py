@@ -55,7 +55,8 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
         check_loaded(folder, model, info)
         check_finite(model)
         moved: PreTrainedModel = model.to(device)
-        return moved.eval()
+        moved.eval()
+        return moved
 
 
 def check_finite(model: PreTrainedModel) -> None:
