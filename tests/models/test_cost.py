@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from prunetune.errors import UnknownName, UnsupportedModel
-from prunetune.models.cost import GPUS, Cost, Shape, cost_of, gpu_of, layer_params, neuron_params, params
+from prunetune.models.cost import Cost, Shape, cost_of, layer_params, neuron_params, params, state_bytes
 from prunetune.models.families import FAMILIES
+from prunetune.models.gpus import GPUS, gpu_of
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f: (f, {}) for f in FAMILIES},
@@ -158,15 +159,35 @@ def test_training_cost() -> None:
     assert cost.train_bytes == 16 * cost.params
     # 6 N a token without recomputation, the embedding look-up aside.
     matrices = cost.params - 4096 * 128256
-    assert cost.train_flops(1_000_000, length=1, checkpointing=False) == pytest.approx(6e6 * matrices, rel=0.01)
-    assert cost.train_flops(1000) == pytest.approx(4 / 3 * cost.train_flops(1000, checkpointing=False), rel=1e-6)
+    assert cost.train_flops(1_000_000, length=1) == pytest.approx(6e6 * matrices, rel=0.01)
+    assert cost.train_flops(4096, length=1024) == 3 * 4 * cost.forward_flops(1024)  # forward, and twice that backward
+    assert cost.train_flops(1000, passes=1) == pytest.approx(cost.train_flops(1000) / 3)
     one, four = cost.train_hours(10**9, "A100-80G"), cost.train_hours(10**9, "A100-80G", gpus=4)
     assert one == pytest.approx(4 * four)
     assert 100 < one < 300
     assert cost.activation_bytes(2000) == 2 * cost.activation_bytes(1000) > 0
+    whole = [cost.activation_bytes(1000, checkpointing=c, logits=False) for c in (False, True)]
+    assert whole[0] > 5 * whole[1] and cost.activation_bytes(1000) == whole[1] + 8 * 1000 * 128256
     with pytest.raises(UnknownName, match="A100-80G"):
         gpu_of("A100-80GB")
     assert all(memory > 0 and tflops > 0 for memory, tflops in GPUS.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_"), [("", 16), ("ddp", 16), ("zero2", 2 + 3.5), ("zero3", 4), ("fsdp2", 4), ("--cpu", 16)]
+)
+def test_bytes_that_training_holds_for_a_parameter(kind: str, bytes_: float) -> None:
+    assert state_bytes(kind, 4) == bytes_
+    assert state_bytes(kind, 4, reference=True) - bytes_ == state_bytes(kind, 4, average=True) - bytes_ > 0
+    assert state_bytes(kind, 4, lora=True) == state_bytes(kind, 4, lora=True, average=True) <= 4
+
+
+def test_the_cost_of_training_needs_no_family() -> None:
+    """A model of no family of ours (a sliced one) is trained too: the same numbers from its config's names."""
+    config = tiny_config("llama")
+    known, loose = cost_of(config), Cost(Shape.loose(config))
+    assert loose.train_flops(1000, 64) == known.train_flops(1000, 64)
+    assert loose.activation_bytes(1000) == known.activation_bytes(1000)
 
 
 def test_record_and_refusal() -> None:

@@ -83,8 +83,9 @@ def description(
 ) -> tuple[dict[str, Any], str]:
     """Shape and cost of a model from its config alone, and what a target would take."""
     from prunetune.common.units import count, flops, size
-    from prunetune.models.cost import cost_of, gpu_of
+    from prunetune.models.cost import cost_of
     from prunetune.models.families import family_of
+    from prunetune.models.gpus import gpu_of
     from prunetune.schedule.steps import plan_ahead
     from prunetune.schedule.target import PruneConfig, Sizes
 

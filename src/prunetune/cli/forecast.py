@@ -2,13 +2,11 @@
 
     tokens   a method's budget in tokens; one in samples counts TOKENS_A_SAMPLE each, at most `max_length` (`grpo`:
              PROMPT and ANSWER tokens for each of the group's answers)
-    memory   bytes a parameter x parameters: 16 in one process or with ddp (fp32 weights, gradients, AdamW's two
-             moments); over n devices zero2 2 + 14/n (bf16 weights whole on each), zero3 and fsdp2 16/n; LoRA 4, the
-             weights alone; grpo 4 more for the reference, `average` for the mean; weights that are spread are divided
-             by n. To this the activations of one sequence of `max_length` with checkpointing (`Cost.activation_bytes`)
-    hours    tokens x FLOPs / (devices x peak x utilisation): 6 FLOPs a parameter and token (forward 2, backward 4;
-             recomputing activations is not counted as work), LoRA 4, distill 2 more a parameter of the teacher; grpo 2
-             more for the reference, and 2 for sampling at SAMPLING of the peak (decoding is bound by memory)
+    memory   `cost.state_bytes` x parameters, and the activations of one sequence of `max_length` with checkpointing
+             (`Cost.activation_bytes`)
+    hours    FLOPs (`Cost.train_flops`) / (devices x peak x utilisation): forward, and twice that backward (LoRA: once);
+             distill runs the teacher forward, grpo the reference, and samples at SAMPLING of the peak (decoding is
+             bound by memory)
 
 Scoring holds its own memory (`Cost.scoring_bytes`); its time, and that of pruning and evaluation, comes on top. These
 are estimates to choose a machine with, not measurements.
@@ -34,7 +32,7 @@ class Paper:
 
     Attributes:
         sizes: Rounds done -> the size as the paper prints it; -1: of the final model.
-        gpu: What it ran on, a name in `cost.GPUS`; how many is in the recipe's launcher.
+        gpu: What it ran on, a name in `gpus.GPUS`; how many is in the recipe's launcher.
         hours: Recovery time that it reports.
     """
 
@@ -108,45 +106,46 @@ def recovery(
         where: Launcher as in the recipe, number of devices, name of the GPU.
         rounds: Over which a budget of the run is shared out.
     """
-    from prunetune.models.cost import gpu_of
+    from prunetune.models.cost import state_bytes
+    from prunetune.models.gpus import gpu_of
 
     launcher, devices, gpu = where
-    tokens = tokens_of(method, rounds)
-    n, lora, grpo = cost.params, method.lora is not None, method.type == "grpo"
-    work = (4 if lora else 6) * n + (2 * original.params if method.type == "distill" else 2 * n if grpo else 0)
-    seconds = work / UTILISATION + (2 * n / SAMPLING if grpo else 0)
-    peak = gpu_of(gpu)[1] * 1e12 * devices
+    tokens, lora, grpo = tokens_of(method, rounds), method.lora is not None, method.type == "grpo"
+    kind = (launcher or "").split(" ")[0]
+    held = state_bytes(kind, devices, lora=lora, reference=grpo and method.beta > 0, average=bool(method.average))
     length = method.max_length + (method.max_new_tokens or ANSWER if grpo else 0)
-    held = bytes_a_parameter(launcher, devices, lora=lora, reference=grpo and method.beta > 0)
-    held += 4 if method.average and not lora else 0
+    peak = gpu_of(gpu)[1] * 1e12 * devices
     return {
         "method": method.type,
         "tokens": tokens,
-        "device_bytes": round(held * n) + cost.activation_bytes((method.micro_batch_size or 1) * length),
-        "hours": None if tokens is None else tokens * seconds / peak / 3600,
+        "device_bytes": round(held * cost.params) + cost.activation_bytes((method.micro_batch_size or 1) * length),
+        "hours": None if tokens is None else _work(method, cost, original, tokens) / peak / 3600,
     }
+
+
+def _work(method: Any, cost: Cost, original: Cost, tokens: int) -> float:
+    """FLOPs of a method at the whole peak: what runs at a share of it counts as so much more."""
+    length, grpo = _sequence(method), method.type == "grpo"
+    trained = cost.train_flops(tokens, length, passes=2 if method.lora is not None else 3)
+    beside = {"distill": original, "grpo": cost}.get(method.type)  # the teacher, the reference
+    seen = beside.train_flops(tokens, length, passes=1) if beside is not None else 0
+    sampled = cost.train_flops(tokens, length, passes=1) if grpo else 0
+    return (trained + seen) / UTILISATION + sampled / SAMPLING
+
+
+def _sequence(method: Any) -> int:
+    """Tokens of a sequence, as assumed."""
+    if method.type == "grpo":
+        return int(min(PROMPT, method.max_length) + min(ANSWER, method.max_new_tokens or ANSWER))
+    return int(min(TOKENS_A_SAMPLE, method.max_length))
 
 
 def tokens_of(method: Any, rounds: int) -> int | None:
     """Tokens that a method trains in one round, all epochs; None if it takes all that the data hold."""
     shared = 1 if method.per == "round" else rounds
-    if method.type == "grpo":
-        answer = min(ANSWER, method.max_new_tokens or ANSWER)
-        each = method.group * (min(PROMPT, method.max_length) + answer)
-    else:
-        each = min(TOKENS_A_SAMPLE, method.max_length)
+    each = _sequence(method) * (method.group if method.type == "grpo" else 1)
     found = [b for b in (method.tokens, method.samples and method.samples * each) if b is not None]
     return min(found) // max(shared, 1) * method.epochs if found else None
-
-
-def bytes_a_parameter(launcher: str | None, devices: int, *, lora: bool = False, reference: bool = False) -> float:
-    """Bytes that training holds on one device for each parameter; see the formulas above."""
-    kind = (launcher or "").split(" ")[0]
-    spread = devices if kind in ("zero3", "fsdp2") else 1
-    more = 4 / spread if reference else 0.0
-    if lora:
-        return 4 / spread + more
-    return (2 + 14 / devices if kind == "zero2" else 16 / spread) + more
 
 
 def devices_of(launcher: str | None) -> int:

@@ -17,22 +17,9 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from prunetune.errors import UnknownName, UnsupportedModel
+from prunetune.errors import UnsupportedModel
 from prunetune.models.families import Family, family_of
-
-# Name -> (memory in GiB, dense bf16 TFLOP/s), from the vendors' data sheets.
-GPUS: dict[str, tuple[int, float]] = {
-    "L4": (24, 121),
-    "RTX 3090": (24, 71),
-    "RTX 4090": (24, 165),
-    "A10": (24, 125),
-    "A100-40G": (40, 312),
-    "L40S": (48, 362),
-    "A100-80G": (80, 312),
-    "H100": (80, 989),
-    "H200": (140, 989),
-    "B200": (180, 2250),
-}
+from prunetune.models.gpus import gpu_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +72,25 @@ class Shape:
             layer_extra=extra,
             window=window if sliding else None,
             sliding=sliding,
+        )
+
+    @staticmethod
+    def loose(config: Any) -> Shape:
+        """Of any config with these names, of a family of ours or not: enough for the cost of training alone."""
+        heads = config.num_attention_heads
+        return Shape(
+            depth=config.num_hidden_layers,
+            width=config.intermediate_size,
+            hidden=config.hidden_size,
+            vocab=config.vocab_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            tied=True,
+            mlp_bias=False,
+            layer_extra=0,
+            window=None,
+            sliding=0,
         )
 
     def resized(self, depth: int | None = None, width: int | None = None) -> Shape:
@@ -215,17 +221,20 @@ class Cost:
 
     @property
     def train_bytes(self) -> int:
-        """Bytes of full fine-tuning with AdamW, activations apart: weights, gradients and two moments in fp32."""
-        return 16 * self.params
+        """Bytes of full fine-tuning in one process, activations apart."""
+        return round(state_bytes() * self.params)
 
-    def activation_bytes(self, tokens: int) -> int:
-        """Rough bytes of activations for `tokens` in one micro-batch, with gradient checkpointing.
+    def activation_bytes(self, tokens: int, *, item: int = 2, checkpointing: bool = True, logits: bool = True) -> int:
+        """Bytes that the backward pass of `tokens` in one micro-batch keeps: from the shape, on the safe side.
 
-        Every layer's input in bf16, one layer recomputed, and logits with their gradient in fp32.
+        A layer keeps the inputs of its norms (fp32), of its linear layers and of the gated product, `item` bytes an
+        element; with checkpointing only its own input, and one layer is recomputed at a time. Logits, where they are
+        held as a whole, are fp32 and have a gradient.
         """
         s = self.shape
-        one_layer = 2 * (8 * s.hidden + 4 * s.width + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
-        return tokens * (2 * s.hidden * s.depth + one_layer + 8 * s.vocab)
+        layer = s.hidden * (16 + 4 * item) + s.width * 5 * item + 3 * (s.heads + s.kv_heads) * s.head_dim * item
+        layers = s.depth * 4 * s.hidden + layer if checkpointing else s.depth * layer
+        return tokens * (layers + (8 * s.vocab if logits else 0))
 
     def scoring_bytes(self, tokens: int, *, gradients: bool = False) -> int:
         """Rough bytes of scoring with batches of `tokens` places: weights and one layer's activations.
@@ -257,10 +266,11 @@ class Cost:
         decode = sum(self.forward_flops(1, past=prompt_tokens + i) for i in range(max(0, new_tokens - 1)))
         return Flops(prefill, decode)
 
-    def train_flops(self, tokens: int, length: int = 1024, checkpointing: bool = True) -> int:
-        """FLOPs of training in sequences of `length`: forward, twice that backward, forward again if recomputed."""
-        passes = 4 if checkpointing else 3
-        return round(passes * self.forward_flops(length) * tokens / length)
+    def train_flops(self, tokens: int, length: int = 1024, passes: int = 3) -> int:
+        """FLOPs of training in sequences of `length`: see `training_flops`."""
+        s = self.shape
+        products = s.depth * (s.attention_weights + 3 * s.hidden * s.width) + s.hidden * s.vocab
+        return round(training_flops(tokens, length, products, s.depth * s.heads * s.head_dim, passes))
 
     def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:
         """A rough estimate of the hours to train on `tokens` at this share of the GPUs' peak. UnknownName for a GPU."""
@@ -276,11 +286,37 @@ class Cost:
         }
 
 
-def gpu_of(name: str) -> tuple[int, float]:
-    """(memory in GiB, dense bf16 TFLOP/s) of a GPU of the table; UnknownName if it is not there."""
-    if name not in GPUS:
-        raise UnknownName("GPU", name, GPUS)
-    return GPUS[name]
+def training_flops(tokens: int, length: float, products: int, attention: int, passes: int = 3) -> float:
+    """FLOPs of training on `tokens` tokens in sequences of `length`.
+
+    Args:
+        tokens: Trained tokens.
+        length: Tokens of a sequence, each of which attends to all.
+        products: Elements of the matrices that a token passes, the head's among them.
+        attention: Layers x heads x size of a head.
+        passes: 1: forward alone (a teacher). 2: adapters (no gradients of the weights). 3: backward is twice forward.
+            Recomputing activations is no work of the model, and not counted.
+    """
+    return passes * tokens * (2.0 * products + 4.0 * attention * length)
+
+
+def state_bytes(
+    kind: str = "", devices: int = 1, *, lora: bool = False, reference: bool = False, average: bool = False
+) -> float:
+    """Bytes that training holds on one device for each parameter, activations apart.
+
+    Args:
+        kind: How weights are spread: `zero2`, `zero3`, `fsdp2`; any other: not at all.
+        devices: How many.
+        lora: Adapters alone are trained: fp32 weights; else also gradients and AdamW's two moments.
+        reference: A second copy of the weights, for a KL.
+        average: A mean of the weights beside them.
+    """
+    spread = devices if kind in ("zero3", "fsdp2") else 1
+    more = 4 / spread * (reference + (average and not lora))
+    if lora:
+        return 4 / spread + more
+    return (2 + 14 / devices if kind == "zero2" else 16 / spread) + more
 
 
 def cost_of(config: Any, *, width: int | None = None, depth: int | None = None, dtype_bytes: int = 2) -> Cost:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from prunetune.common.device import device_of
+from prunetune.models.cost import Cost, Shape, state_bytes
 from prunetune.tune.methods.base import Method
 
 
@@ -60,23 +61,8 @@ def total_bytes(device: torch.device) -> int:
     return min(found)
 
 
-def activation_bytes(config: Any, tokens: int, compute: torch.dtype, *, checkpointing: bool) -> int:
-    """Activations that the backward pass of `tokens` tokens keeps: an estimate from the shape, on the safe side.
-
-    A layer keeps the inputs of its norms (fp32), of its linear layers and of the gated product; with checkpointing only
-    its own input, and one layer is recomputed at a time.
-    """
-    item = torch.finfo(compute).bits // 8
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    layer = tokens * (
-        config.hidden_size * (4 * 4 + 4 * item)
-        + config.intermediate_size * 5 * item
-        + head_dim * (3 * heads + 3 * kv) * item
-    )
-    kept = tokens * config.hidden_size * 4 if checkpointing else layer
-    return int(config.num_hidden_layers * kept + (layer if checkpointing else 0))
+AUTOCAST = 2
+"""Bytes a parameter of the copies that autocast makes for the products."""
 
 
 def pick_memory_plan(
@@ -97,7 +83,9 @@ def pick_memory_plan(
         The largest divisor of `share` (on CPU of at most 4096 tokens, beyond which nothing is gained) whose activations
         fit beside weights, gradients and optimiser; without checkpointing if even a quarter of a step fits so.
     """
-    room = (0.6 if device.type == "cpu" else 0.85) * total_bytes(device) - (22 if method.average else 18) * params
+    held = state_bytes(average=bool(method.average)) + AUTOCAST
+    room = (0.6 if device.type == "cpu" else 0.85) * total_bytes(device) - held * params
+    cost, item = Cost(Shape.loose(config)), torch.finfo(compute).bits // 8
     cap = 4096 if device.type == "cpu" else 65536
     fits: dict[bool, int] = {}
     for checkpointing in (False, True):
@@ -106,7 +94,7 @@ def pick_memory_plan(
             for m in range(1, share + 1)
             if share % m == 0
             and (m == 1 or m * longest <= cap)
-            and activation_bytes(config, m * longest, compute, checkpointing=checkpointing) <= max(room, 0)
+            and cost.activation_bytes(m * longest, item=item, checkpointing=checkpointing, logits=False) <= max(room, 0)
         ]
         fits[checkpointing] = max(sizes, default=0)
     chosen = method.gradient_checkpointing
@@ -150,13 +138,6 @@ def product_flops(device: torch.device, compute: torch.dtype, size: int = 1024) 
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - begin)
     return 2.0 * size**3 / best
-
-
-def train_flops(config: Any, matmul_params: int, tokens: int, mean_length: float) -> float:
-    """FLOPs of training `tokens` tokens: 6 a parameter of a product and token, and 12 L d_attn t/2 for attention."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 6 * config.num_hidden_layers * width * config.num_attention_heads * mean_length
-    return tokens * (6.0 * matmul_params + attention)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

@@ -17,9 +17,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
+from prunetune.models.cost import Shape, training_flops
 from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.given import Stage, Trained
-from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops, train_flops
+from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops
 
 OPTIMIZERS: dict[str, str] = {
     "adamw": "adamw_torch_fused",
@@ -221,5 +222,6 @@ def utilisation(stage: Stage, tokens: int, mean_length: float, seconds: float, c
     names = {n: p.numel() for n, p in stage.model.named_parameters()}
     tied = not any(n.endswith("lm_head.weight") for n in names)
     products = sum(names.values()) - sum(size for n, size in names.items() if "embed_tokens" in n and not tied)
-    flops = train_flops(stage.model.config, products, tokens, mean_length)
+    shape = Shape.loose(stage.model.config)
+    flops = training_flops(tokens, mean_length, products, shape.depth * shape.heads * shape.head_dim)
     return flops / max(seconds, 1e-9) / product_flops(stage.device, compute)
