@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -33,6 +34,32 @@ VerifierOption = Annotated[
         help="Who judges rows of your own: number, boxed, exact, or file.py:f with f(output, reference) -> bool.",
     ),
 ]
+
+
+A = TypeVar("A")
+
+
+def takes(options: Callable[..., A]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that has the options of another function too, and gets what that makes of them as its first argument.
+
+    Args:
+        options: A function whose parameters are typer options.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        shared = inspect.signature(options, eval_str=True).parameters
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+        def whole(**values: Any) -> None:
+            command(options(**{name: values.pop(name) for name in shared}), **values)
+
+        parameters = [*shared.values(), *own]
+        whole.__name__, whole.__doc__ = command.__name__, command.__doc__
+        whole.__annotations__ = {p.name: p.annotation for p in parameters}
+        whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        return whole
+
+    return decorate
 
 
 def emit(as_json: bool, value: Any, text: str = "") -> None:

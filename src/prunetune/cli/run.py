@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prunetune.cli.asked import Asked, mapping_of
-from prunetune.cli.options import MOST, MOST_SEED, Json, Model, VerifierOption, emit, quiet_libraries
+from prunetune.cli.options import MOST, MOST_SEED, Json, Model, VerifierOption, emit, quiet_libraries, takes
 from prunetune.cli.texts import Chat, Columns, check_recipe
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
@@ -32,15 +33,10 @@ Sets = Annotated[
 ]
 
 
-def run(
-    recipe: RecipeName = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")
-    ] = None,
+def options_of_a_run(
     model: ModelName = None,
     data: DataNames = None,
     target: Target = None,
-    step: Step = None,
     tokens: Tokens = None,
     task: Tasks = None,
     verifier: VerifierOption = None,
@@ -51,6 +47,33 @@ def run(
     sets: Sets = None,
     columns: Columns = None,
     chat: Chat = False,
+) -> Asked:
+    """The options that `run` and `init` share, as typed."""
+    return Asked(
+        model=model,
+        data=data or (),
+        target=target,
+        tokens=tokens,
+        tasks=task or (),
+        verifier=verifier,
+        n=n,
+        seed=seed,
+        device=device,
+        launcher=launcher,
+        sets=sets or (),
+        columns=columns,
+        chat=chat,
+    )
+
+
+@takes(options_of_a_run)
+def run(
+    asked: Asked,
+    recipe: RecipeName = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; the same command again continues.")
+    ] = None,
+    step: Step = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without a question if the original is weak.")] = False,
     as_json: Json = False,
@@ -59,10 +82,9 @@ def run(
     from prunetune.cli.preview import check_inputs, closing, preview
     from prunetune.recipe.schema import Recipe
 
-    where = (device, launcher, sets or (), columns, chat)
-    asked = Asked(recipe, model, data or (), target, step, tokens, task or (), verifier, n, seed, *where)
+    asked = replace(asked, recipe=recipe, step=step)
     read = Recipe.parse(mapping_of(asked), recipe or "the options")
-    out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(model)).name)
+    out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(asked.model)).name)
     check_inputs(read)
     if dry_run:
         from prunetune.cli.forecast import forecast
@@ -81,21 +103,10 @@ def run(
     return None
 
 
+@takes(options_of_a_run)
 def init(
+    asked: Asked,
     file: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
-    model: ModelName = None,
-    data: DataNames = None,
-    target: Target = None,
-    tokens: Tokens = None,
-    task: Tasks = None,
-    verifier: VerifierOption = None,
-    n: Problems = None,
-    seed: Seed = None,
-    device: Device = None,
-    launcher: Launcher = None,
-    sets: Sets = None,
-    columns: Columns = None,
-    chat: Chat = False,
     as_json: Json = False,
 ) -> None:
     """Write a short recipe with a word on each key, from the options of `run`; `prunetune keys` tells the others."""
@@ -104,8 +115,6 @@ def init(
     from prunetune.recipe.schema import Recipe
     from prunetune.recipe.short import short
 
-    where = (device, launcher, sets or (), columns, chat)
-    asked = Asked(None, model, data or (), target, None, tokens, task or (), verifier, n, seed, *where)
     value = mapping_of(asked)
     read = Recipe.parse(value, "the options")
     check_names(read)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from prunetune.common.stats import wilson
 
 DASH = "–"
 # Metrics that are shares of 1, higher being better; any other (a perplexity, BLEU) is shown as the number that it is.
 _SHARE = re.compile(r"(?:^|_)(?:acc|accuracy|em|exact_match|f1|math_verify|pass)(?=[_@]|$)")
-_SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+Steps = tuple[tuple[float, float, str], ...]
+"""(from which number on, what it is divided by, unit), the largest first."""
+
+_COUNTS: Steps = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+_SI: Steps = tuple((10.0**p, 10.0**p, unit) for p, unit in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")))
+_BYTES: Steps = tuple((10.0**p, 10.0**p, unit) for p, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")))
 
 
 def _three(x: float) -> str:
@@ -18,34 +24,26 @@ def _three(x: float) -> str:
     return f"{x:,.{digits}f}"
 
 
-def count(n: float | None) -> str:
-    """A count in thousands, millions or billions: 134 M, 5.01 B."""
+def _scaled(n: float | None, steps: Steps, small: Callable[[float], str]) -> str:
+    """A number in the largest unit that it reaches; `small` writes what reaches none."""
     if n is None:
         return DASH
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(n) >= size:
-            return f"{_three(n / (1e3 if unit == 'k' else size))} {unit}"
-    return f"{n:,.0f}"
+    return next((f"{_three(n / by)} {unit}" for least, by, unit in steps if abs(n) >= least), small(n))
+
+
+def count(n: float | None) -> str:
+    """A count in thousands, millions or billions: 134 M, 5.01 B."""
+    return _scaled(n, _COUNTS, lambda n: f"{n:,.0f}")
 
 
 def flops(n: float | None) -> str:
     """FLOPs with an SI prefix, as the paper prints them: 6.10 T."""
-    if n is None:
-        return DASH
-    for size, unit in _SI:
-        if abs(n) >= size:
-            return f"{_three(n / size)} {unit}"
-    return _three(n)
+    return _scaled(n, _SI, _three)
 
 
 def size(n: float | None) -> str:
     """Bytes in kB, MB or GB (powers of ten)."""
-    if n is None:
-        return DASH
-    for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(n) >= step:
-            return f"{_three(n / step)} {unit}"
-    return f"{n:.0f} B"
+    return _scaled(n, _BYTES, lambda n: f"{n:.0f} B")
 
 
 def duration(seconds: float | None) -> str:
