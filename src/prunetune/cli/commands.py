@@ -170,21 +170,10 @@ def tune_model(
     }  # fmt: skip
 
     def make(tmp: Path) -> None:
-        job = TuneJob(
-            model=folder,
-            out=tmp,
-            work=work,
-            method=method,
-            sources=tuple(sources_of(data)),
-            data_seed=seed,
-            end=method.samples,
-            tokens=method.tokens,
-            seed=seed,
-            teacher=taught_by,
-            task=task,
-            device=device_of(device),
-            fmt=format_of(chat),
-        )
+        given = {"model": folder, "out": tmp, "work": work, "method": method, "sources": tuple(sources_of(data))}
+        part = {"data_seed": seed, "end": method.samples, "tokens": method.tokens, "seed": seed}
+        where = {"teacher": taught_by, "task": task, "device": device_of(device), "fmt": format_of(chat)}
+        job = TuneJob(**given, **part, **where)
         with watch.bar(f"tune {method.type}") as bar:
             result["result"] = launch(job, launcher, bar).to_json()
 

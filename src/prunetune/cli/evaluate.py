@@ -21,18 +21,20 @@ from prunetune.cli.options import (
 from prunetune.cli.texts import Chat, Columns
 from prunetune.common.progress import Watch
 
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task",
+        "-t",
+        help="gsm8k, math, mbpp, squad, perplexity, gsm_symbolic, demo, reasoning-gym:NAME, lm-eval:NAME; "
+        "with local data (or rows of your own, any name): NAME=PATH.",
+    ),
+]
+
 
 def eval_(
     model: Model,
-    task: Annotated[
-        list[str],
-        typer.Option(
-            "--task",
-            "-t",
-            help="gsm8k, math, mbpp, squad, perplexity, gsm_symbolic, demo, reasoning-gym:NAME, lm-eval:NAME; "
-            "with local data (or rows of your own, any name): NAME=PATH.",
-        ),
-    ],
+    task: Tasks,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for every sample (JSONL); again = resume.")
     ] = None,
