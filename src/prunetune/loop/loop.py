@@ -67,9 +67,14 @@ def prune_tune_loop(
         return _finish(context, run, case)
 
 
+def _told() -> bool:
+    """Of a control: the run that it belongs to has told, and asked."""
+    return True
+
+
 def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -> None:
     """A word on an original that is useless as a measure, before hours are spent on it."""
-    found = doubts(run.original.evals) if not run.stages else []
+    found = doubts(run.original.evals) if not run.stages and go_on is not _told else []
     for text in found:
         context.watch.line(f"warning: {text}; what this run loses will hardly be told")
     if found and go_on is not None and not go_on():
@@ -174,4 +179,4 @@ def _control(context: Context, run: RunFolder, case: Case) -> None:
     if not (first / "stage.json").is_file():
         remove(first)
         once(first, {"of": case.original.model_sha}, lambda tmp: shutil.copytree(run.path / "original", tmp))
-    prune_tune_loop(alone, at, context.watch)
+    prune_tune_loop(alone, at, context.watch, go_on=_told)
