@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SHAPED = (
-    "prunetune.pruning.criteria", "prunetune.pruning.scores", "prunetune.pruning.ranking", "prunetune.pruning.tap",
+    "prunetune.pruning.statistics", "prunetune.pruning.scores", "prunetune.pruning.ranking", "prunetune.pruning.tap",
     "prunetune.pruning.apply", "prunetune.pruning.cut", "prunetune.pruning.least_squares",
     "prunetune.pruning.layerwise", "prunetune.pruning.compensate", "prunetune.pruning.gradients", "prunetune.models.head_loss",
     "prunetune.tune.training.kl", "prunetune.baselines.slicegpt", "prunetune.baselines.sliced",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_public_names():
     names = ["PrunetuneError", "Recipe", "__version__", "apply", "batches", "compact", "compensate", "plan",
-             "prune_tune_loop", "score"]  # fmt: skip
+             "prune_tune_loop", "register", "score"]  # fmt: skip
     assert sorted(prunetune.__all__) == names == dir(prunetune)
     assert all(callable(getattr(prunetune, name)) for name in names if name != "__version__")
     assert re.match(r"\d+\.\d+", prunetune.__version__)

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunetune.common.plugins import register
     from prunetune.errors import PrunetuneError
     from prunetune.loop.compact import compact
     from prunetune.loop.loop import prune_tune_loop
@@ -36,6 +37,7 @@ _HOME = {
     "plan": "pruning.in_memory",
     "compensate": "pruning.in_memory",
     "apply": "pruning.in_memory",
+    "register": "common.plugins",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "compensate",
     "plan",
     "prune_tune_loop",
+    "register",
     "score",
 ]
 

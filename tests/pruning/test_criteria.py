@@ -6,16 +6,13 @@ import pytest
 import torch
 
 from prunetune.errors import UnknownName
-from prunetune.pruning.criteria import (
+from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA, criterion, layer_criterion
+from prunetune.pruning.statistics import (
     BLOCK,
-    CRITERIA,
-    LAYER_CRITERIA,
     LayerChange,
     Neurons,
     Quantile,
     Vote,
-    criterion,
-    layer_criterion,
     statistic,
     vote_scores,
 )

@@ -11,8 +11,9 @@ from tests.tiny import FAMILIES, tiny_model
 
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.models.families import family_of
-from prunetune.pruning.criteria import BLOCK, CRITERIA, neurons_of
+from prunetune.pruning.criteria import CRITERIA
 from prunetune.pruning.scores import Scores, make_batches, score
+from prunetune.pruning.statistics import BLOCK, neurons_of
 
 SEQUENCES = [
     [int(i) for i in torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n))]

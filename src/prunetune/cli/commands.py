@@ -14,10 +14,11 @@ from prunetune.cli.texts import check_texts, format_of, sequences_of, sources_of
 from prunetune.common.device import device_of
 from prunetune.common.files import MARK, once, remove
 from prunetune.common.outputs import claim, full_path, output_file, output_new
+from prunetune.common.plugins import lookup
 from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import load_stream
-from prunetune.errors import PrunetuneError, RecipeError, UnknownName
+from prunetune.errors import PrunetuneError, RecipeError
 from prunetune.models.folders import load_model, model_sha, resolve_model
 from prunetune.tasks.registry import JUDGES, TaskConfig, build_judge, check_task
 from prunetune.tune.methods import METHODS, Method
@@ -118,8 +119,7 @@ def patch_file(
 
 def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
     """A recovery method from its name, a YAML file with its settings, and a budget."""
-    if name not in METHODS:
-        raise UnknownName("recovery method", name, METHODS)
+    kind = lookup("method", METHODS, name, "recovery method")
     value: dict[str, Any] = {}
     if config is not None:
         value = read_yaml(config, "settings file") or {}
@@ -131,13 +131,13 @@ def method_of(name: str, config: Path | None, **budget: int | None) -> Method:
             f"{key} of a method is for recipes", value=value[key], fix="give --data" if key == "data" else None
         )
     try:
-        return METHODS[name].model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as e:
         first = e.errors()[0]
         raise RecipeError(
             f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
             value=first["input"],
-            valid=sorted(METHODS[name].model_fields),
+            valid=sorted(kind.model_fields),
         ) from None
 
 

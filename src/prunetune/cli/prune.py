@@ -32,7 +32,7 @@ def score(
     """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
     from prunetune.pruning.criteria import criterion as find
     from prunetune.pruning.criteria import layer_criterion as find_layer
-    from prunetune.pruning.criteria import statistic
+    from prunetune.pruning.statistics import statistic
 
     find(criterion), find_layer(layer_criterion), statistic(reduce)
     quiet_libraries()

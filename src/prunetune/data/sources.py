@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from prunetune.common.plugged import plugged
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -85,7 +87,11 @@ class DemoData(BaseModel):
     """Seed of the generator."""
 
 
-DataSource = Annotated[HubData | FileData | GeneratedData | PresetData | DemoData, Field(discriminator="type")]
+DataSource = Annotated[
+    SerializeAsAny[Annotated[HubData | FileData | GeneratedData | PresetData | DemoData, Field(discriminator="type")]],
+    plugged("source"),
+]
+"""Any of them, or what a plugin adds: a model with `type` and `examples()`, which gives rows."""
 
 PRESETS: dict[str, tuple[HubData, ...]] = {
     "math-cot": (  # the paper's scoring and pre-training data

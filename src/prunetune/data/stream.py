@@ -87,7 +87,14 @@ def read_source(source: DataSource, notes: list[str] | None = None) -> list[Exam
     readers: dict[str, Callable[[Any, list[str]], list[Example]]] = {
         "hub": _hub, "file": _file, "generator": _generated, "preset": _preset, "demo": _demo,
     }  # fmt: skip
-    return readers[source.type](source, [] if notes is None else notes)
+    return readers.get(source.type, _plugged)(source, [] if notes is None else notes)
+
+
+def _plugged(source: Any, notes: list[str]) -> list[Example]:
+    """A plugin's rows of `question` and `answer`."""
+    examples, columns, number = examples_of(map(dict, source.examples()), None, name=source.type, path=source.type)
+    notes.append(f"{source.type}: {number:,} rows of a plugin; taken: {columns.said()}")
+    return examples
 
 
 def _hub(source: HubData, notes: list[str]) -> list[Example]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunetune.common.plugins import joined
 from prunetune.errors import UnsupportedModel
 
 
@@ -51,6 +52,10 @@ class Family:
         qk_norm: A norm of width head_dim on queries and on keys.
         qkv_bias: Biases on q, k, v even where the config has no `attention_bias`.
         silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
+        layers: Where the decoder layers are in the model.
+        down: The projection whose input is the neurons, inside a layer.
+        up: The up projection; fused families have gate and up in one, gate first.
+        gate: The gate projection.
         full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
             if there is one; 0: all see the window; None: only the class knows.
         period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
@@ -74,6 +79,8 @@ class Family:
 
     layers: str = "model.layers"
     down: str = "mlp.down_proj"
+    up: str = "mlp.up_proj"
+    gate: str = "mlp.gate_proj"
 
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
@@ -88,7 +95,7 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True, silent={**_QWEN, "head_dim": 128}),
         Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2, period=2),
         Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA, period=6),
-        Family("phi3", cuts=FUSED, full_every=0),
+        Family("phi3", cuts=FUSED, full_every=0, gate="mlp.gate_up_proj", up="mlp.gate_up_proj"),
         Family(
             "smollm3",
             per_layer_keys=("layer_types", "no_rope_layers"),
@@ -122,7 +129,7 @@ def family_of(config: Any) -> Family:
     encoder-decoder, and quantised weights are refused.
     """
     d: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    supported, model_type = ", ".join(FAMILIES), d.get("model_type")
+    supported, model_type = ", ".join(families()), d.get("model_type")
     for keys, reason in _REFUSED:
         for key in keys:
             if d.get(key) not in (None, False, 0, [], {}):
@@ -142,9 +149,15 @@ def family_of(config: Any) -> Family:
                 value=f"{key}: {str(value)[:60]}",
                 valid=f"dense models of {supported}, all layers alike",
             )
-    if model_type not in FAMILIES:
+    found = families()
+    if model_type not in found:
         raise UnsupportedModel("this model family is not supported", value=model_type, valid=supported)
-    return FAMILIES[model_type]
+    return found[model_type]
+
+
+def families() -> dict[str, Family]:
+    """All families by `model_type`: ours, and what plugins add."""
+    return joined("family", FAMILIES)
 
 
 def layer_of(family: Family, name: str) -> tuple[int, str] | None:

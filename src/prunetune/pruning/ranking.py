@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError
-from prunetune.pruning.criteria import Criterion, LayerChange, layer_criterion, neurons_of
+from prunetune.pruning.criteria import Criterion, layer_criterion
 from prunetune.pruning.layerwise import embed, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
+from prunetune.pruning.statistics import LayerChange, neurons_of
 from prunetune.pruning.tap import Tap
 
 Batch = dict[str, Tensor]

@@ -31,21 +31,19 @@ from prunetune.errors import DataError, NotFinite
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
-from prunetune.pruning.criteria import (
-    Criterion,
+from prunetune.pruning.criteria import Criterion, criterion, layer_criterion
+from prunetune.pruning.gradients import backward_by_layer
+from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
+from prunetune.pruning.ranking import rank
+from prunetune.pruning.statistics import (
     LayerChange,
     Statistic,
     Vote,
     block_rows,
-    criterion,
-    layer_criterion,
     neurons_of,
     statistic,
     vote_scores,
 )
-from prunetune.pruning.gradients import backward_by_layer
-from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
-from prunetune.pruning.ranking import rank
 from prunetune.pruning.tensors import Shapes, read_tensors
 
 Batch = dict[str, Tensor]
@@ -229,10 +227,10 @@ class _Walk:
             handles.append(down.register_forward_pre_hook(self._activation_hook(i)))
         if self.chosen.needs == "votes":
             if any(cut.copies == 2 for cut in self.family.cuts):
-                handles.append(layer.get_submodule("mlp.gate_up_proj").register_forward_hook(self._fused_vote_hook(i)))
+                handles.append(layer.get_submodule(self.family.gate).register_forward_hook(self._fused_vote_hook(i)))
             else:
-                for name, votes in (("gate", self.stats[i]), ("up", self.up_votes[i])):
-                    module = layer.get_submodule(f"mlp.{name}_proj")
+                for name, votes in ((self.family.gate, self.stats[i]), (self.family.up, self.up_votes[i])):
+                    module = layer.get_submodule(name)
                     handles.append(module.register_forward_hook(self._vote_hook(votes)))
         return handles
 

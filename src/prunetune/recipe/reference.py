@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from prunetune.recipe.explain import models_of, tag_of
+from prunetune.recipe.one_of import OneOf
 
 NEEDED = "needed"
 WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "NoneType": "none"}
@@ -139,7 +140,7 @@ def _keys(model: type[BaseModel], base: type[BaseModel] | None) -> list[Key]:
     """The keys that a model adds to its base, or changes."""
     told = {k.name: k for k in _keys(base, None)} if base else {}
     notes = {**(_notes(base) if base else {}), **_notes(model)}
-    all_keys = [Key(n, _kind(f.annotation), _default(f), notes.get(n, "")) for n, f in model.model_fields.items()]
+    all_keys = [Key(n, _valid(f), _default(f), notes.get(n, "")) for n, f in model.model_fields.items()]
     return [k for k in all_keys if told.get(k.name) != k and k.name != "type"]
 
 
@@ -187,6 +188,12 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _is_list(annotation: Any) -> bool:
     return any(typing.get_origin(p) in (list, tuple) for p in _parts(annotation))
+
+
+def _valid(field: FieldInfo) -> str:
+    """What a key may be: the names of a registry, or its kinds of value."""
+    named = next((m for m in field.metadata if isinstance(m, OneOf)), None)
+    return ", ".join(f"`{name}`" for name in named.own) if named else _kind(field.annotation)
 
 
 def _kind(annotation: Any) -> str:

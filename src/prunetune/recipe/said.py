@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prunetune.common.plugins import names
 from prunetune.common.yaml import parse_yaml
 from prunetune.data.formats import DATA_SUFFIXES, suffix_of
 from prunetune.errors import RecipeError
@@ -85,6 +86,8 @@ def parse_data(text: str, seed: int = 0) -> dict[str, Any]:
         return {"type": "generator", "name": name, "size": 5000, "seed": seed}
     if kind == "preset" and name:
         return {"type": "preset", "name": name}
+    if kind in names("source"):
+        return {"type": kind, **({"name": name} if name else {})}
     path = Path(os.path.expandvars(text)).expanduser()
     if path.exists() or suffix_of(path) in DATA_SUFFIXES or text.startswith(("/", ".", "~", "$")):
         return {"type": "file", "path": text}

@@ -14,7 +14,7 @@ import difflib
 import importlib.resources
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,8 +24,10 @@ from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, UnknownName
 from prunetune.models.prompt import PromptFormat
+from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
+from prunetune.recipe.one_of import OneOf
 from prunetune.schedule.target import PruneConfig
 from prunetune.tasks.registry import TaskConfig, has_verifier
 from prunetune.tune.methods import TuneConfig
@@ -50,14 +52,12 @@ class _Config(BaseModel):
 class ScoreConfig(_Config):
     """How redundancy is measured (Eq. 2-6)."""
 
-    criterion: Literal[
-        "contribution", "activation", "ptl_vote", "wanda", "taylor", "magnitude", "random", "greedy", "leverage"
-    ] = "greedy"
+    criterion: Annotated[str, OneOf("criterion", tuple(CRITERIA))] = "greedy"
     """How redundant a neuron is; see `criteria.CRITERIA`. `greedy` and `leverage`: by the error left after least
     squares; the paper: `contribution` (Eq. 2) or `activation` (Eq. 4)."""
     reduce: str = "mean"
     """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
-    layer_criterion: Literal["l2", "relative", "cosine"] = "l2"
+    layer_criterion: Annotated[str, OneOf("layer_criterion", tuple(LAYER_CRITERIA))] = "l2"
     """How redundant a layer is; see `criteria.LAYER_CRITERIA`."""
     samples: int = Field(256, gt=0)
     """Sequences scored in each round: the first of the data stream, which are not trained on."""

@@ -16,6 +16,7 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
+from prunetune.common.plugins import lookup, names
 from prunetune.data.files import expand_path
 from prunetune.errors import MissingPath, TaskError, UnknownName
 from prunetune.tasks.verifiers import VERIFIERS, Verdict, Verifier
@@ -32,9 +33,9 @@ def find_verifier(name: str, allow_custom_code: bool) -> Verifier:
         TaskError: Its code is not allowed to run, cannot be run, or has no such function of two parameters.
     """
     if not is_own(name):
-        if name not in VERIFIERS:
-            raise UnknownName("verifier", name, [*VERIFIERS, "file.py:function"])
-        return VERIFIERS[name]
+        if name not in {*VERIFIERS, *names("verifier")}:
+            raise UnknownName("verifier", name, [*VERIFIERS, *names("verifier"), "file.py:function"])
+        return lookup("verifier", VERIFIERS, name, "verifier")
     path, _, function = name.rpartition(":") if ":" in name else (name, "", "")
     if not allow_custom_code:
         raise TaskError(

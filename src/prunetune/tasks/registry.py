@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prunetune.common.plugins import joined, names
 from prunetune.data.decode import read_text
 from prunetune.data.files import expand_path, hub_rows, read_rows
 from prunetune.data.generators import gym_entries
@@ -49,7 +50,7 @@ def build_task(config: TaskConfig) -> Task:
         raise TaskError(
             f"{config.name} has a verifier of its own", value=config.verifier, valid=[*JUDGES, "your own rows"]
         )
-    return TASKS.get(kind, _rows)(config)
+    return joined("task", TASKS).get(kind, _rows)(config)
 
 
 def build_judge(config: TaskConfig) -> Task:
@@ -70,10 +71,11 @@ def build_judge(config: TaskConfig) -> Task:
 def check_task(config: TaskConfig) -> None:
     """Raise UnknownName for a task that is neither built in nor rows of your own. Reads nothing."""
     kind, _, variant = config.name.partition(":")
-    if kind in TASKS and (kind in VARIED) == bool(variant):
+    known = [*TASKS, *names("task")]
+    if kind in known and (kind in VARIED) == bool(variant):
         return
     if config.path is None or kind in VARIED:
-        raise UnknownName("task", config.name, [f"{n}:NAME" if n in VARIED else n for n in TASKS])
+        raise UnknownName("task", config.name, [f"{n}:NAME" if n in VARIED else n for n in known])
 
 
 def has_verifier(config: TaskConfig) -> bool:

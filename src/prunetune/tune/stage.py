@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunetune.common.files import check_space, disk_errors, fresh, remove
 from prunetune.common.outputs import work_folder
+from prunetune.common.plugins import lookup
 from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import BadCheckpoint, TuneError
 from prunetune.models.finite import broken_weights, is_finite
@@ -46,7 +47,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         MissingPath, BadCheckpoint, DataError: As the model and the data have them.
     """
     load_config(job.model)
-    dtypes, runner = tensor_types(job.model), RUNNERS[job.method.type]
+    dtypes, runner = tensor_types(job.model), lookup("runner", RUNNERS, job.method.type, "runner of a recovery method")
     own = _own_examples(job)
     runner.check(job, own)
     examples = with_replay(own, job)

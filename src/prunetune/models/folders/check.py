@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prunetune.common.memory import is_memory
 from prunetune.errors import BadCheckpoint, MissingPath, TooLittleMemory, UnsupportedModel
 from prunetune.models.cost import Shape
-from prunetune.models.families import FAMILIES, family_of
+from prunetune.models.families import families, family_of
 from prunetune.models.folders.config import CONFIG, check_ids, config_values
 from prunetune.models.folders.faults import (
     Faults,
@@ -74,7 +74,7 @@ def _state(path: Path) -> tuple[object, ...]:
 
 def _check_fully(path: Path) -> None:
     _check_files(path)
-    if config_values(path).get("model_type") not in FAMILIES:
+    if config_values(path).get("model_type") not in families():
         _check_by_transformers(path)
 
 
@@ -95,7 +95,7 @@ def _check_files(path: Path) -> None:
     headers = read_headers(path)
     check_types(headers)
     check_ids(path)
-    if config.get("model_type") in FAMILIES:
+    if config.get("model_type") in families():
         _check_family(config, headers, path)
 
 
@@ -167,7 +167,7 @@ def _check_by_transformers(path: Path) -> None:
         raise UnsupportedModel(
             f"transformers cannot build this model ({type(e).__name__}: {said[:200]})",
             value=str(path),
-            valid=f"causal language models of transformers; for cutting: {', '.join(FAMILIES)}",
+            valid=f"causal language models of transformers; for cutting: {', '.join(families())}",
         ) from e
     finally:
         logging.set_verbosity(verbosity)

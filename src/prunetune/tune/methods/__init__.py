@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
+from prunetune.common.plugged import plugged
 from prunetune.tune.methods.base import Lora, Method, Replay
 from prunetune.tune.methods.cpt import Cpt
 from prunetune.tune.methods.distill import Distill
 from prunetune.tune.methods.grpo import Grpo
 from prunetune.tune.methods.sft import Sft
 
-TuneConfig = Annotated[Cpt | Sft | Distill | Grpo, Field(discriminator="type")]
-
 METHODS: dict[str, type[Method]] = {"cpt": Cpt, "sft": Sft, "distill": Distill, "grpo": Grpo}
+
+TuneConfig = Annotated[
+    SerializeAsAny[Annotated[Cpt | Sft | Distill | Grpo, Field(discriminator="type")]], plugged("method")
+]
+"""Any of them, or what a plugin adds; its `runner` of the same name runs it."""
 
 __all__ = ["METHODS", "Cpt", "Distill", "Grpo", "Lora", "Method", "Replay", "Sft", "TuneConfig"]
