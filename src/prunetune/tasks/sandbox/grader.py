@@ -15,7 +15,6 @@ import contextlib
 import functools
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any, NoReturn
 from prunetune.errors import TaskError
 from prunetune.tasks.sandbox import gym
 from prunetune.tasks.sandbox.jail import Jail, Limits
+from prunetune.tasks.sandbox.talk import readable
 
 CPU_SECONDS = 0.8  # for one answer
 MEMORY_BYTES = 6 << 30
@@ -87,7 +87,7 @@ class Grader:
             self._server = self._jail.process
         else:
             pipe = subprocess.PIPE
-            self._server = subprocess.Popen(  # bufsize 0: select() must see every line that has come
+            self._server = subprocess.Popen(  # bufsize 0: `readable` must see every line that has come
                 [sys.executable, "-c", code], stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
             )
         self._owner = os.getpid()
@@ -104,8 +104,7 @@ class Grader:
         if self._server is None or self._server.stdout is None:
             raise TaskError("the grader is not running", value=self.kind)
         out = self._server.stdout
-        ready, _, _ = select.select([out], [], [], WALL_SECONDS)
-        line = out.readline() if ready else b""
+        line = out.readline() if readable([out.fileno()], WALL_SECONDS) else b""
         if line:
             reply: Reply = json.loads(line)
             return reply

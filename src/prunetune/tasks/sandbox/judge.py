@@ -15,14 +15,13 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 from prunetune.tasks.sandbox.jail import USUAL, Jail, Limits
 from prunetune.tasks.sandbox.program import Outcome, check_allowed, confined_jail, program_jail, reason_of
-from prunetune.tasks.sandbox.talk import Dialogue, Ended
+from prunetune.tasks.sandbox.talk import Dialogue, Ended, readable
 
 JUDGING = Limits(wall_seconds=None, cpu_seconds=None, memory_bytes=1 << 30)
 PATIENCE = 30.0  # seconds for a judge to say something, on the slowest machine
@@ -108,8 +107,7 @@ class Judge:
         """Its next line. Raises Ended, and ends it, if there is none."""
         pipe = self._jail.process.stdout
         while pipe is not None and b"\n" not in self._held:
-            ready = select.select([pipe], [], [], PATIENCE)[0]
-            part = os.read(pipe.fileno(), 1 << 16) if ready else b""
+            part = os.read(pipe.fileno(), 1 << 16) if readable([pipe.fileno()], PATIENCE) else b""
             if not part:
                 self.close()
                 raise Ended("the judge ended")

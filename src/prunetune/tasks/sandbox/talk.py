@@ -7,12 +7,21 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Sequence
 
 from prunetune.errors import TaskError
 from prunetune.tasks.sandbox.jail import Jail, Limits
 
 FRAME_BYTES = 16 << 20  # longest message of a program
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+def readable(fds: Sequence[int], seconds: float | None) -> list[int]:
+    """Wait for some of these to have something to read, or to end. [] when the time is over."""
+    waiting = select.poll()  # not `select`: a process that trains may have more than 1,024 files open
+    for fd in fds:
+        waiting.register(fd, select.POLLIN)
+    return [fd for fd, _ in waiting.poll(None if seconds is None else max(1, seconds * 1000))]
 
 
 class Ended(Exception):
@@ -94,7 +103,7 @@ class Dialogue:
     def _ready(self, *fds: int) -> list[int]:
         """Wait; catch what was printed; which of the others can be read."""
         watched = [*fds, *([] if self._out is None else [self._out])]
-        ready = select.select(watched, [], [], self.left())[0]
+        ready = readable(watched, self.left())
         if self._out in ready:
             chunk = os.read(self._out, 1 << 16)
             self._printed += chunk
