@@ -86,7 +86,7 @@ def events_of(at: Path) -> list[str]:
 
 
 def chain(at: Path, seed: int, kills: int) -> list[str]:
-    """Kill a run in `AT/killed` until it is done; what it was killed at."""
+    """Kill runs in `AT/killed-1`, `-2`, … as often as wanted, until each is done; what they were killed at."""
     draw, began = random.Random(seed), time.monotonic()
     events = events_of(at)
     whole = time.monotonic() - began
@@ -94,7 +94,7 @@ def chain(at: Path, seed: int, kills: int) -> list[str]:
     plan = [events[i] for i in wanted]
     moments = [draw.uniform(0.02, 0.25) * whole for _ in range(kills // 2)]
     done: list[str] = []
-    hit = at / "hit"
+    hit, runs = at / "hit", 1
     while True:
         timed = moments.pop() if moments and (not plan or draw.random() < 0.5) else None
 
@@ -104,7 +104,7 @@ def chain(at: Path, seed: int, kills: int) -> list[str]:
                     f.write(event)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        pid = child(at, at / "killed", hear)
+        pid = child(at, at / f"killed-{runs}", hear)
         if timed is not None:
             time.sleep(timed)
             os.kill(pid, signal.SIGKILL)
@@ -112,7 +112,11 @@ def chain(at: Path, seed: int, kills: int) -> list[str]:
         if os.WIFEXITED(status):
             if os.WEXITSTATUS(status):
                 sys.exit(f"a start after {done[-1:]} failed")
-            return done
+            moments += [timed] if timed is not None else []  # it was quicker
+            if not (plan or moments):
+                return done
+            runs += 1  # it was done before all kills were made: another one
+            continue
         done.append(f"after {timed:.2f} s" if timed is not None else hit.read_text())
         if timed is None:
             plan.remove(done[-1])
@@ -121,5 +125,6 @@ def chain(at: Path, seed: int, kills: int) -> list[str]:
 if __name__ == "__main__":
     place, number, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     recipe_of(place)  # the model and the rows are there before any child
-    shutil.rmtree(place / "killed", ignore_errors=True)
+    for old in place.glob("killed-*"):
+        shutil.rmtree(old)
     print(json.dumps(chain(place, number, count)))
