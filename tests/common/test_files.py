@@ -33,6 +33,8 @@ from prunetune.errors import BadCheckpoint, NotWritable
 SRC = Path(prunetune.__file__).parent
 DELETES = {"rmtree", "unlink", "rename", "renames", "rmdir", "removedirs", "move"}
 ALONE = "common/files.py"
+GROUPS = {"tasks/sandbox/confined/group.py": {"os.rmdir"}}
+"""Control groups of the kernel, which the sandbox has made: no files are in them, and rmdir takes none."""
 
 
 def deletions(source: str) -> list[tuple[int, str]]:
@@ -54,6 +56,7 @@ def test_one_file_deletes() -> None:
     found = {
         str(p.relative_to(SRC)): calls for p in sorted(SRC.rglob("*.py")) if (calls := deletions(p.read_text("utf-8")))
     }
+    found = {p: calls for p, calls in found.items() if {name for _, name in calls} - GROUPS.get(p, set())}
     assert set(found) == {ALONE}, "only common/files.py deletes, after check_ours: call its `remove` or `replacing`"
     assert len(found[ALONE]) == 6
 
