@@ -169,6 +169,15 @@ def test_conversations_that_are_none(tmp_path: Path, turns: Any, message: str) -
         read_source(source(tmp_path / "r.jsonl", [{"messages": [USER, BOT]}, {"messages": turns}]))
 
 
+def test_tools_of_a_conversation_are_told(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [USER, BOT], "tools": []},
+        {"messages": [USER, BOT], "tools": [{"name": "f"}]},
+    ]
+    with pytest.raises(DataError, match="row 2: tools"):
+        read_source(source(tmp_path / "r.jsonl", rows))
+
+
 def test_a_list_of_python_in_a_text_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("question,answer\n\"[{'role': 'user', 'content': 'x'}]\",5\n")
     with pytest.raises(DataError, match="looks like a list of turns"):

@@ -125,6 +125,20 @@ def test_presets_read_their_hub_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         read_source(PresetData(name="math_cot"))
 
 
+def test_gsm8k_is_the_same_from_a_file_as_from_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"question": f"{i}?", "answer": f"{i} x 2 = <<{i}*2={2 * i}>>{2 * i}; y = <<y={i}>>{i}\n#### {i}"}
+        for i in range(9)
+    ]
+    rows.append({"question": "no marks?", "answer": "none\n#### 0"})
+    monkeypatch.setattr("prunetune.data.stream.hub_rows", lambda *where, **more: rows)
+    notes: list[str] = []
+    hub = read_source(PresetData(name="gsm8k"), notes)
+    file = read_source(write(tmp_path / "gsm8k.jsonl", rows), notes)
+    assert [(e.question, e.answer) for e in hub] == [(e.question, e.answer) for e in file]
+    assert not any("<<" in e.answer for e in file) and all("removed from 9 answers" in note for note in notes)
+
+
 def test_the_type_field_chooses_the_source() -> None:
     adapter: TypeAdapter[DataSource] = TypeAdapter(DataSource)
     assert adapter.validate_python({"type": "hub", "name": "x"}) == HubData(name="x")

@@ -31,6 +31,8 @@ ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
     "bot": "assistant", "model": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
+TOOLS = ("tools", "functions")
+"""Columns that belong to a conversation and cannot be written into its turns."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys under which some interfaces keep a turn's reasoning, apart from its content."""
 
@@ -125,6 +127,8 @@ def sample_of(row: Row, columns: Columns, where: str, *, reference: bool = False
         return Sample("", text) if text.strip() else None
     turns = _system(row, columns, where)
     if columns.messages is not None:
+        if tools := next((name for name in TOOLS if row.get(name)), None):
+            raise DataError(f"{where}: {tools} of a conversation are not read", fix="leave such rows out")
         return _conversation([*turns, *turns_of(row[columns.messages], columns.messages, where)], where)
     question, answer = row[columns.question or ""], row[columns.answer or ""]
     turns += _history(row, where) if columns.input is not None else []
