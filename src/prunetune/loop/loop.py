@@ -17,7 +17,7 @@ from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.errors import Declined
 from prunetune.loop.context import Context, prepare
-from prunetune.loop.control import ABOUT, BARE, control_recipe, is_bare
+from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import answers, flops_of, latency, original
 from prunetune.loop.probe import probed
@@ -172,7 +172,8 @@ def _control(context: Context, run: RunFolder, case: Case) -> None:
     name, alone = chosen
     spent = sum(known(s.tokens, "tokens") for s in case.stages)
     context.watch.line(f"control ({name}): {ABOUT[name]} ({spent:,} tokens)")
-    if (at / "recipe.yaml").is_file() and is_bare(read_yaml(at / "recipe.yaml")) != (name == BARE):
+    ours = context.recipe.model_dump(mode="json")
+    if (at / "recipe.yaml").is_file() and name_of(ours, read_yaml(at / "recipe.yaml")) != name:
         context.watch.line("control: the one that is there was of another kind; it is made anew")
         remove(at)
     first = at / "original"
