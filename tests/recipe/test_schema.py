@@ -218,3 +218,12 @@ def test_changes_that_would_change_bytes_are_named(tmp_path, change):
 def test_reading_a_recipe_needs_no_torch():
     code = "import sys; from prunetune.recipe.schema import Recipe, shipped; [Recipe.read(n) for n in shipped()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_marks_that_0_1_kept_by_default_are_no_change_of_a_run(tmp_path):
+    now = tiny_recipe(tmp_path).model_dump(mode="json")
+    (source,) = now["data"]
+    assert source["strip_marks"] is None
+    check_unchanged({**now, "data": [{**source, "strip_marks": False}]}, now)
+    with pytest.raises(RecipeChanged, match="strip_marks"):
+        check_unchanged({**now, "data": [{**source, "strip_marks": True}]}, now)
