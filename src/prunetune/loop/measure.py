@@ -6,14 +6,15 @@ record = stage_record(figures, index=1, name=at.name, ...)      # the one place 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
 from transformers import PreTrainedModel
 
 from prunetune.common.files import once, write_json
+from prunetune.common.reading import read_json_lines, validated
 from prunetune.evaluation.evaluate import EvalResult, evaluate
 from prunetune.evaluation.latency import measure
 from prunetune.evaluation.loss import reasoning_loss
@@ -62,14 +63,22 @@ def held_out_loss(context: Context, model: PreTrainedModel) -> float:
     return reasoning_loss(model, context.tokenizer, context.held_out, context.recipe.prompt, limit)[0]
 
 
+class _Lengths(BaseModel):
+    """What of a sample decides its cost."""
+
+    prompt_tokens: int = Field(ge=0, le=10**9)
+    new_tokens: int = Field(ge=0, le=10**9)
+
+
 def per_question(cost: Cost, samples: Path) -> float | None:
     """Mean FLOPs a question, from each question's own prompt and generated lengths (Table 1's average)."""
     if not samples.is_file():
         return None
     totals = []
-    for line in samples.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        totals.append(cost.flops(row["prompt_tokens"], max(1, row["new_tokens"])).total)
+    fix = "delete the file and evaluate again"
+    for number, row in read_json_lines(samples, "samples file", fix=fix):
+        found = validated(_Lengths, row, f"{samples}, line {number}", "sample", fix=fix)
+        totals.append(cost.flops(found.prompt_tokens, max(1, found.new_tokens)).total)
     return sum(totals) / len(totals) if totals else None
 
 

@@ -60,7 +60,7 @@ def hub_name(model: str) -> str | None:
 
 def _source_card(model: str) -> dict[str, Any]:
     path = (DEMO_MODEL if model == "demo" else Path(model).expanduser()) / "README.md"
-    return front_matter(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return front_matter(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
 
 
 def _result(e: EvalRecord) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from prunetune.common import units as human
+from prunetune.common.reading import read_text
 from prunetune.common.stats import wilson
 from prunetune.report import tables
 from prunetune.report.conclusion import Conclusion, conclude, doubts, kept
@@ -88,7 +89,7 @@ def view(run: RunRecord) -> View:
         truncation=tables.truncation(run),
         notes=_notes(run),
         environment=tuple((k, _text(v)) for k, v in run.summary.environment.items()),
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        recipe=read_text(recipe, "recipe") if recipe.is_file() else "",
         missing=tuple(_missing(run)),
     )
 

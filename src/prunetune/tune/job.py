@@ -9,15 +9,15 @@ goes on from the newest whole checkpoint in `work`, with the same order of data 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from prunetune.common.files import read_json, write_json
+from prunetune.common.reading import invalid
 from prunetune.data.stream import DataSource
 from prunetune.errors import TuneError
 from prunetune.models.prompt import PromptFormat
@@ -131,4 +131,8 @@ def result_path(job: TuneJob) -> Path:
 
 def read_result(path: Path) -> TuneResult:
     """The TuneResult that a process left."""
-    return TuneResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    value = read_json(path, "recovery job's result", fix="run the stage again")
+    try:
+        return TypeAdapter(TuneResult).validate_python(value)
+    except ValidationError as e:
+        raise invalid(e, path, "recovery job's result", fix="run the stage again") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from prunetune.common.files import check_space, disk_errors, fresh, remove
 from prunetune.common.outputs import work_folder
 from prunetune.common.plugins import lookup
 from prunetune.data.stream import Example, Stream, load_stream
-from prunetune.errors import BadCheckpoint, TuneError
+from prunetune.errors import TuneError
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.models.folders import TOKENIZER_FILES, copy_files, load_config, load_model, load_tokenizer
+from prunetune.models.headers import read_header
 from prunetune.tune.job import Progress, TuneJob, TuneResult
 from prunetune.tune.methods.base import Lora
 from prunetune.tune.training.given import Stage
@@ -180,18 +180,9 @@ _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 
 def tensor_types(folder: Path) -> dict[str, torch.dtype]:
     """Tensor name -> type, from the headers of a folder's safetensors files."""
-    import json
-
     out: dict[str, torch.dtype] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as f:
-                header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        except (struct.error, ValueError, MemoryError, OverflowError) as e:
-            raise BadCheckpoint("this is no safetensors file", value=str(path), fix="copy the model again") from e
-        for name, entry in header.items():
-            if name != "__metadata__":
-                out[name] = _TYPES.get(entry["dtype"], torch.float32)
+        out |= {name: _TYPES.get(stored.dtype, torch.float32) for name, stored in read_header(path).items()}
     return out
 
 

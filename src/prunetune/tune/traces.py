@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prunetune.common.files import disk_errors, once, read_json, remove, write_json
+from prunetune.common.files import disk_errors, once, remove, write_json
 from prunetune.common.outputs import claim
+from prunetune.common.reading import read_model
 from prunetune.common.strict_json import to_json_text
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
@@ -159,15 +160,25 @@ def _asked(job: TraceJob) -> tuple[list[Example], Task]:
     return questions, task
 
 
+class _State(BaseModel):
+    """How far a call had come."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    done: int = Field(0, ge=0)
+    bytes: int = Field(0, ge=0)
+    counts: dict[str, int] = {"correct": 0, "solved": 0, "kept": 0}
+
+
 def _resume(part: Path, note: Path) -> tuple[int, dict[str, int]]:
     """Questions done by an earlier call of the same job; what it wrote after its last note is cut off."""
-    found = read_json(note) if part.exists() and note.exists() else None
-    if found is None:
+    if not (part.exists() and note.exists()):
         remove(part)
-        return 0, {"correct": 0, "solved": 0, "kept": 0}
+        return 0, dict(_State().counts)
+    found = read_model(note, _State, "note of a started call", fix="remove it to begin anew")
     with part.open("r+b") as f:
-        f.truncate(found["bytes"])
-    return found["done"], found["counts"]
+        f.truncate(found.bytes)
+    return found.done, dict(found.counts)
 
 
 def _row(example: Example, answer: str) -> dict[str, Any]:
