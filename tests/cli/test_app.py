@@ -438,16 +438,6 @@ def test_an_interrupted_run_says_how_it_goes_on(capsys, at, tmp_path, monkeypatc
     assert code == 130 and "interrupted by Ctrl-C; the same command continues" in err
 
 
-def test_a_short_recipe_is_told_what_its_defaults_are(capsys, at, tmp_path):
-    short = {"model": str(at / "model"), "data": [{"type": "demo", "size": 900}], "prune": {"target": 0.8}}
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
-    _, out, _ = call(capsys, "run", tmp_path / "short.yaml", "--dry-run")
-    assert "as the paper has it" in out
-    (tmp_path / "ours.yaml").write_text(yaml.safe_dump({**short, "compensate": "least-squares"}))
-    _, out, _ = call(capsys, "run", tmp_path / "ours.yaml", "--dry-run")
-    assert "as the paper has it" not in out
-
-
 def test_parse_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").write_text("")
