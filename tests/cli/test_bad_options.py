@@ -35,6 +35,7 @@ FREE = [
     "as_json",
     "as_markdown",
     "dry_run",
+    "yes",
     "chat",
     "allow_code_execution",
     "upload",
