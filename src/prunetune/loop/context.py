@@ -29,7 +29,8 @@ from prunetune.pruning.scores import Batch, make_batches
 from prunetune.recipe.schema import Recipe
 from prunetune.schedule.steps import check_protection, plan_ahead
 from prunetune.schedule.target import Sizes
-from prunetune.tasks.registry import Task, build_task
+from prunetune.tasks.problems import check_examples
+from prunetune.tasks.registry import Task, build_judge, build_task
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
     if any(method.type == "grpo" for method in recipe.recover):
         require_end(tokenizer, "grpo")
     check_text(recipe, tokenizer, [stream, *own.values()], tasks, watch)
+    for i, method in enumerate(recipe.recover):
+        if method.type == "grpo" and recipe.evaluate.judged is not None:  # the reward can read every answer of the data
+            check_examples(own.get(i, stream).examples, build_judge(recipe.evaluate.judged))
     return Context(
         recipe=recipe,
         source=source,

@@ -21,6 +21,7 @@ from prunetune.common.files import read_json
 from prunetune.data.files import Row, expand_path, hub_rows, read_rows
 from prunetune.errors import DataError, MissingExtra, MissingPath, TaskError, UnknownName
 from prunetune.tasks import mbpp
+from prunetune.tasks.lm_eval_rows import check_rows, read_by
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -154,6 +155,8 @@ def write_overrides(manager: TaskManager, names: Sequence[str], data: Mapping[st
         if key is None:
             continue
         files = _split_files(expand_path(data[key]), task, settings)
+        for split, found in files.items():
+            check_rows(_rows(found), read_by(settings), f"{found[0] if len(found) == 1 else found[0].parent} ({split})")
         lines = {
             "include": str(path),
             "task": task,
