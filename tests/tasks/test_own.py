@@ -101,7 +101,6 @@ def rows(folder: Path, *values: object, key: str = "answer") -> Path:
         (None, "row 2: answer is null"),
         ("", "row 2: answer is empty"),
         (" \n", "row 2: answer is empty"),
-        (["917"], "row 2: answer is a list, not text"),
         (["a", "b"], "row 2: answer is a list, not text"),
         ({"a": 1}, "row 2: answer is an object, not text"),
         (True, "row 2: answer is true or false, not text"),
@@ -155,3 +154,8 @@ def test_rows_of_every_form_are_problems(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"messages": turns + turns[1:]}))
     with pytest.raises(DataError, match="row 1: this row is a conversation of several turns"):
         build_task(TaskConfig(name="mine", path=str(tmp_path / "b.jsonl"), verifier="number"))
+
+
+def test_a_list_of_one_reference_is_that_reference(tmp_path: Path) -> None:
+    task = build_task(TaskConfig(name="mine", path=str(rows(tmp_path, ["917"])), verifier="exact"))
+    assert task.verify(task.problems[1], "917").correct
