@@ -188,7 +188,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 class Timed:
-    """`store.once` with the seconds that making took, kept beside the thing, so that a resumed run can still tell."""
+    """`files.once` with the seconds that making took, kept beside the thing, so that a resumed run can still tell."""
 
     def __init__(self, at: Path) -> None:
         self.at = at

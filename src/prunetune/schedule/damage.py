@@ -1,7 +1,7 @@
 """Steps and tokens by damage: pure arithmetic on the held-out losses that probing found (docs/method.md).
 
     way = path(prune, sizes, now)                          # every shape on the way to the target, in the recipe's order
-    probes = [measure(way[i]) for i in places(way, sizes)]  # elsewhere (survey.py): prune, compensate, loss
+    probes = [measure(way[i]) for i in places(way, sizes)]  # elsewhere (loop/probe.py): prune, compensate, loss
     curve = damages(way, sizes, loss, probes)               # the loss that each shape would cost, interpolated
     i = equal_damage(curve, rounds)                         # the next round goes to way[i]
 
