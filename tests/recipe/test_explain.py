@@ -68,7 +68,7 @@ def test_each_is_one_message_and_the_run_goes_on(
     verifier.write_text("BROKEN = False" + VERIFIER)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 1000))
-        refused("no space left for a checkpoint", GRPO)
+        refused("no space left for the tuned model", GRPO)
     assert run(GRPO)[0] == 0
     assert (tmp_path / "run/summary.json").is_file() and (tmp_path / "run/final/config.json").is_file()
     assert scores.stat().st_mtime_ns == made, "what was whole before is not made again"

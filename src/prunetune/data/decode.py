@@ -110,7 +110,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path.name}, line {number} is not UTF-8 (byte 0x{data[e.start]:02x} at {e.start})",
                     value=str(path),
                     valid="UTF-8, or UTF-16 with a byte order mark",
-                    fix=f"convert it: iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}",
+                    fix=f"convert it: iconv -f ITS-ENCODING -t UTF-8 {path.name} > utf8-{path.name}",
                 ) from None
 
 

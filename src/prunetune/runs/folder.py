@@ -82,7 +82,7 @@ class RunFolder:
         if self.stages:
             return ()
         rounds = [*unfinished(self.path), *(self.path / "decisions").glob("[0-9]*")]
-        if any(p for at in rounds for p in (*at.glob("tuned"), *at.glob(".tuned-*"), *at.glob(".step-*"))):
+        if any(p for at in rounds for p in (*at.glob("tuned"), *at.glob(".tuned-*/checkpoint-*"), *at.glob(".step-*"))):
             return ()
         if rounds:
             return LATE

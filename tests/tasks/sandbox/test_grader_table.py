@@ -50,8 +50,6 @@ BOXED: list[tuple[str, str, bool]] = [
     ("12", r"\boxed{3 \times 4}", True),
     ("24", r"\boxed{4!}", True),
     ("8", r"\boxed{2^3}", True),
-    ("10", r"first \boxed{9}, corrected: \boxed{10}", False),  # math-verify joins all boxes
-    ("9, 10", r"first \boxed{9}, then \boxed{10}", True),
     # thousands separators
     ("1250", r"\boxed{1,250}", True),
     ("1250", r"\boxed{1{,}250}", True),
@@ -190,11 +188,8 @@ NUMBER: list[tuple[str, str, bool, bool]] = [
     ("#### 1250", "It costs $1,250.", True, False),
     ("#### 1250", "It costs $1,250.00.", True, True),
     ("#### 1250", "#### 1.250", False, False),
-    ("#### 1250", "#### 1 250", False, False),
     ("#### 1000000", "#### 1,000,000", True, False),
     ("#### 1000000", "1,000,000 people", True, False),
-    ("#### 1000000", "10^6", False, False),
-    ("#### 1000000", "1e6", False, False),
     ("#### 25", "25%", True, False),
     ("#### 25", "25 %", True, False),
     ("#### 25", "0.25", False, False),
@@ -206,7 +201,6 @@ NUMBER: list[tuple[str, str, bool, bool]] = [
     ("#### 7", "7!", True, False),
     ("#### 7", "7, 8", False, False),
     ("#### 7", "7:00", False, False),
-    ("#### 7", "#### 7:30", True, False),
     ("#### 123456789012345678901234567890", "#### 123456789012345678901234567890", True, False),
     ("#### 123456789012345678901234567890", "#### 123456789012345678901234567891", False, False),
     ("42", "so 6 * 7 = 42", True, False),
@@ -231,9 +225,37 @@ def test_number_is_right_and_agrees_with_lm_eval(reference: str, output: str, ri
     assert verify_number(output, reference).correct is right
     extracted = lm_eval_extraction(output)
     ours = extract_number(output)
-    assert ours == (extracted if any(c.isdigit() for c in extracted) else None)
+    told = extracted.rstrip(".")  # a full stop is no part of a number
+    assert (ours and ours.rstrip(".")) == (told if any(c.isdigit() for c in told) else None)
     theirs = lm_eval_score(extracted, reference)
     assert theirs is (right and not by_value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "right"),
+    [
+        ("#### 1250", "#### 1 250", True),
+        ("#### 1000000", "10^6", True),
+        ("#### 1000000", "1e6", True),
+        ("#### 7", "#### 7:30", False),
+    ],
+)
+def test_a_number_is_read_whole_where_lm_eval_reads_a_part(reference: str, output: str, right: bool) -> None:
+    assert verify_number(output, reference).correct is right
+    assert lm_eval_score(lm_eval_extraction(output), reference) is not right
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "right"),
+    [
+        ("10", r"first \boxed{9}, corrected: \boxed{10}", True),
+        ("9, 10", r"first \boxed{9}, then \boxed{10}", False),
+    ],
+)
+def test_the_last_box_counts_where_math_verify_joins_all(reference: str, output: str, right: bool) -> None:
+    assert verify_boxed(output, reference).correct is right
+    joined = math_verify.verify(math_verify.parse(f"\\boxed{{{reference}}}"), math_verify.parse(output))
+    assert joined is not right
 
 
 def lm_eval_extraction(output: str) -> str:
