@@ -43,8 +43,8 @@ def test_sigterm_saves_the_step_and_the_next_call_goes_on(place: Path, tmp_path:
 def test_children_of_children_end_too_and_get_time_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher dies of SIGTERM at once; what it started goes on a while, and one ignores the signal."""
     monkeypatch.setattr(launch, "GRACE_SECONDS", 1.5)
-    child = "import pathlib, signal, sys, time\nsignal.signal(15, lambda *a: (pathlib.Path(sys.argv[1]).write_text('saved'), sys.exit()))\nprint('step 1 2', flush=True)\ntime.sleep(60)"
-    deaf = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('step 1 2', flush=True)\ntime.sleep(60)"
+    child = "import os, pathlib, signal, sys, time\nsignal.signal(15, lambda *a: (pathlib.Path(sys.argv[1]).write_text('saved'), sys.exit()))\nos.write(1, b'step 1 2\\n')\ntime.sleep(60)"
+    deaf = "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'step 1 2\\n')\ntime.sleep(60)"
     script = (
         "import subprocess, sys\nfor c in sys.argv[1:3]: subprocess.Popen([sys.executable, '-c', c, sys.argv[3]])\n"
         "import time\ntime.sleep(60)"
