@@ -1,7 +1,7 @@
 """Train the embedded demo's reasoning model from scratch: a Llama of 1.5 M parameters, on generated arithmetic.
 
     python studies/train/train_demo_model.py                       # about ten minutes on one CPU core; the seed is fixed
-    python studies/train/train_demo_model.py --out /tmp/model --steps 100
+    python studies/train/train_demo_model.py --out DIR --steps 100
 
 Written: the plain Hugging Face folder with bf16 weights, and a model card with the accuracy on 1,000 test problems.
 """

@@ -258,3 +258,12 @@ def test_scoring_by_gradients_holds_no_logits_of_a_whole_batch() -> None:
     plain, taylor = (cost.scoring_bytes(4096, gradients=g) for g in (False, True))
     assert cost.weight_bytes < plain < taylor < 2e9
     assert cost.scoring_bytes(8192, gradients=True) < 2 * taylor
+
+
+@pytest.mark.parametrize("dtype", ["%s%d", "float33", "float32" * 40])
+def test_whatever_a_config_class_chokes_on_is_told(dtype: str) -> None:
+    """Found by 10,000 fuzzed configs: a type that torch does not have is an AttributeError of the class."""
+    values = tiny_config("gemma2").to_dict() | {"head_dim": None}  # which only the class can fill in
+    with pytest.raises(UnsupportedModel, match="transformers cannot read this config") as e:
+        cost_of({**values, "dtype": dtype})
+    assert len(str(e.value)) < 600 and "config.json" in str(e.value.fix)
