@@ -48,7 +48,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 def promised(config: dict[str, Any], width: int, depth: int, prompt: int, new: int, batch: int) -> dict[str, int]:
     """FLOPs of the prefill, and bytes that a decode step reads: all weights but a look-up table, the cache half grown."""
-    cost = cost_of(config, width=width, depth=depth)
+    cost = cost_of(config, shape={"layers": depth, "neurons": width})
     return {
         "params": cost.params,
         "prefill_flops": batch * cost.flops(prompt, new).prefill,

@@ -28,7 +28,7 @@ def test_llama3_by_hand():
     assert (steps[0]["paper_size"], steps[1]["paper_size"], steps[-1]["paper_size"]) == ("8B", None, "5B")
     hours = 0.0
     for s in steps[1:]:
-        cost = cost_of(LLAMA3_8B, depth=s["depth"], width=s["width"])
+        cost = cost_of(LLAMA3_8B, shape={"layers": s["depth"], "neurons": s["width"]})
         n, products = cost.params, cost.params - 128256 * 4096  # the embedding look-up is no product
         attention = 4 * s["depth"] * 4096 * 400  # each of 400 tokens against all, keys and values
         (m,) = s["recover"]
@@ -56,7 +56,9 @@ def test_reinforcement_learning_counts_every_answer():
     method = value["steps"][1]["recover"][0]
     assert method["tokens"] == 1160 * 8 * (120 + 600)
     step = value["steps"][1]
-    forward = cost_of(QWEN25_7B, depth=step["depth"], width=step["width"]).train_flops(method["tokens"], 720, passes=1)
+    forward = cost_of(QWEN25_7B, shape={"layers": step["depth"], "neurons": step["width"]}).train_flops(
+        method["tokens"], 720, passes=1
+    )
     assert method["hours"] == pytest.approx(forward * (4 / 0.35 + 1 / 0.05) / (8 * 989e12) / 3600)
     assert "8 x H200" in text and "sampled at 5%" in text and "one pass" in text
     assert "allows 3,000: up to 5 times as long" in text and "sampler's own memory comes on top" in text
@@ -118,7 +120,7 @@ def test_a_run_by_damage_is_forecast_as_one_round_at_the_final_shape():
     assert [s["step"] for s in value["steps"]] == ["original", "target"]
     last = value["steps"][-1]
     assert last["params_ratio"] <= 0.5 and last["recover"][0]["tokens"] == 10_000
-    cost = cost_of(config_values(DEMO_MODEL), depth=last["depth"], width=last["width"])
+    cost = cost_of(config_values(DEMO_MODEL), shape={"layers": last["depth"], "neurons": last["width"]})
     assert value["hours"] == pytest.approx(cost.train_flops(10_000, 400) / (312e12 * 0.35) / 3600)
     assert "unknown" in text and "one round" in text
 
@@ -132,6 +134,6 @@ def test_the_command_needs_neither_hub_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     value = json.loads(done.stdout)
-    assert value["steps"][-1]["params"] == cost_of(GEMMA2_9B, width=6336).params
+    assert value["steps"][-1]["params"] == cost_of(GEMMA2_9B, shape={"neurons": 6336}).params
     assert value["assumptions"]
     assert done.stderr.strip() == "[]"

@@ -179,7 +179,7 @@ def _job(folder: Path) -> Path:
 def _plan_for_a_model(path: Path) -> object:
     plan = PrunePlan.read(path)
     check_shape(plan, {"num_hidden_layers": 4, "intermediate_size": 8})
-    return plan.kept_layers, [plan.kept_neurons(i) for i in plan.kept_layers], plan.new_width
+    return plan.kept_layers, [plan.kept("neurons", i) for i in plan.kept_layers], plan.new_width
 
 
 PLAN = {

@@ -56,7 +56,7 @@ def meta_params(config: dict[str, Any], **changes: int) -> int:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("resize", [{}, {"depth": 3, "width": 29}])
+@pytest.mark.parametrize("resize", [{}, {"layers": 3, "neurons": 29}])
 def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
     family, changes = CASES[case]
     config = tiny_config(family, **changes)
@@ -64,12 +64,12 @@ def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
     assert cost_of(config).params == expected
     assert cost_of(config.to_dict()).weight_bytes == 2 * expected
     if family == "gemma3_text":
-        changes = {**changes, "layer_types": config.layer_types[: resize.get("depth", 4)]}
+        changes = {**changes, "layer_types": config.layer_types[: resize.get("layers", 4)]}
     elif getattr(config, "layer_types", None):
         changes = {**changes, "layer_types": None}
-    names = {"depth": "num_hidden_layers", "width": "intermediate_size"}
+    names = {"layers": "num_hidden_layers", "neurons": "intermediate_size"}
     smaller = tiny_config(family, **changes, **{names[k]: v for k, v in resize.items()})
-    assert cost_of(config, **resize).params == sum(p.numel() for p in meta_model(smaller).parameters())
+    assert cost_of(config, shape=resize).params == sum(p.numel() for p in meta_model(smaller).parameters())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -149,7 +149,7 @@ def test_the_papers_sizes_on_the_meta_device() -> None:
 def test_sliding_layers_shrink_with_the_depth() -> None:
     shape = Shape.of(tiny_config("gemma2"))
     assert (shape.sliding, shape.window) == (2, 8)
-    assert shape.resized(depth=2).sliding == 1
+    assert shape.resized({"layers": 2}).sliding == 1
     assert Shape.of(tiny_config("llama")).sliding == 0
     assert Shape.of(tiny_config("qwen2", use_sliding_window=False)).sliding == 0
 

@@ -54,7 +54,7 @@ def masked(model: PreTrainedModel, plan: PrunePlan, patch: Patch) -> PreTrainedM
         with torch.no_grad():
             down.weight[:, list(plan.drop_neurons.get(layer, ()))] = 0
             if f"{name}.weight" in patch.tensors:
-                down.weight[:, list(plan.kept_neurons(layer))] = patch.tensors[f"{name}.weight"]
+                down.weight[:, list(plan.kept("neurons", layer))] = patch.tensors[f"{name}.weight"]
             if f"{name}.bias" in patch.tensors:
                 down.bias.copy_(patch.tensors[f"{name}.bias"])
     for layer in plan.drop_layers:

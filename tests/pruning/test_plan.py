@@ -19,7 +19,7 @@ def test_the_lowest_scores_go_ties_by_index():
     plan = make_plan(NEURONS, LAYERS, "m", n_neurons=2)
     assert plan.drop_neurons == {0: (1, 3), 1: (0, 2), 2: (2, 3)}
     assert (plan.new_depth, plan.new_width, plan.removes_nothing) == (3, 2, False)
-    assert plan.kept_neurons(0) == (0, 2)
+    assert plan.kept("neurons", 0) == (0, 2)
 
 
 def test_layers_go_first_and_lose_no_neurons():
@@ -62,6 +62,8 @@ def test_thresholds_remove_the_smallest_common_count():
         ({"drop_neurons": {i: (0, 1, 2, 3) for i in range(3)}}, "no neuron"),
         ({"drop_layers": (0,), "drop_neurons": {0: (0,), 1: (0,), 2: (0,)}}, "not kept"),
         ({"speed": 3}, "Extra"),
+        ({"sizes": {"wings": 2}}, "'wings' is no axis"),
+        ({"sizes": {"neurons": 4}}, "keys of their own"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(changes, says, tmp_path):
@@ -71,6 +73,13 @@ def test_plans_that_make_no_sense_are_refused(changes, says, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(value, default=list))
     with pytest.raises(PlanError, match=r"p\.json"):
         PrunePlan.read(tmp_path / "p.json")
+
+
+def test_a_plan_of_the_first_two_axes_is_written_and_hashed_as_in_version_0_1():
+    """Run folders and patches of 0.1 name this hash: new axes are written only where they are used."""
+    plan = PrunePlan(model_sha="m", depth=3, width=4, drop_layers=(1,), drop_neurons={0: (0, 2), 2: (1, 3)})
+    assert plan.sha == "38340c3aa104a6d2"
+    assert list(plan.model_dump(mode="json")) == ["model_sha", "depth", "width", "drop_layers", "drop_neurons"]
 
 
 def test_round_trip_through_json(tmp_path):

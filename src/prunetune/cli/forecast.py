@@ -73,7 +73,7 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
         step["paper_size"] = paper.sizes.get(done, paper.sizes.get(-1) if done == rounds else None)
         if not done:
             continue
-        cost = cost_of(config, depth=step["depth"], width=step["width"])
+        cost = cost_of(config, shape={"layers": step["depth"], "neurons": step["width"]})
         where = (recipe.launcher, devices, paper.gpu)
         step["recover"] = [
             recovery(m, cost, original, where, 1 if m.when == "last" else rounds)

@@ -85,7 +85,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         shapes.append(("target", *final_shape(recipe.prune, sizes)))
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:
-        cost = cost_of(config, depth=depth, width=width)
+        cost = cost_of(config, shape={"layers": depth, "neurons": width})
         rows.append(
             {
                 "step": name,

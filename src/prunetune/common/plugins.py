@@ -24,6 +24,7 @@ KINDS = {
     "criterion": "pruning.criteria.Criterion",
     "layer_criterion": "fp32 (h, f(h)), each [tokens, hidden] -> [tokens]",
     "family": "models.families.Family",
+    "axis": "models.axes.Axis",
     "task": "tasks.TaskConfig -> tasks.Task",
     "verifier": "(output, reference) -> tasks.Verdict",
     "source": "a pydantic model with `type` and `examples()`",

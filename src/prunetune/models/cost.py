@@ -1,6 +1,6 @@
 """What a model costs, from its config alone: parameters, bytes, FLOPs per question, memory and hours to train.
 
-    cost = cost_of(config, width=8944)                  # as if it were cut to this width
+    cost = cost_of(config, shape={"neurons": 8944})     # as if it were cut to this width
     cost.params, cost.weight_bytes, cost.kv_bytes(2048), cost.flops(prompt_tokens=180, new_tokens=140).total
 
 Conventions. One multiply-add is two FLOPs; matrix products alone are counted (norms, activations, rotary embeddings and
@@ -13,11 +13,13 @@ tests/test_cost.py holds all of this against torch.utils.flop_counter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from prunetune.errors import UnsupportedModel
+from prunetune.models import axes
 from prunetune.models.families import Family, family_of
 from prunetune.models.gpus import gpu_of
 
@@ -26,7 +28,8 @@ from prunetune.models.gpus import gpu_of
 class Shape:
     """The numbers of a config that decide its cost. All families are one formula over these.
 
-    `layer_extra` is what a layer holds besides its matrices: norms and biases, apart from the FFN's own biases.
+    `layer_extra` is what a layer holds besides its matrices: norms and the output projection's bias; `qkv_bias` and
+    `mlp_bias` tell whether the others have theirs, whose size follows the shape.
     `sliding` is how many layers attend to the last `window` tokens only.
     """
 
@@ -39,23 +42,22 @@ class Shape:
     head_dim: int
     tied: bool
     mlp_bias: bool
+    qkv_bias: bool
     layer_extra: int
     window: int | None
     sliding: int
 
     @staticmethod
     def of(config: Any) -> Shape:
-        """From a `PretrainedConfig` or a config.json dict. UnsupportedModel where `family_of` raises it."""
+        """From a `PretrainedConfig` or a config.json dict; UnsupportedModel as `family_of`."""
         family = family_of(config)
         if isinstance(config, dict):
             config = _spelled_out(config, family) or _by_its_class(config, family)
         hidden, heads = config.hidden_size, config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         kv_heads = config.num_key_value_heads
-        qkv = (heads + 2 * kv_heads) * head_dim
-        bias = getattr(config, "attention_bias", False)
-        extra = family.norms * hidden + (2 * head_dim if family.qk_norm else 0)
-        extra += qkv + hidden if bias else qkv if family.qkv_bias else 0
+        bias = bool(getattr(config, "attention_bias", False))
+        extra = family.norms * hidden + (2 * head_dim if family.qk_norm else 0) + (hidden if bias else 0)
         window = getattr(config, "sliding_window", None)
         types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         sliding = types.count("sliding_attention") if window else 0
@@ -69,6 +71,7 @@ class Shape:
             head_dim=head_dim,
             tied=bool(config.tie_word_embeddings),
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            qkv_bias=bias or family.qkv_bias,
             layer_extra=extra,
             window=window if sliding else None,
             sliding=sliding,
@@ -88,20 +91,24 @@ class Shape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             tied=True,
             mlp_bias=False,
+            qkv_bias=False,
             layer_extra=0,
             window=None,
             sliding=0,
         )
 
-    def resized(self, depth: int | None = None, width: int | None = None) -> Shape:
-        """The same model cut to `depth` layers and `width` neurons; the share of sliding layers is kept, rounded."""
-        depth = self.depth if depth is None else depth
-        sliding = round(self.sliding * depth / self.depth)
-        return replace(self, depth=depth, width=self.width if width is None else width, sliding=sliding)
+    def resized(self, shape: Mapping[str, int]) -> Shape:
+        """The same model cut to so many units of each axis named; the share of sliding layers is kept, rounded."""
+        changed = axes.resized(self._values(), shape)
+        new = replace(self, **{_KEYS[key]: value for key, value in changed.items()})
+        return replace(new, sliding=round(self.sliding * new.depth / self.depth))
 
     def counts(self) -> dict[str, int]:
         """How many there are of what can be cut, by axis; heads are key/value groups."""
-        return {"layers": self.depth, "neurons": self.width, "heads": self.kv_heads, "vocabulary": self.vocab}
+        return {**axes.shape_of(self._values()), "heads": self.kv_heads, "vocabulary": self.vocab}
+
+    def _values(self) -> dict[str, int]:
+        return {key: getattr(self, name) for key, name in _KEYS.items()}
 
     @property
     def attention_weights(self) -> int:
@@ -109,9 +116,16 @@ class Shape:
         return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
 
 
-_COUNTS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"
-)  # fmt: skip
+_KEYS = {  # of a config, as axes read and write them -> fields of a `Shape`
+    "num_hidden_layers": "depth",
+    "intermediate_size": "width",
+    "hidden_size": "hidden",
+    "vocab_size": "vocab",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+}
+_COUNTS = [key for key in _KEYS if key != "head_dim"]
 
 
 def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
@@ -164,7 +178,8 @@ def layer_params(config: Any, width: int | None = None) -> int:
     """Parameters of one layer at an FFN width (the config's if None)."""
     shape = _shape(config)
     ffn = neuron_params(shape) * (shape.width if width is None else width) + (shape.hidden if shape.mlp_bias else 0)
-    return shape.attention_weights + shape.layer_extra + ffn
+    biases = (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
+    return shape.attention_weights + biases + shape.layer_extra + ffn
 
 
 def params(config: Any, depth: int | None = None, width: int | None = None) -> int:
@@ -323,13 +338,12 @@ def state_bytes(
     return (2 + 14 / devices if kind == "zero2" else 16 / spread) + more
 
 
-def cost_of(config: Any, *, width: int | None = None, depth: int | None = None, dtype_bytes: int = 2) -> Cost:
+def cost_of(config: Any, *, shape: Mapping[str, int] | None = None, dtype_bytes: int = 2) -> Cost:
     """The cost of a model.
 
     Args:
         config: A `PretrainedConfig`, a config.json dict, or a `Shape`.
-        width: FFN width to assume instead of the config's.
-        depth: Number of layers to assume instead of the config's.
+        shape: How many of each axis to assume instead of the config's: {"neurons": 8944}; None: as it is.
         dtype_bytes: Bytes of one element of weights and cache.
     """
-    return Cost(_shape(config).resized(depth, width), dtype_bytes)
+    return Cost(_shape(config).resized(shape or {}), dtype_bytes)

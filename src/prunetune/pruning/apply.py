@@ -1,4 +1,4 @@
-"""Remove neurons and layers for good (the step "prune" of Algorithm 1): one pure function, two drivers.
+"""Remove units of any axis for good (the step "prune" of Algorithm 1): one pure function, two drivers.
 
 `cut_tensor` and `cut_config` (cuts.py) say what becomes of one tensor and of the config. The drivers feed them all
 tensors of a model, from memory or shard by shard from disk, and so agree bit for bit.
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prunetune.common.files import check_space, fresh, read_json
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import BadCheckpoint, PlanError
+from prunetune.models.axes import axis_of
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
 from prunetune.models.shards import ShardReader, ShardWriter, TensorInfo, open_shards, shard_name, write_index
@@ -32,11 +33,12 @@ EXTRA_FOLDERS = ("additional_chat_templates",)
 def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> None:
     """BadCheckpoint unless every kept layer holds its cut weights: a foreign layout would be left uncut in silence."""
     found = {at for name in names if (at := layer_of(family, name))}
+    cuts = [cut.suffix for name in ("neurons", *plan.sizes) for cut in axis_of(name).slices(family, plan.shape)]
     for layer in plan.kept_layers:
-        for cut in family.cuts:
-            if cut.suffix.endswith(".weight") and (layer, cut.suffix) not in found:
+        for suffix in cuts:
+            if suffix.endswith(".weight") and (layer, suffix) not in found:
                 raise BadCheckpoint(
-                    f"this checkpoint has no `{cut.suffix}` in layer {layer}",
+                    f"this checkpoint has no `{suffix}` in layer {layer}",
                     value=family.model_type,
                     fix="save it anew with transformers, unquantised",
                 )

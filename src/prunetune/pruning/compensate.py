@@ -167,7 +167,7 @@ def _fit(
     start: float | None,
 ) -> Fold:
     """Gather the residues of both sets of tokens and solve."""
-    kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
+    kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     with Tap(one, source, layer) as tap:
         lost = tap.down.weight.float()[:, gone]
@@ -188,7 +188,7 @@ def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, foun
     if found.change is None:
         return {}
     down: Any = one.block.get_submodule(source.family.down)
-    kept = torch.tensor(plan.kept_neurons(layer), device=source.device)
+    kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     change = found.change
     changed = {"weight": down.weight[:, kept].to(change) + change[:, : len(kept)]}
     if down.bias is not None:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Shaped
 
 from prunetune.errors import PlanError, UnsupportedModel
-from prunetune.models.families import Cut, Family, layer_of
+from prunetune.models.axes import Axis, Slice, axis_of, resized
+from prunetune.models.families import Family, layer_of
 from prunetune.pruning.plan import PrunePlan
 
 Tensor = Shaped[torch.Tensor, "..."]
@@ -39,7 +40,7 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
     Args:
         plan: What goes.
         patch: Tensors, by their name in the source, that replace the cut ones (compensated weights); of the cut shape.
-        family: Where the neurons are.
+        family: Where the units of each axis are.
         name: The tensor's name in the source.
         tensor: The tensor.
 
@@ -56,24 +57,38 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
     _check_layer(plan, layer, name)
     if layer in plan.drop_layers:
         return None
-    cut = next((c for c in family.cuts if c.suffix == suffix), None)
-    if cut is None:
+    stays: torch.Tensor | None = None
+    for axis_name in ("neurons", *plan.sizes):
+        axis = axis_of(axis_name)
+        for found in axis.slices(family, plan.shape):
+            if found.suffix == suffix:
+                here = _stays(plan, axis, found, layer, name, tensor)
+                if here is not None:
+                    stays = here if stays is None else stays & here
+                    dim = found.dim
+    if stays is None:
         return _patched(patch, name, tensor)
-    if tensor.shape[cut.dim] != plan.width * cut.copies:
+    return _patched(patch, name, tensor.index_select(dim, stays.nonzero().squeeze(1).to(tensor.device)))
+
+
+def _stays(plan: PrunePlan, axis: Axis, cut: Slice, layer: int, name: str, tensor: Tensor) -> torch.Tensor | None:
+    """Which places of the tensor's cut dimension stay, as far as this axis goes; None: nothing of it goes anywhere."""
+    size, places = tensor.shape[cut.dim], axis.places(plan.shape)
+    rows = cut.rows(size, places)
+    if rows is None:
+        what = "FFN width" if axis.name == "neurons" else f"number of {axis.called[1]}"
         raise PlanError(
-            f"{name} has another FFN width than the plan",
-            value=tensor.shape[cut.dim] // cut.copies,
-            valid=f"{plan.width}",
+            f"{name} has another {what} than the plan",
+            value=size // sum(cut.blocks),
+            valid=f"{places}",
             fix="make the plan for this model",
         )
-    if not plan.drop_neurons:
-        return _patched(patch, name, tensor)
-    return _patched(patch, name, tensor.index_select(cut.dim, _kept_rows(plan, cut, layer).to(tensor.device)))
-
-
-def _kept_rows(plan: PrunePlan, cut: Cut, layer: int) -> torch.Tensor:
-    kept = torch.tensor(plan.kept_neurons(layer))
-    return torch.cat([kept + half * plan.width for half in range(cut.copies)])
+    if not plan.drops(axis.name):
+        return None
+    kept = torch.zeros(places, dtype=torch.bool)
+    kept[list(plan.kept(axis.name, layer))] = True
+    blocks, rest = rows
+    return torch.cat([*(kept.repeat_interleave(block) for block in blocks), torch.ones(rest, dtype=torch.bool)])
 
 
 def _check_layer(plan: PrunePlan, layer: int, name: str) -> None:
@@ -107,12 +122,15 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
     and that list is not constant, it is written, sliced, so that each kept layer stays what it was.
     """
     check_shape(plan, resolved)
-    out = dict(raw)
-    if plan.new_width != plan.width:
-        out["intermediate_size"] = plan.new_width
+    changed = resized(resolved, plan.new_shape)
+    for name in plan.drop:
+        if told := axis_of(name).unfit(family, {**resolved, **changed}):
+            raise UnsupportedModel(
+                f"no stock model of this family has so many {name}: {told}", value=plan.new_shape[name]
+            )
+    out = {**raw, **changed}
     if not plan.drop_layers:
         return out
-    out["num_hidden_layers"] = plan.new_depth
     for key in family.per_layer_keys:
         full = resolved.get(key) if raw.get(key) is None else raw[key]
         if not full or (raw.get(key) is None and len(set(full)) == 1):
@@ -130,11 +148,20 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
 
 
 def check_shape(plan: PrunePlan, config: Mapping[str, Any]) -> None:
-    """PlanError unless the plan was made for a model of this depth and width."""
-    for field, key, planned in (("depth", "num_hidden_layers", plan.depth), ("width", "intermediate_size", plan.width)):
-        if config.get(key) != planned:
+    """PlanError unless the plan was made for a model of this shape; `config` has its defaults filled in."""
+    for name, planned in plan.shape.items():
+        called = {"layers": "depth", "neurons": "width"}.get(name, f"number of {axis_of(name).called[1]}")
+        has = _units(axis_of(name), config)
+        if has != planned:
             raise PlanError(
-                f"this plan is for a model of another {field}",
-                value=f"plan: {planned}, model: {config.get(key)}",
+                f"this plan is for a model of another {called}",
+                value=f"plan: {planned}, model: {has}",
                 fix="make the plan for this model with `prunetune plan`",
             )
+
+
+def _units(axis: Axis, config: Mapping[str, Any]) -> int | None:
+    try:
+        return axis.units(config)
+    except (KeyError, TypeError, ValueError):  # no config of a model
+        return None

@@ -1,7 +1,7 @@
 """A prune plan: what goes, before anything goes. Frozen, validated, reviewable JSON.
 
-Indices always mean the model that the plan was made for. Every kept layer loses the same number of neurons, so that
-the result keeps one scalar `intermediate_size` and stays a stock architecture.
+Indices always mean the model that the plan was made for. Every kept layer loses the same number of units of an axis, so
+that the result keeps one number for all layers (`intermediate_size`, …) and stays a stock architecture.
 """
 
 from __future__ import annotations
@@ -9,21 +9,46 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    model_serializer,
+    model_validator,
+)
 
 from prunetune.common.files import json_sha, write_json
 from prunetune.common.reading import read_model
 from prunetune.errors import NotFinite, OutOfReach, PlanError, shown
+from prunetune.models.axes import axes, axis_of
 
 MOST_LAYERS, MOST_NEURONS = 10_000, 10_000_000
 """Some hundred times the deepest and the widest model there is."""
 
 
+def _layer_numbers(value: object) -> object:
+    """JSON has text as keys: only that of a number as it is written, so that no layer is named twice."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if isinstance(key, bool) or not (isinstance(key, int) or re.fullmatch("0|[1-9][0-9]{0,8}", str(key))):
+                raise ValueError(f"{shown(key)} is not the number of a layer")
+    return value
+
+
+Units = Annotated[dict[int, tuple[StrictInt, ...]], BeforeValidator(_layer_numbers)]
+"""Layer -> units."""
+
+
 class PrunePlan(BaseModel):
-    """Which layers and which neurons are removed from one model.
+    """What is removed from one model.
 
     Attributes:
         model_sha: `store.model_sha` of the model that the plan is for.
@@ -31,6 +56,9 @@ class PrunePlan(BaseModel):
         width: FFN width (`intermediate_size`) of that model.
         drop_layers: Layers to remove, ascending.
         drop_neurons: Layer -> neurons to remove, ascending; the same number in every kept layer, or empty.
+        sizes: How many units that model has of every other axis that `drop` names, and of those that they are in.
+        drop: Axis -> layer -> units to remove, as `drop_neurons`; of an axis within another (query heads in key/value
+            groups) as many in each kept unit of that. Not written where it is empty, as before there were other axes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,17 +67,13 @@ class PrunePlan(BaseModel):
     depth: StrictInt = Field(gt=0, le=MOST_LAYERS)
     width: StrictInt = Field(gt=0, le=MOST_NEURONS)
     drop_layers: tuple[StrictInt, ...] = Field(default=(), max_length=MOST_LAYERS)
-    drop_neurons: dict[int, tuple[StrictInt, ...]] = Field(default_factory=dict, max_length=MOST_LAYERS)
+    drop_neurons: Units = Field(default_factory=dict, max_length=MOST_LAYERS)
+    sizes: dict[str, Annotated[int, Field(strict=True, gt=0, le=MOST_NEURONS)]] = Field(default_factory=dict)
+    drop: dict[str, Annotated[Units, Field(max_length=MOST_LAYERS)]] = Field(default_factory=dict)
 
-    @field_validator("drop_neurons", mode="before")
-    @classmethod
-    def _layer_numbers(cls, value: object) -> object:
-        """JSON has text as keys: only that of a number as it is written, so that no layer is named twice."""
-        if isinstance(value, Mapping):
-            for key in value:
-                if isinstance(key, bool) or not (isinstance(key, int) or re.fullmatch("0|[1-9][0-9]{0,8}", str(key))):
-                    raise ValueError(f"{shown(key)} is not the number of a layer")
-        return value
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if v or k not in ("sizes", "drop")}
 
     @model_validator(mode="after")
     def _check(self) -> PrunePlan:
@@ -57,19 +81,61 @@ class PrunePlan(BaseModel):
         _ascending("drop_layers", self.drop_layers, self.depth)
         if len(self.drop_layers) >= self.depth:
             raise ValueError("drop_layers leaves no layer")
-        gone = set(self.drop_layers)
-        for layer, neurons in self.drop_neurons.items():
-            if layer in gone or not 0 <= layer < self.depth:
-                raise ValueError(f"drop_neurons names layer {layer}, which is not kept")
-            _ascending(f"drop_neurons[{layer}]", neurons, self.width)
-        counts = {len(neurons) for neurons in self.drop_neurons.values()}
-        if len(self.drop_neurons) < self.new_depth:
-            counts.add(0)
-        if len(counts) > 1:
-            raise ValueError(f"every kept layer must lose the same number of neurons, not {sorted(counts)}")
-        if counts == {self.width}:
-            raise ValueError("drop_neurons leaves no neuron")
+        if taken := {"layers", "neurons"} & {*self.drop, *self.sizes}:
+            raise ValueError(f"{min(taken)} have keys of their own (drop_layers, drop_neurons; depth, width)")
+        if unknown := {*self.drop, *self.sizes} - set(axes()):
+            raise ValueError(f"{shown(min(unknown))} is no axis; there are {', '.join(axes())}")
+        for name in self.drop:
+            if lost := {name, axis_of(name).within or name} - set(self.sizes):
+                raise ValueError(f"sizes does not say how many {min(lost)} the model has")
+        for name in ("neurons", *self.drop):
+            self._check_units(name)
         return self
+
+    def _check_units(self, name: str) -> None:
+        axis, gone = axis_of(name), set(self.drop_layers)
+        key = "drop_neurons" if name == "neurons" else f"drop.{name}"
+        counts = {0} if len(self.drops(name)) < self.new_depth else set[int]()
+        for layer, units in self.drops(name).items():
+            if layer in gone or not 0 <= layer < self.depth:
+                raise ValueError(f"{key} names layer {layer}, which is not kept")
+            _ascending(f"{key}[{layer}]", units, axis.places(self.shape))
+            if axis.within is None:
+                counts.add(len(units))
+                continue
+            each = self.shape[name]
+            found = Counter(unit // each for unit in units)
+            whole = self.drops(axis.within).get(layer, ())
+            if wrong := set(found) & set(whole):
+                raise ValueError(f"{key}[{layer}] names {name} of {axis.within} {min(wrong)}, which goes as a whole")
+            counts |= set(found.values()) | ({0} if len(found) < self.shape[axis.within] - len(whole) else set())
+        if len(counts) > 1:
+            each_of = f" in each of its {axis.within}" if axis.within else ""
+            raise ValueError(f"every kept layer must lose the same number of {name}{each_of}, not {sorted(counts)}")
+        if counts == {self.shape[name]}:
+            raise ValueError(f"{key} leaves no {axis.called[0]}")
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """How many there are of each axis that the plan knows of, in the source."""
+        return {"layers": self.depth, "neurons": self.width, **self.sizes}
+
+    @property
+    def new_shape(self) -> dict[str, int]:
+        """The same of the result."""
+        return {"layers": self.new_depth, "neurons": self.new_width} | {
+            name: count - self._lost(name) for name, count in self.sizes.items()
+        }
+
+    def _lost(self, name: str) -> int:
+        units, axis = next(iter(self.drops(name).values()), ()), axis_of(name)
+        if not units or axis.within is None:
+            return len(units)
+        return sum(unit // self.shape[name] == units[0] // self.shape[name] for unit in units)
+
+    def drops(self, name: str) -> Mapping[int, tuple[int, ...]]:
+        """Layer -> the units of an axis that go."""
+        return self.drop_neurons if name == "neurons" else self.drop.get(name, {})
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -77,10 +143,12 @@ class PrunePlan(BaseModel):
         gone = set(self.drop_layers)
         return tuple(i for i in range(self.depth) if i not in gone)
 
-    def kept_neurons(self, layer: int) -> tuple[int, ...]:
-        """The neurons of a kept source layer that stay, ascending."""
-        gone = set(self.drop_neurons.get(layer, ()))
-        return tuple(j for j in range(self.width) if j not in gone)
+    def kept(self, name: str, layer: int) -> tuple[int, ...]:
+        """The units of an axis in a kept source layer that stay, ascending; of those that go as a whole none."""
+        axis, gone = axis_of(name), set(self.drops(name).get(layer, ()))
+        whole = set(self.drops(axis.within).get(layer, ())) if axis.within else set[int]()
+        each = self.shape[name]
+        return tuple(j for j in range(axis.places(self.shape)) if j not in gone and j // each not in whole)
 
     @property
     def new_depth(self) -> int:
@@ -95,7 +163,7 @@ class PrunePlan(BaseModel):
     @property
     def removes_nothing(self) -> bool:
         """Whether the result is the source itself."""
-        return not self.drop_layers and self.new_width == self.width
+        return self.new_shape == self.shape
 
     @property
     def sha(self) -> str:

@@ -71,12 +71,12 @@ def question_cost(cost: Cost, samples: Iterable[Sample]) -> QuestionCost | None:
 
 
 def stage_cost(run: RunRecord, stage: StageRecord) -> Cost | None:
-    """The cost model of a stage: `final/config.json` at the stage's depth and width.
+    """The cost model of a stage: `final/config.json` at the stage's shape.
 
     None where that config is not there, or does not give the parameters that the stage recorded (another model).
     """
     config = run.path / "final" / "config.json"
     if not config.is_file() or stage.depth is None or stage.width is None:
         return None
-    cost = cost_of(read_json(config), width=stage.width, depth=stage.depth)
+    cost = cost_of(read_json(config), shape=stage.counts)
     return cost if cost.params == stage.params else None

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from prunetune.common import units as human
 from prunetune.common.reading import read_model
 from prunetune.errors import BadCheckpoint
+from prunetune.models.axes import axes
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.steps import Step
 
@@ -197,6 +198,13 @@ class StageRecord(Record):
     def params(self) -> int | None:
         """Parameters, tied ones once."""
         return self.cost.params
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each axis that is known here; BadCheckpoint as `place`."""
+        depth, width = self.place
+        more = {name: n for name, n in (self.shape or {}).items() if name in axes()}
+        return {**more, "layers": depth, "neurons": width}
 
     @property
     def place(self) -> tuple[int, int]:

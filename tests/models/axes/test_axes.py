@@ -1,0 +1,60 @@
+"""The registry of axes: what each says of a config is what transformers builds from it, for every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import tiny_config
+from transformers import AutoModelForCausalLM
+
+from prunetune.errors import UnknownName
+from prunetune.models.axes import AXES, axis_of, resized, shape_of
+from prunetune.models.families import FAMILIES, family_of, layer_of
+
+FEWER = {"layers": 2, "neurons": 40}
+
+
+@pytest.mark.parametrize("name", [a for a in AXES if a != "layers"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tensors_that_lose_units_are_those_whose_size_follows_the_config(family: str, name: str) -> None:
+    """By the shapes of two models on the meta device: those slices change, by that many rows, and nothing else does."""
+    biases = {"mlp_bias": True, "attention_bias": True} if family in ("llama", "smollm3") else {}
+    config = tiny_config(family, **biases)
+    values, axis = config.to_dict(), axis_of(name)
+    shape = shape_of(values)
+    fewer = tiny_config(family, **biases)
+    for key, value in resized(values, {name: FEWER[name]}).items():
+        setattr(fewer, key, value)
+    assert axis.units(fewer.to_dict()) == FEWER[name]
+    with torch.device("meta"):
+        whole, cut = (AutoModelForCausalLM.from_config(c).state_dict() for c in (config, fewer))
+    slices = {s.suffix: s for s in axis.slices(family_of(config), shape)}
+    for tensor, new in cut.items():
+        found = layer_of(family_of(config), tensor)
+        old = whole[tensor].shape
+        if found is None or found[1] not in slices:
+            assert new.shape == old, tensor
+            continue
+        one = slices[found[1]]
+        rows = one.rows(old[one.dim], axis.places(shape))
+        assert rows is not None
+        left = axis.places({**shape, name: FEWER[name]})
+        assert new.shape[one.dim] == left * sum(rows[0]) + rows[1], tensor
+        assert old.numel() // old[one.dim] == new.numel() // new.shape[one.dim], tensor
+    if axis.readout is not None:
+        weight = f"model.layers.0.{axis.readout(family_of(config))}.weight"
+        assert slices[layer_of(family_of(config), weight)[1]].dim == 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_is_what_the_config_says(family: str) -> None:
+    values = tiny_config(family).to_dict()
+    shape = shape_of(values)
+    assert {name: shape[name] for name in ("layers", "neurons")} == {"layers": 4, "neurons": 48}
+    assert set(shape) == set(AXES)
+    assert resized(values, shape) == {}
+
+
+def test_an_axis_that_nobody_has_is_named() -> None:
+    with pytest.raises(UnknownName, match="neurons"):
+        axis_of("neuron")
