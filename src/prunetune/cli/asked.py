@@ -9,7 +9,7 @@ from typing import Any
 from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import with_columns
 from prunetune.errors import RecipeError
-from prunetune.recipe.said import changed, count, parse_data, target
+from prunetune.recipe.said import changed, count, parse_data, share, target
 
 USAGE = "prunetune run --model M --data D --target 0.6 --out RUN"
 
@@ -24,6 +24,7 @@ class Asked:
     target: str | None = None
     step: float | None = None
     tokens: str | None = None
+    keep: str | None = None
     tasks: Sequence[str] = ()
     verifier: str | None = None
     n: int | None = None
@@ -37,7 +38,7 @@ class Asked:
     @property
     def changes(self) -> bool:
         """Whether the recipe of that name is run with something changed."""
-        return (self.target, self.step, self.tokens, self.seed) != (None,) * 4 or bool(
+        return (self.target, self.keep, self.step, self.tokens, self.seed) != (None,) * 5 or bool(
             self.data or self.sets or self.chat
         )
 
@@ -56,8 +57,8 @@ def mapping_of(asked: Asked) -> dict[str, Any]:
         value = recipe_mapping(asked.recipe)
     elif asked.model is None:
         raise RecipeError("give either a recipe or --model", valid=f"prunetune run RECIPE, or {USAGE}")
-    elif not asked.data or asked.target is None:
-        raise RecipeError("--model needs --data and --target too", fix=USAGE)
+    elif not asked.data or (asked.target is None and asked.keep is None):
+        raise RecipeError("--model needs --data and --target (or --keep) too", fix=USAGE)
     else:
         value = {"model": asked.model}
     value = _with_cut(value, asked)
@@ -84,7 +85,20 @@ def _with_cut(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
         prune["target"] = target(asked.target)
     if asked.step is not None:
         prune |= {"step": asked.step, "rounds": None}
+    if asked.keep is not None:
+        return _with_goal(value, prune, asked)
     return {**value, "prune": prune} if prune else value
+
+
+def _with_goal(value: dict[str, Any], prune: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """`--keep`: as small as possible, so that a recipe's own target and its control give way."""
+    wanted = share(str(asked.keep), "--keep")
+    if asked.target is None:
+        prune.pop("target", None)
+    value = {k: v for k, v in value.items() if k not in ("prune", "control")} | ({"prune": prune} if prune else {})
+    if value.get("stop_at") or isinstance(value.get("keep"), str):  # models that stay on disk have the short name
+        return {**value, "stop_at": {**(value.get("stop_at") or {}), "accuracy": wanted}}
+    return {**value, "keep": wanted}
 
 
 def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:

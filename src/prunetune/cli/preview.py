@@ -81,7 +81,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
-    if recipe.probed:
+    if recipe.probed or recipe.searches:
         shapes.append(("target", *final_shape(recipe.prune, sizes)))
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:
@@ -108,12 +108,15 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     lines += about_periods(recipe.prune, config, sizes)
     if recipe.stop_at:
         lines.append(
-            "stop_at: may end before the target; a rejected round is tried again at half, with a share of its own"
+            f"stop_at: a search for the smallest model that keeps {recipe.stop_at.accuracy:.1%} of the accuracy, no "
+            "smaller than the target"
         )
     if recipe.foreseen:
         return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
     most = recipe.prune.max_rounds
-    who = "thresholds decide" if recipe.prune.by_threshold else "measured damage decides"
+    who = "measured damage decides"
+    if recipe.prune.by_threshold or recipe.searches:
+        who = "thresholds decide" if recipe.prune.by_threshold else "what is kept decides"
     text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
 

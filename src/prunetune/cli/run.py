@@ -19,6 +19,7 @@ RecipeName = Annotated[str | None, typer.Argument(help="A YAML file, or a shippe
 ModelName = Annotated[str | None, typer.Option("--model", help="Instead of a recipe: the model.")]
 DataNames = Annotated[list[str] | None, typer.Option("--data", "-d", help="Reasoning data: FILE, preset:NAME, ...")]
 Target = Annotated[str | None, typer.Option(help="What to keep: a share (0.6, 60%) or parameters (3B).")]
+Keep = Annotated[str | None, typer.Option("--keep", help="As small as keeps this share of the accuracy, such as 95%.")]
 Step = Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")]
 Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole run, such as 20M.")]
 Tasks = Annotated[
@@ -37,6 +38,7 @@ def options_of_a_run(
     model: ModelName = None,
     data: DataNames = None,
     target: Target = None,
+    keep: Keep = None,
     tokens: Tokens = None,
     task: Tasks = None,
     verifier: VerifierOption = None,
@@ -53,6 +55,7 @@ def options_of_a_run(
         model=model,
         data=data or (),
         target=target,
+        keep=keep,
         tokens=tokens,
         tasks=task or (),
         verifier=verifier,

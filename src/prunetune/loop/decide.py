@@ -9,19 +9,19 @@ rejected round half of it is tried; where there is no half, its axis is closed f
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prunetune.recipe.schema import Recipe
-from prunetune.runs.records import DecisionRecord, Removed, StageRecord, Waypoint, known
+from prunetune.runs.records import DecisionRecord, StageRecord, Waypoint, known
 from prunetune.schedule import damage as budget
-from prunetune.schedule.steps import Axis, Done, Step, next_step, plan_ahead
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, period_in
+from prunetune.schedule.steps import Done, Step, next_step, plan_ahead
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""
+TRIES = 5
+"""`stop_at`: each try gets this part of the recovery budget; failed ones beyond that get theirs on top."""
 MOST_ROUNDS = 6
 """`rounds: auto`: no more than this, unless `max_rounds` says so."""
 
@@ -133,74 +133,45 @@ def shared_rounds(recipe: Recipe, sizes: Sizes, stages: Sequence[StageRecord]) -
     """T: the rounds that the budget is shared out over; kept from the run's first start."""
     if stages:
         return known(stages[0].rounds, "rounds")
+    if recipe.searches:
+        return recipe.prune.max_rounds or TRIES
     return max(1, recipe.prune.max_rounds or planned_rounds(recipe, sizes))
 
 
 def decide(case: Case, probed: Probed) -> Decision | End:
-    """The next round, or End: target reached, or no smaller step would be accepted."""
-    rejected = case.stages[-1] if case.stages and not case.stages[-1].accepted else None
-    if rejected is None:
-        decision = _scheduled(case, 1, probed)
-    else:
-        decision = _again(case, rejected)
-        if decision is None and not case.recipe.prune.by_threshold:
-            decision = _scheduled(case, rejected.attempt + 1, probed)
-        if decision is None:
-            return End(f"{rejected.name} was rejected, and no smaller step is left: finished")
-    if decision is None:
+    """The next round, or End: target reached, or nothing smaller keeps what `stop_at` asks for."""
+    if case.recipe.searches:
+        return _sought(case, probed)
+    if case.stages and not case.stages[-1].accepted:
+        return End(f"{case.stages[-1].name} was rejected: finished")
+    prune, index = case.recipe.prune, len(case.accepted) + 1
+    step = next_step(prune, case.sizes, case.history)
+    if step is None or index > (prune.max_rounds or index):
         return End()
-    if _used_up(case):
-        return End("after what was rejected, too few data are left for another round: finished")
-    return decision
-
-
-def _scheduled(case: Case, attempt: int, probed: Probed) -> Decision | None:
-    """The schedule's next round, on the axes that are open; None if it has reached its end."""
-    prune = schedule_of(case)
     if not case.recipe.probed:
-        planned = next_step(prune, case.sizes, case.history)
-        if planned is None:
-            return None
-        planned = dataclasses.replace(planned, attempt=attempt)
-        return _capped(case, Decision(planned, case.rounds, None, _is_last(case, planned), why_closed(case) or None))
-    if _arrived(case):
-        return None
-    index = len(case.accepted) + 1
+        return Decision(step, case.rounds, None, _is_last(case, step))
+    found = probed(index, 1)
+    step = known(found.step, "step")
+    return Decision(step, found.rounds, found.share, _is_last(case, step), found.why, found.seconds)
+
+
+def _sought(case: Case, probed: Probed) -> Decision | End:
+    """The next try of a search; the tries of one index start from the same model."""
+    prune, index = case.recipe.prune, len(case.accepted) + 1
     if index > (prune.max_rounds or index):
-        return None
-    found = probed(index, attempt)
-    last = _is_last(case, found.step)
-    return _capped(case, Decision(found.step, found.rounds, found.share, last, found.why, found.seconds))
-
-
-def closed(case: Case) -> dict[Axis, str]:
-    """The axes on which no more goes, with the rejected round that closed them."""
-    prune = case.recipe.prune
-    return budget.closed(case.history, align_of(prune, case.sizes), period_in(prune, case.sizes))
-
-
-def why_closed(case: Case) -> str:
-    """Why an axis is closed, in words; empty if none is."""
-    return "; ".join(f"no more {axis} go, for {name} was rejected" for axis, name in closed(case).items())
-
-
-def schedule_of(case: Case) -> PruneConfig:
-    """The recipe's schedule, as far as its axes are open."""
-    prune, protect = case.recipe.prune, case.recipe.protect
-    align = align_of(prune, case.sizes)
-    guarded = math.ceil(case.now[1] * protect.share) if protect else 0
-    least = max(1, math.ceil(guarded / align)) * align
-    return budget.remaining(prune, case.sizes, case.now, closed(case), least)
-
-
-def _arrived(case: Case) -> bool:
-    return next_step(schedule_of(case), case.sizes, case.history) is None
+        return End(f"max_rounds: {prune.max_rounds} rounds stand: finished")
+    found = probed(index, 1 + sum(not s.accepted and s.index == index for s in case.stages))
+    if found.step is None:
+        return End(f"the search is over: {found.why}")
+    if _used_up(case):
+        return End("the search is over: too few data are left for another try")
+    return Decision(found.step, found.rounds, found.share, False, found.why, found.seconds)
 
 
 def _is_last(case: Case, step: Step) -> bool:
     if case.recipe.prune.by_threshold:
         return False
-    return case.sizes.params(*_after(case, step)) <= budget.target_params(schedule_of(case), case.sizes)
+    return case.sizes.params(*_after(case, step)) <= budget.target_params(case.recipe.prune, case.sizes)
 
 
 def _after(case: Case, step: Step) -> budget.Place:
@@ -213,7 +184,7 @@ def _after(case: Case, step: Step) -> budget.Place:
 
 def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
     """The round by predicted damage: its shape, its share of the tokens that are left, the rounds in all."""
-    prune, sizes, now = schedule_of(case), case.sizes, case.now
+    prune, sizes, now = case.recipe.prune, case.sizes, case.now
     fixed = _fixed_rounds(case)
     if fixed is not None and index >= fixed:
         return _rest(case, index, budget.path(prune, sizes, now)[-1])
@@ -264,45 +235,8 @@ def _rounds(case: Case, damage: float, probing: Probing) -> int:
     return budget.rounds_for(damage, case.recipe.damage_per_round, probing.affordable(), most)
 
 
-# ------------------------------------------------------------------------------------------------ after a verdict
-
-
-def _capped(case: Case, decision: Decision) -> Decision:
-    """After a round that stood only when halved, the next is no larger; its share of the budget shrinks with it."""
-    before, step, width = case.accepted[-1:], decision.step, case.now[1]
-    if not before or step.neurons is None or step.layers is None:
-        return decision
-    most = _removed(before[0])
-    undone = [_removed(s) for s in case.stages if s.index == before[0].index and not s.accepted]
-    if not any(u.neurons >= most.neurons and len(u.layers) >= len(most.layers) for u in undone):
-        return decision
-    align = align_of(case.recipe.prune, case.sizes)
-    neurons = min(step.neurons, max(most.neurons, width - (width - 1) // align * align)) if step.neurons else 0
-    layers = min(step.layers, max(1, len(most.layers))) if step.layers else 0
-    smaller = dataclasses.replace(step, neurons=neurons, layers=layers)
-    whole = case.sizes.params(*case.now)
-    gone, planned = (whole - case.sizes.params(*_after(case, s)) for s in (smaller, step))
-    share = None if decision.share is None else decision.share * (gone / planned)
-    return dataclasses.replace(decision, step=smaller, share=share, last=_is_last(case, smaller))
-
-
-def _removed(stage: StageRecord) -> Removed:
-    return known(stage.removed, "removed")
-
-
-def _again(case: Case, rejected: StageRecord) -> Decision | None:
-    """Half of the round that was rejected, from the state before it; None if there is no half."""
-    prune = case.recipe.prune
-    grain = align_of(prune, case.sizes), period_in(prune, case.sizes)
-    step = budget.halved(known(rejected.step, "step"), case.now[1], *grain)
-    if step is None:
-        return None
-    share = None if rejected.share is None else rejected.share / 2
-    return Decision(step, known(rejected.rounds, "rounds"), share, last=False)
-
-
 def _used_up(case: Case) -> bool:
-    """Whether rejected rounds, for which nothing was planned, left less than a batch for each method."""
+    """Whether tries that failed, for which nothing was planned, left less than a batch for each method."""
     left = case.sequences - case.cursor
     batches = sum(m.batch_size for m in case.recipe.recover if not m.data)
     return len(case.accepted) < len(case.stages) and left < batches

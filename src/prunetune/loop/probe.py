@@ -20,11 +20,9 @@ from prunetune.loop.decide import (
     Case,
     Probing,
     by_damage,
-    closed,
-    schedule_of,
-    why_closed,
 )  # fmt: skip
 from prunetune.loop.measure import held_out_loss
+from prunetune.loop.seek import seek
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
@@ -168,13 +166,13 @@ def affordable(context: Context) -> int:
 
 
 def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: int) -> DecisionRecord:
-    """The round by damage, measured and decided once: RUN/decisions/NN[-aK].json."""
+    """The round by damage, or the next try, measured and decided once: RUN/decisions/NN[-aK].json."""
     home, current = run.folder(DECISIONS), case.current
-    path = home / (f"{index:02d}.json" if attempt == 1 else f"{index:02d}-a{attempt}.json")
+    path = _decision(home, index, attempt)
     at, source, sha = home / f"{index:02d}", run.model_of(current), known(current.model_sha, "model_sha")
     key = {
         "model": sha,
-        "prune": schedule_of(case).model_dump(mode="json"),
+        "prune": case.recipe.prune.model_dump(mode="json"),
         "compensate": context.recipe.compensate,
         "data": context.stream.sha,
     }
@@ -185,11 +183,23 @@ def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: in
 
     def make(tmp: Path) -> None:
         start = time.monotonic()
-        found = by_damage(case, index, Probing(measured, lambda: affordable(context)))
-        changes: dict[str, Any] = {"step": dataclasses.replace(found.step, attempt=attempt)}
-        if told := why_closed(case):
-            changes |= {"why": f"{told}; {found.why}", "closed": closed(case)}
-        changes["seconds"] = round(time.monotonic() - start, 3)
+        if case.recipe.searches:
+            before = [p for a in range(1, attempt) for p in _probes(home, index, a)]  # of the same model
+            found = seek(case, index, measured if case.recipe.probed else None, before)
+        else:
+            found = by_damage(case, index, Probing(measured, lambda: affordable(context)))
+        step = found.step and dataclasses.replace(found.step, attempt=attempt)
+        changes = {"step": step, "seconds": round(time.monotonic() - start, 3)}
         write_json(tmp, found.model_copy(update=changes).to_json())
 
     return DecisionRecord.read(once(path, key, make))
+
+
+def _decision(home: Path, index: int, attempt: int) -> Path:
+    return home / (f"{index:02d}.json" if attempt == 1 else f"{index:02d}-a{attempt}.json")
+
+
+def _probes(home: Path, index: int, attempt: int) -> tuple[Probe, ...]:
+    """What was probed for an earlier try from the same model."""
+    path = _decision(home, index, attempt)
+    return tuple(p for p in DecisionRecord.read(path).probes) if path.is_file() else ()

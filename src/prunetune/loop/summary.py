@@ -74,15 +74,17 @@ def summarise(
 
 
 def _asked(recipe: Recipe) -> float | int | dict[str, int | None] | None:
-    """The target as the recipe says it; None: thresholds decide."""
+    """The target as the recipe says it; None: no size was asked for."""
     target = recipe.prune.target
+    if isinstance(target, str):
+        return None
     return target.model_dump() if isinstance(target, FinalShape) else target
 
 
 def _reached(recipe: Recipe, original: StageRecord, final: StageRecord) -> float | int | dict[str, int | None] | None:
     """What the final model has of what the target speaks of, in the target's unit."""
     target = recipe.prune.target
-    if target is None:
+    if target is None or isinstance(target, str):
         return None
     if isinstance(target, FinalShape):
         return {"width": final.width, "depth": final.depth}

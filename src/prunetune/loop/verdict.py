@@ -6,12 +6,14 @@ judge(context, run, model, sha, at)      # -> Verdict: stage.json's
 from __future__ import annotations
 
 import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from prunetune.common.files import write_json
-from prunetune.common.stats import kept_share
+from prunetune.common.stats import kept_interval, kept_share, pair
 from prunetune.evaluation.evaluate import read_samples
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import answer, samples_of
@@ -21,6 +23,12 @@ from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import Validation, Verdict
 from prunetune.tasks.registry import Task, TaskConfig, build_task
 
+LOOKS = ((0.1, 0.0), (0.34, 0.01), (1.0, 0.04))
+"""Shares of the validation problems after which a model may be judged, with the error that each may spend: 5 % together,
+so that the promise holds whenever it ends. After the first a model can only fail."""
+LEAST_ASKED = 60
+SURE = 0.998
+"""Confidence with which a model that is judged on a part of the problems must have failed."""
 UNCONDITIONAL = "the schedule's step; no condition was set on its accuracy"
 
 
@@ -37,26 +45,58 @@ def judge(context: Context, run: RunFolder, model: PreTrainedModel, sha: str, at
     recipe = context.recipe
     if recipe.stop_at is None:
         return Verdict(accepted=True, why=UNCONDITIONAL)
-    task = validation(recipe, recipe.stop_at, context.tasks)
-    original = run.folder("original")
-    if not (original / "validation.json").is_file():
+    return _asked(context, run, recipe.stop_at, _Judged(model, sha, at))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A round's model, its hash, its folder."""
+
+    model: PreTrainedModel
+    sha: str
+    at: Path
+
+
+def _asked(context: Context, run: RunFolder, stop: StopConfig, judged: _Judged) -> Verdict:
+    """Ask both models, in `LOOKS`, until the answer is plain."""
+    task = validation(context.recipe, stop, context.tasks)
+    for share, error in LOOKS:
+        n = len(task.problems) if share == 1 else max(LEAST_ASKED, math.ceil(share * len(task.problems)))
+        part = task.first(n)
+        theirs = _original(context, run, part)
+        ours = _validate(context, part, judged.model, judged.sha, judged.at)
+        found = promised(stop, theirs, ours, confidence=1 - error if error else 0.95)
+        if n >= len(task.problems) or (found.accepted and error):
+            return found
+        _, most = kept_interval(pair((theirs[i], ours[i]) for i in theirs), SURE)
+        if most is not None and most < stop.accuracy:
+            return found.model_copy(update={"accepted": False})
+    return found
+
+
+def _original(context: Context, run: RunFolder, task: Task) -> dict[str, bool]:
+    """The untouched model's answers; it is loaded only if some are not there yet."""
+    at = run.folder("original")
+    if len(found := _right(at, task)) < len(task.problems):
         untouched = context.load(context.source)
-        _validate(context, task, untouched, model_sha(context.source), original)
+        found = _validate(context, task, untouched, model_sha(context.source), at)
         del untouched
         free()
-    theirs, ours = _right(original, task), _validate(context, task, model, sha, at)
-    return promised(recipe.stop_at, theirs, ours)
+    return found
 
 
-def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool]) -> Verdict:
+def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool], *, confidence: float = 0.95) -> Verdict:
     """Whether a model keeps the wanted accuracy on fresh problems, by the lower end of an interval.
 
     Args:
         stop: What is wanted.
         theirs: Problem -> whether the original solved it.
         ours: The same of the model that is judged.
+        confidence: Of the interval.
     """
-    kept, lower = kept_share([(theirs[i], ours[i]) for i in theirs], stop.accuracy, fresh=stop.fresh)
+    kept, lower = kept_share(
+        [(theirs[i], ours[i]) for i in theirs], stop.accuracy, fresh=stop.fresh, confidence=confidence
+    )
     accuracy, before = sum(ours.values()) / len(ours), sum(theirs.values()) / len(theirs)
     kept = (
         accuracy / before if before else kept

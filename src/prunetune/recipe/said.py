@@ -45,6 +45,18 @@ def target(text: str) -> float | int:
     return int(share) if share > 1 and share == int(share) else share
 
 
+def share(text: str, what: str) -> float:
+    """A share as people write it: `0.95`, `95%`, `95 %`."""
+    percent = text.strip().removesuffix("%").strip()
+    try:
+        found = float(percent) / (100 if percent != text.strip() else 1)
+    except ValueError:
+        found = math.nan
+    if not 0 < found <= 1:
+        raise RecipeError(f"{what} must be a share above 0 and at most 1", value=text, valid="0.95 or 95%")
+    return found
+
+
 def changed(value: dict[str, Any], said: str) -> dict[str, Any]:
     """The mapping with one value changed: `KEY.KEY=VALUE`, a number in the path is a place in a list, VALUE is YAML."""
     path, equals, text = said.partition("=")

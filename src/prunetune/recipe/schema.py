@@ -27,6 +27,7 @@ from prunetune.models.prompt import PromptFormat
 from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
+from prunetune.recipe.goals import written_out
 from prunetune.recipe.one_of import OneOf
 from prunetune.schedule.target import PruneConfig
 from prunetune.tasks.registry import TaskConfig, has_verifier
@@ -103,12 +104,12 @@ class EvaluateConfig(_Config):
 
 
 class StopConfig(_Config):
-    """As small as possible without losing more than a share of the accuracy."""
+    """As small as possible without losing more than a share of the accuracy: a search (docs/method.md)."""
 
     accuracy: float = Field(gt=0, le=1)
     """Share of the original's accuracy that the model must keep."""
     n: int = Field(1000, gt=0)
-    """Validation problems that decide; they are not among those that `evaluate` reports."""
+    """Validation problems that decide, at most: fewer where the answer is plain. Not among those that are reported."""
     fresh: int = Field(2000, gt=0)
     """The promise is to hold, by the lower end of its 95 % interval, on so many problems never seen before."""
     task: TaskConfig | None = None
@@ -147,7 +148,8 @@ class Recipe(_Config):
     do_no_harm: bool = True
     """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
-    """Go on only while the wanted accuracy is kept; the target is then how far to try."""
+    """As small as possible while the wanted accuracy is kept; the target is then how far to try, and without one that
+    is `smallest`."""
     recover: list[TuneConfig] = Field(default_factory=_recovery)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -158,7 +160,8 @@ class Recipe(_Config):
     """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control. Where the run
     is one round itself, that would be the run again: the control is the bare cut (no compensation, `contribution`)."""
     keep: Literal["best", "all"] = "best"
-    """Models kept on disk: the newest and the best, or all."""
+    """Models kept on disk: the newest and the best, or all. A share (0.95 or 95%): short for `stop_at` with that
+    `accuracy`."""
     launcher: str | None = None
     """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -172,14 +175,21 @@ class Recipe(_Config):
         return self.budget == "damage"
 
     @property
+    def searches(self) -> bool:
+        """Whether a search decides how small the model becomes."""
+        return self.stop_at is not None and not self.prune.by_threshold
+
+    @property
     def foreseen(self) -> bool:
         """Whether all steps are known before anything runs."""
-        return not (self.probed or self.prune.by_threshold)
+        return not (self.probed or self.searches or self.prune.by_threshold)
 
     @model_validator(mode="before")
     @classmethod
     def _fitting(cls, value: Any) -> Any:
         """A default that rules out what the recipe says gives way; what is said is never changed."""
+        if isinstance(value, dict):
+            value = written_out(value)
         if not isinstance(value, dict) or not isinstance(value.get("prune"), dict):
             return value
         value, prune = {**value}, {**value["prune"]}

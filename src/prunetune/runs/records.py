@@ -10,7 +10,7 @@ known here (of a newer version) are kept. `known` names what a caller cannot do 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
@@ -247,12 +247,17 @@ class Waypoint(Record):
 
 
 class DecisionRecord(Record):
-    """RUN/decisions/NN.json: how far a round goes, with which share of the budget, and what was measured for it."""
+    """RUN/decisions/NN.json: how far a round goes, with which share of the budget, and what was measured for it.
+
+    `kind` is what it is in a search with `stop_at`: a first guess at an axis, further on it, between what stood and
+    what did not, or over: then there is no step.
+    """
 
     index: int
     rounds: int
-    step: Step
-    share: float
+    step: Step | None
+    kind: Literal["round", "guess", "further", "between", "over"] = "round"
+    share: float | None
     why: str
     loss: float
     probes: tuple[Probe, ...] = ()

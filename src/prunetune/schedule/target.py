@@ -46,8 +46,9 @@ class NeuronStep(_Config):
 class PruneConfig(_Config):
     """How far to prune, and in which steps."""
 
-    target: float | int | FinalShape | None = None
-    """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}."""
+    target: float | int | FinalShape | Literal["smallest"] | None = None
+    """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}. smallest: half of the
+    layers and a sixteenth of the width, the end of a search with `stop_at`."""
     step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
     """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
     rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = "auto"
@@ -178,9 +179,12 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
                 fix="change prune.target.width or prune.align",
             )
         return depth, width
-    wanted = _wanted_params(prune.target, sizes)
     least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
     period = sizes.period if prune.whole_periods else 1
+    if isinstance(prune.target, str):
+        gone = lost if lost is not None else sizes.depth // 2 // period * period
+        return sizes.depth - gone, min(sizes.width, math.ceil(sizes.width / 16 / align) * align)
+    wanted = _wanted_params(prune.target, sizes)
     auto = [*range(0, sizes.depth, period), *range(sizes.depth)]  # whole periods, if they reach it
     for drop in auto if lost is None else (lost,):
         depth = sizes.depth - drop
