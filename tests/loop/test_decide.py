@@ -15,10 +15,10 @@ from prunetune.common.stats import kept_share
 from prunetune.errors import RecipeError
 from prunetune.loop import round as rounds
 from prunetune.loop.context import prepare
-from prunetune.loop.decide import Case, Decision, Probing, closed, decide
-from prunetune.loop.decide import by_damage as by_predicted_damage
+from prunetune.loop.decide import Case, Decision, decide
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.probe import make_patch
+from prunetune.loop.seek import seek
 from prunetune.loop.verdict import promised, validation
 from prunetune.models.folders import load_config, load_model, resolve_model
 from prunetune.pruning.patch import Patch
@@ -27,7 +27,6 @@ from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe, StopConfig
 from prunetune.runs.records import StageRecord, Verdict
 from prunetune.schedule.damage import Probe
-from prunetune.schedule.steps import plan_ahead
 from prunetune.schedule.target import Sizes
 from prunetune.tasks.registry import build_task
 
@@ -116,8 +115,9 @@ def test_rounds_auto_is_one_where_the_budget_serves_no_more(tmp_path):
     assert decision["rounds"] == 1  # 48 samples are six steps: far from twenty a round
 
 
-def test_a_rejected_round_is_undone_and_halved(tmp_path, monkeypatch):
-    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4, "step": 0.3})
+def test_a_try_that_fails_is_undone_and_the_next_removes_less(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.8, "align": 4}, keep=0.9)
+    assert recipe.stop_at == StopConfig(accuracy=0.9)
     small = lambda width: Verdict(accepted=width >= 40, why=f"{width} neurons")  # noqa: E731
     monkeypatch.setattr(rounds, "judge", lambda context, run, model, sha, at: small(model.config.intermediate_size))
     summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
@@ -174,29 +174,30 @@ def test_what_is_told_as_kept_is_the_plain_ratio():
 
 
 def walk(at, stands, losses=None, **changes):
-    """The rounds that are decided when every model of some shapes stands and no other: nothing is read or trained.
+    """The tries of a search when every model of some shapes stands and no other: nothing is read or trained.
 
-    `losses` measures shapes, where a decision wants it measured; what was decided so is the last result.
+    `losses` measures shapes; what was decided so is the last result.
     """
-    recipe = tiny_recipe(at, **changes)
+    recipe = tiny_recipe(at, **{"stop_at": {"accuracy": 0.9}, **changes})
     part = recipe.recover[0].samples
-    sizes, sequences = Sizes.of(load_config(at / "model")), 200
+    sizes, sequences = Sizes.of(load_config(at / "model")), 2000
     first = StageRecord(index=0, name="original", depth=sizes.depth, width=sizes.width, held_out_loss=1.0)
     case, evidence = Case(recipe, sizes, first, (), sequences), []
 
     def probed(index, attempt):
-        found = by_predicted_damage(case, index, Probing(losses, lambda: 10))
-        step = dataclasses.replace(found.step, attempt=attempt)
-        evidence.append(found.model_copy(update={"step": step, "closed": closed(case)}))
+        found = seek(case, index, losses, [p for d in evidence if d.index == index for p in d.probes])
+        step = found.step and dataclasses.replace(found.step, attempt=attempt)
+        evidence.append(found.model_copy(update={"step": step}))
         return evidence[-1]
 
     while isinstance(decision := decide(case, probed), Decision):
         step, (depth, width) = decision.step, case.now
         depth, width = depth - step.layers, width - step.neurons
         assert (depth, width) != case.now
+        after = losses([(depth, width)])[0].loss if losses else None
         stage = {
             "index": step.index, "attempt": step.attempt, "name": step.name, "step": step,
-            "depth": depth, "width": width, "held_out_loss": 1.0,
+            "depth": depth, "width": width, "held_out_loss": 1.0, "pruned_loss": after,
             "samples": (case.cursor, case.cursor + part), "rounds": decision.rounds, "share": decision.share,
             "removed": {"neurons": step.neurons, "layers": [0] * step.layers}, "last": decision.last,
             "decision": decision.why, "verdict": {"accepted": stands(depth, width), "why": "-"},
@@ -213,79 +214,67 @@ def no_layer(depth, width):
     return depth == 4
 
 
-@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
-def test_a_rejected_layer_leaves_the_rest_to_the_neurons(tmp_path, order):
-    prune = {"target": 0.75, "step": 0.3, "align": 4, "layers": 1, "order": order}
-    sizes, done, end, _ = walk(tmp_path, no_layer, prune=prune)
-    at = next(i for i, s in enumerate(done) if not s["verdict"]["accepted"])
-    rejected, after = done[at], done[at + 1 :]
-    assert rejected["step"]["layers"] == 1
-    assert all(s["verdict"]["accepted"] and s["step"]["layers"] == 0 for s in after)
-    assert (after[0]["index"], after[0]["attempt"]) == (rejected["index"], 2)
-    fitting = [w for w in range(4, 48, 4) if sizes.params(4, w) <= 0.75 * sizes.original]
-    assert (done[-1]["depth"], done[-1]["width"], done[-1]["last"]) == (4, max(fitting), True)
-    why = f"no more layers go, for {rejected['name']} was rejected"
-    assert [s["decision"] for s in after] == [why] * len(after)
-    assert end == ""
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons"])
+@pytest.mark.parametrize("budget", ["equal", "damage"])
+def test_a_layer_that_fails_leaves_the_rest_to_the_neurons(tmp_path, order, budget):
+    def losses(shapes):  # 0.001 nats a neuron, 0.2 a layer: both may be tried
+        size = Sizes.of(load_config(tmp_path / "model")).params
+        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.001 + (4 - d) * 0.2) for d, w in shapes]
+
+    prune = {"target": 0.5, "align": 4, "layers": 1, "order": order, "rounds": None}
+    measured = losses if budget == "damage" else None
+    sizes, done, end, evidence = walk(tmp_path, no_layer, measured, prune=prune, budget=budget)
+    rejected = [s for s in done if not s["verdict"]["accepted"]]
+    assert [s["step"]["layers"] for s in rejected] == [1]
+    fitting = [w for w in range(4, 48, 4) if sizes.params(4, w) >= 0.5 * sizes.original and w >= 12]
+    kept = [s for s in done if s["verdict"]["accepted"]]
+    assert kept[-1]["depth"] == 4
+    grain = 0.03 * sizes.original
+    assert sizes.params(4, kept[-1]["width"]) - sizes.params(4, min(fitting)) < grain
+    assert end.startswith("the search is over: ")
+    assert evidence[-1].kind == "over"
+    if budget == "damage":  # what one try may add is added by the neurons, or by the layer
+        assert sorted({d.kind for d in evidence}) == ["further", "guess", "over"]
 
 
-def test_neurons_rejected_down_to_align_leave_the_rest_to_the_layers(tmp_path):
-    _, done, *_ = walk(tmp_path, lambda depth, width: width == 48, prune={"target": 0.75, "step": 0.3, "align": 8})
-    assert told(done) == [  # two of four layers: 0.55 of the parameters; one: 0.77
-        ("01-neurons-24", False), ("01-neurons-8-a2", False), ("01-layers-1-a3", True), ("02-layers-1", True),
-    ]  # fmt: skip
+def test_a_narrow_limit_is_found_in_few_tries_each_called_what_it_is(tmp_path):
+    """The largest width that fails is 20 of 48: halving from the top would go past it many times."""
+
+    def losses(shapes):
+        size = Sizes.of(load_config(tmp_path / "model")).params
+        return [Probe(d, w, size(d, w), 1 + 0.001 * 2 ** ((48 - w) / 4) + (4 - d) * 9) for d, w in shapes]
+
+    _, done, end, evidence = walk(
+        tmp_path, lambda depth, width: width > 20, losses, prune={"align": 4}, budget="damage"
+    )
+    assert len(done) <= 5
+    assert [s["width"] for s in done if s["verdict"]["accepted"]][-1] == 24
+    assert "last of" not in " ".join(s["decision"] for s in done)
+    for number, (stage, decision) in enumerate(zip(done, evidence, strict=False), start=1):
+        assert stage["decision"] == decision.why
+        assert decision.why.startswith(f"try {number}, ")
+    assert "layers: the least that can go would add" in end
 
 
-@pytest.mark.parametrize(
-    ("layers", "tried"), [(1, ["01-neurons-4", "01-layers-1-a2"]), (0, ["01-neurons-8", "01-neurons-4-a2"])]
-)
-def test_it_ends_when_neither_neurons_nor_layers_are_left(tmp_path, layers, tried):
-    prune = {"target": 0.75, "step": 0.1, "align": 4, "layers": layers}
-    _, done, end, _ = walk(tmp_path, lambda depth, width: False, prune=prune)
-    assert told(done) == [(name, False) for name in tried]
-    assert end == f"{tried[-1]} was rejected, and no smaller step is left: finished"
+def test_nothing_that_stands_ends_the_search(tmp_path):
+    _, done, end, _ = walk(tmp_path, lambda depth, width: False, prune={"target": 0.75, "align": 4, "layers": 0})
+    assert done and not any(accepted for _, accepted in told(done))
+    assert len(done) <= 4
+    assert end.startswith("the search is over: neurons: less than 3% of the parameters")
 
 
 def test_a_width_that_the_recipe_names_is_the_end(tmp_path):
-    _, done, end, _ = walk(tmp_path, no_layer, prune={"target": {"width": 44, "depth": 3}, "step": 0.1, "align": 4})
-    assert told(done) == [("01-neurons-4", True), ("02-layers-1", False)]
-    assert "no smaller step is left" in end
+    prune = {"target": {"width": 40, "depth": 4}, "align": 4}
+    _, done, *_ = walk(tmp_path, no_layer, prune=prune)
+    assert done[-1]["width"] == 40
+    assert all(accepted for _, accepted in told(done))
 
 
-def test_data_used_up_by_rejected_rounds_are_an_end_and_no_error(tmp_path):
-    prune = {"target": {"width": 24, "depth": 3}, "step": 0.3, "align": 4, "order": "layers-then-neurons"}
-    method = {"type": "cpt", "samples": 184, "per": "round", "batch_size": 8}  # of the 188 that there are
-    _, done, end, _ = walk(tmp_path, no_layer, prune=prune, recover=[method])
-    assert told(done) == [("01-layers-1", False)]
+def test_data_used_up_by_failed_tries_are_an_end_and_no_error(tmp_path):
+    method = {"type": "cpt", "samples": 1984, "per": "round", "batch_size": 8}  # of the 1,988 that there are
+    _, done, end, _ = walk(tmp_path, lambda depth, width: False, prune={"target": 0.75, "align": 4}, recover=[method])
+    assert len(done) == 1
     assert "too few data are left" in end
-
-
-@pytest.mark.parametrize(
-    ("prune", "changes", "wanted"),
-    [
-        (
-            {"target": 0.5, "rounds": 3, "layers": 2},
-            {"budget": "damage"},
-            [("01-neurons-12", True), ("02-layers-1", False), ("02-neurons-12-a2", True), ("03-neurons-20", True)],
-        ),
-    ],
-)
-def test_with_probes_the_other_axis_is_probed_anew(tmp_path, prune, changes, wanted):
-    def losses(shapes):  # 0.01 nats a neuron, 0.3 a layer
-        sizes = Sizes.of(load_config(tmp_path / "model"))
-        size = sizes.params
-        return [Probe(d, w, size(d, w), 1 + (48 - w) * 0.01 + (4 - d) * 0.3) for d, w in shapes]
-
-    _, done, _, evidence = walk(tmp_path, no_layer, losses, prune={"align": 4, **prune}, **changes)
-    assert told(done) == wanted
-    (rejected,) = [name for name, accepted in wanted if not accepted][-1:]
-    (first, *_) = closing = [d for d in evidence if d.closed]
-    assert all(d.closed == {"layers": rejected} for d in closing)
-    assert {p.depth for d in closing for p in d.probes} <= {4}
-    assert vars(first.step) == next(
-        s["step"] for s in done if s["name"] == wanted[wanted.index((rejected, False)) + 1][0]
-    )
-    assert done[-1]["share"] == 1.0
 
 
 @pytest.mark.slow
@@ -308,6 +297,7 @@ def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monk
         return Verdict(accepted=depth == 4, why=f"{depth} layers")
 
     monkeypatch.setattr(rounds, "judge", judge)
+    recipe = recipe.changed(stop_at=StopConfig(accuracy=0.9))
     kills = 0
     while True:
         try:
@@ -321,21 +311,13 @@ def test_killed_before_every_verdict_it_ends_with_the_same_rounds(tmp_path, monk
     assert [[s[k] for k in keys] for s in one] == [[s[k] for k in keys] for s in other]
     assert kills == len(one)
     assert not one[0]["verdict"]["accepted"]
-    assert summary["params_ratio"] <= 0.75
-    assert one[-1]["depth"] == 4
+    assert summary["params_ratio"] <= 0.78
+    assert summary["final"]["depth"] == 4
     assert one[-1]["decision"] in (tmp_path / "straight/report.md").read_text()
     timeless = [[{**d, "seconds": 0} for d in decisions(tmp_path / p)] for p in ("straight", "killed")]
     assert timeless[0] == timeless[1]
-    assert bool(timeless[0]) == (budget == "damage")
-
-
-def test_without_a_rejected_round_the_schedule_is_the_recipes(tmp_path):
-    recipe = tiny_recipe(tmp_path)
-    sizes, done, end, evidence = walk(tmp_path, lambda depth, width: True)
-    planned = plan_ahead(recipe.prune, sizes)
-    assert told(done) == [(a.step.name, True) for a in planned]
-    assert [s["decision"] for s in done] == [None] * len(planned)
-    assert (end, evidence) == ("", [])
+    assert [d["kind"] for d in timeless[0]][-1] == "over"
+    assert any(d["probes"] for d in timeless[0]) == (budget == "damage")
 
 
 def test_validation_problems_are_not_the_reported_ones(tmp_path):

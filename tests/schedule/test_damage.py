@@ -6,18 +6,15 @@ import pytest
 
 from prunetune.schedule.damage import (
     Probe,
-    closed,
     damages,
     equal_damage,
-    halved,
     path,
     places,
-    remaining,
     rounds_for,
     step_to,
     target_params,
 )
-from prunetune.schedule.steps import Done, Step, plan_ahead
+from prunetune.schedule.steps import Step
 from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
 
 # 1000 outside the layers, 10 layers of 200 + 100 neurons of 8: 1000 + 10 * (200 + 800) = 11000
@@ -95,59 +92,6 @@ def test_rounds_by_damage_tokens_and_limit():
 
 def test_step_to_names_both_axes():
     assert step_to(2, (10, 100), (9, 80)) == Step(2, 20, 1)
-
-
-def test_halved_keeps_the_alignment_and_ends():
-    assert halved(Step(3, 40, 0), 100, 20) == Step(3, 20, 0, 2)
-    assert halved(Step(3, 40, 0), 100, 8) == Step(3, 20, 0, 2)
-    assert halved(Step(3, 48, 0), 100, 8) == Step(3, 20, 0, 2)  # to 76, rounded up to 80
-    assert halved(Step(3, 20, 0), 100, 20) is None
-    assert halved(Step(3, 0, 4), 100, 8) == Step(3, 0, 2, 2)
-    assert halved(Step(3, 0, 1), 100, 8) is None
-    assert halved(Step(3, 16, 1, 2), 96, 8) == Step(3, 8, 0, 3)
-    assert halved(Step(3, 4, 0), 100, 8) is None  # from a width that is not aligned
-
-
-@pytest.mark.parametrize(
-    ("step", "axis"),
-    [(Step(2, 0, 1), "layers"), (Step(2, 8, 0, 3), "neurons"), (Step(2, 8, 1), "layers"), (Step(2, 16, 0), None),
-     (Step(2, 0, 2), None), (Step(2, 16, 1), None)],
-)  # fmt: skip
-def test_an_axis_is_closed_by_a_rejected_round_that_has_no_half(step, axis):
-    after = Done(step, 10 - step.layers, 96 - step.neurons, accepted=False)
-    assert closed([Done(Step(1, 4, 0), 10, 96), after], 8) == ({axis: step.name} if axis else {})
-    assert closed([Done(step, 10 - step.layers, 96 - step.neurons)], 8) == {}
-
-
-@pytest.mark.parametrize(
-    ("values", "shut", "wanted"),
-    [  # from 9 layers of 80 neurons, 8560 parameters; a layer of 80 holds 840, 10 neurons of 9 layers 720
-        ({"target": 0.6}, ["layers"], (9, 50)),  # 6600: 3800 left of 9 layers are 52.8 neurons
-        ({"target": 6600}, ["layers"], (9, 50)),
-        ({"target": 0.6}, ["neurons"], (6, 80)),  # 5600 are 6.7 layers
-        ({"target": 0.6, "layers": 2}, ["neurons"], (8, 80)),  # no more than the recipe lets go
-        ({"target": 0.6, "layers": [3, 7]}, ["neurons"], (8, 80)),
-        ({"target": 0.6, "layers": 0}, ["neurons"], (9, 80)),
-        ({"target": {"width": 60, "depth": 8}}, ["layers"], (9, 60)),  # no narrower than the recipe says
-        ({"target": {"width": 60, "depth": 8}}, ["neurons"], (8, 80)),
-        ({"target": {"width": 80, "depth": 8}}, ["layers"], (9, 80)),
-        ({"target": 0.28}, ["layers"], (9, 10)),  # 3080 would take width 3: as far as align goes
-        ({"target": 0.6}, ["layers", "neurons"], (9, 80)),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons", "alternating", "together"])
-def test_what_is_left_when_an_axis_is_closed(values, shut, wanted, order):
-    asked = PruneConfig.model_validate({"align": 10, "order": order, **values})
-    assert remaining(asked, SIZES, (9, 80), [], 10) is asked
-    left = remaining(asked, SIZES, (9, 80), shut, 10)
-    before = [Done(Step(1, 20, 1), 9, 80)]
-    ahead = plan_ahead(left, SIZES, before)
-    assert ((ahead[-1].depth, ahead[-1].width) if ahead else (9, 80)) == wanted
-
-
-def test_protected_neurons_are_a_lower_end_too():
-    asked = PruneConfig(target=0.6, align=10)
-    assert remaining(asked, SIZES, (9, 80), ["layers"], 60).target == FinalShape(width=60, depth=9)
 
 
 @pytest.mark.parametrize(("target", "wanted"), [(0.6, 6600), (7000, 7000)])

@@ -16,8 +16,8 @@ from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.families import engine_pattern
 from prunetune.models.folders import config_values
 from prunetune.pruning.plan import make_plan
-from prunetune.schedule.damage import halved, path
-from prunetune.schedule.steps import Step, plan_ahead
+from prunetune.schedule.damage import path
+from prunetune.schedule.steps import plan_ahead
 from prunetune.schedule.target import PruneConfig, Sizes, final_shape, period_in
 
 SIZES = Sizes(depth=24, width=512, base=20_000, layer=60_000, neuron=384, hidden=128, period=4)
@@ -48,12 +48,6 @@ def test_what_is_named_stays_what_it_is() -> None:
     assert period_in(prune(target=0.5, layers=4), SIZES) == 4
     few = Sizes(depth=3, width=512, base=20_000, layer=60_000, neuron=384, hidden=128, period=4)
     assert final_shape(prune(target=0.3), few)[0] < 3, "where no whole period is there to go, single layers do"
-
-
-def test_half_of_a_round_is_whole_periods_too() -> None:
-    assert halved(Step(1, 0, 8), 512, 8, 4) == Step(1, 0, 4, 2)
-    assert halved(Step(1, 0, 4), 512, 8, 4) is None
-    assert halved(Step(1, 0, 4), 512, 8) == Step(1, 0, 2, 2)
 
 
 @pytest.mark.parametrize("period", [2, 3, 4])

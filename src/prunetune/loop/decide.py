@@ -20,7 +20,7 @@ from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""
-TRIES = 5
+TRIES = 6
 """`stop_at`: each try gets this part of the recovery budget; failed ones beyond that get theirs on top."""
 MOST_ROUNDS = 6
 """`rounds: auto`: no more than this, unless `max_rounds` says so."""

@@ -24,8 +24,8 @@ from prunetune.runs.records import Validation, Verdict
 from prunetune.tasks.registry import Task, TaskConfig, build_task
 
 LOOKS = ((0.1, 0.0), (0.34, 0.01), (1.0, 0.04))
-"""Shares of the validation problems after which a model may be judged, with the error that each may spend: 5 % together,
-so that the promise holds whenever it ends. After the first a model can only fail."""
+"""Shares of the validation problems after which a model may be judged, with the error that each may spend: together
+5 %, so that the promise holds whenever it ends. After the first a model can only fail."""
 LEAST_ASKED = 60
 SURE = 0.998
 """Confidence with which a model that is judged on a part of the problems must have failed."""

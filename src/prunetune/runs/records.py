@@ -262,7 +262,6 @@ class DecisionRecord(Record):
     loss: float
     probes: tuple[Probe, ...] = ()
     path: tuple[Waypoint, ...] = ()
-    closed: dict[str, str] = Field(default_factory=dict)
     seconds: float = 0.0
 
 

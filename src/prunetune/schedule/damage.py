@@ -12,11 +12,11 @@ spend tokens where nothing is to be healed; steps of equal damage do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunetune.schedule.steps import Axis, Done, Step
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, final_shape, period_in
+from prunetune.schedule.steps import Step
+from prunetune.schedule.target import PruneConfig, Sizes, align_of, final_shape, period_in
 
 Place = tuple[int, int]
 """(depth, width)."""
@@ -122,66 +122,6 @@ def rounds_for(damage: float, bearable: float, affordable: int, most: int) -> in
 def step_to(index: int, now: Place, to: Place, attempt: int = 1) -> Step:
     """The round that goes from one shape to another."""
     return Step(index, now[1] - to[1], now[0] - to[0], attempt)
-
-
-def halved(step: Step, width: int, align: int, period: int = 1) -> Step | None:
-    """The next attempt at a round that hurt too much: half of it; None if there is no half.
-
-    Args:
-        step: The rejected round.
-        width: FFN width before it.
-        align: The width stays a multiple of this.
-        period: Layers go so many at a time.
-    """
-    neurons, layers = step.neurons or 0, (step.layers or 0) // (2 * period) * period
-    left = math.ceil((width - neurons / 2) / align) * align
-    fewer = max(width - left, 0) if neurons else 0
-    if (fewer, layers) in ((0, 0), (neurons, step.layers or 0)):
-        return None
-    return Step(step.index, fewer, layers, step.attempt + 1)
-
-
-def closed(history: Sequence[Done], align: int, period: int = 1) -> dict[Axis, str]:
-    """The axes on which nothing goes any more, each with the round that showed it: rejected, and there was no half.
-
-    Such a round on both axes closes the layers: neurons alone are the smaller step.
-    """
-    found: dict[Axis, str] = {}
-    for done in history:
-        if not done.accepted and halved(done.step, done.width + (done.step.neurons or 0), align, period) is None:
-            found["neurons" if done.step.axis == "neurons" else "layers"] = done.step.name
-    return found
-
-
-def remaining(prune: PruneConfig, sizes: Sizes, now: Place, shut: Collection[Axis], least: int) -> PruneConfig:
-    """The schedule with the closed axes held where they are; the other one makes for the target alone.
-
-    A width or depth that the recipe names is not passed on the way there; a share or a count may ask for a narrower or
-    shallower model than it would with both axes.
-
-    Args:
-        prune: The recipe's schedule, without thresholds.
-        sizes: Parameters by shape.
-        now: The shape before the next round.
-        shut: The closed axes.
-        least: No width below this.
-    """
-    if not shut:
-        return prune
-    (depth, width), (final_depth, final_width) = now, final_shape(prune, sizes)
-    if not isinstance(prune.target, FinalShape):
-        outside = target_params(prune, sizes) - sizes.base
-        align = align_of(prune, sizes)
-        final_width = (outside - depth * sizes.layer) // (depth * sizes.neuron) // align * align
-        if prune.layers == "auto":
-            final_depth = max(1, outside // (sizes.layer + width * sizes.neuron))
-            whole = -(-(sizes.depth - final_depth) // sizes.period) * sizes.period
-            final_depth = sizes.depth - whole if prune.whole_periods and whole < sizes.depth else final_depth
-    final = FinalShape(
-        width=width if "neurons" in shut else min(width, max(final_width, least)),
-        depth=depth if "layers" in shut else min(depth, final_depth),
-    )
-    return prune.model_copy(update={"target": final, "layers": "auto", "order": "neurons-then-layers"})
 
 
 def target_params(prune: PruneConfig, sizes: Sizes) -> int:

@@ -6,7 +6,7 @@ One axis after another. A try that stood is what the next one starts from; one t
 it. Between the two the next try lies where the loss that the cut adds, which a probe measures before any training, is
 halfway (on a log scale) between what stood and what did not. An axis ends where less than `RESOLUTION` of the
 parameters is left to be won on it. All but the first end after a hopeless try, and without one where their smallest
-step would add more than what has failed already, or, where nothing has, than what a first try may add.
+step would add more than what has failed already, or than what a first try may add.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ Probes = tuple[tuple[Shape, float], ...]
 """Shapes, and the held-out loss (nats) of the model cut to each, before any training."""
 Kind = Literal["guess", "between", "further"]
 
-RESOLUTION = 0.02
+RESOLUTION = 0.03
 """Share of the original's parameters: less is not worth a try."""
 HOPELESS = 0.5
 """Of the share wanted: who keeps less is not near it."""
-PROBED = (0.34, 0.67, 1.0)
-"""Where a way is probed: shares of the parameters that it could still lose."""
+PROBED, MIDDLE, FIRST = (0.34, 0.67, 1.0), (0.5,), (0.0,)
+"""Where a way is probed: shares of the parameters that it could still lose. A way that ends at what did not stand is
+probed in its middle; another axis than the first with its smallest step before all else."""
 LEAST = 1e-4
 """Nats: damage below this is none."""
+CAUTIOUS, BOLDER = 0.1, 4.0
+"""A first try adds this part of what is bearable; while nothing has failed, each that stood lets the next add more."""
 INWARD = 0.2
 """Of a bracket: a try lies at least so far from both its ends."""
 NEAR = 0.12
@@ -122,7 +125,7 @@ def next_try(space: Space, now: Shape, tried: Sequence[Tried], probing: Probing,
         now: The shape that the next try starts from: the newest that stood, or the original's.
         tried: All finished tries, in order.
         probing: Measures cuts of its model.
-        bearable: Damage that a first try may do (nats).
+        bearable: Damage that one try may do at most, as long as nothing is known (nats).
     """
     if len(tried) >= MOST_TRIES:
         return Over(f"{len(tried)} tries are enough")
@@ -137,11 +140,14 @@ def next_try(space: Space, now: Shape, tried: Sequence[Tried], probing: Probing,
         if won < RESOLUTION * space.original:
             ended.append(f"{axis}: less than {RESOLUTION:.0%} of the parameters is left to be won")
             continue
-        curve, probes = _curve(space, now, way, dataclasses.replace(probing, known=probes))
-        failed = min((t.damage for t in tried if not t.stood and t.damage is not None), default=bearable)
+        shares = FIRST if place and not bad else MIDDLE if bad else PROBED
+        curve, probes = _curve(space, now, way, dataclasses.replace(probing, known=probes), shares)
+        failed = min([bearable, *(t.damage for t in tried if not t.stood and t.damage is not None)])
         if place and curve and curve[0] >= max(failed, LEAST):
             ended.append(f"{axis}: the least that can go would add {curve[0]:.3f} nats; less than {failed:.3f} may")
             continue
+        if shares is FIRST:
+            curve, probes = _curve(space, now, way, dataclasses.replace(probing, known=probes), PROBED)
         chosen = _aim(space, now, axis, tried, way, curve, bearable)
         kind, lead = _called(axis, tried, curve)
         told = f", its cut is to add {curve[chosen]:.4f} nats (predicted)" if curve else ""
@@ -160,11 +166,12 @@ def _way(space: Space, now: Shape, axis: str, tried: Sequence[Tried]) -> list[Sh
     ]
 
 
-def _curve(space: Space, now: Shape, way: Sequence[Shape], probing: Probing) -> tuple[list[float], Probes]:
-    """The loss that each shape of a way would add, linear in the parameters between probes; and all probes.
+def _curve(
+    space: Space, now: Shape, way: Sequence[Shape], probing: Probing, shares: Sequence[float]
+) -> tuple[list[float], Probes]:
+    """The loss that each shape of a way would add, and all probes.
 
-    Probes are made at `PROBED` and, where a way is a few large steps, at the first, unless one is known near there.
-    Nothing where nothing is measured.
+    Probes are made at the places nearest to `shares`, unless one is known near there.
     """
     if probing.losses is None:
         return [], probing.known
@@ -175,8 +182,7 @@ def _curve(space: Space, now: Shape, way: Sequence[Shape], probing: Probing) -> 
 
     here = [a for a in space.values if way[-1][a] != now[a]]
     known = [(s, x) for s, x in probing.known if [a for a in space.values if s[a] != now[a]] == here]
-    wanted = (*PROBED, *((gone(way[0]),) if gone(way[0]) > INWARD / 2 else ()))
-    places = {min(range(len(way)), key=lambda i: abs(gone(way[i]) - share)) for share in wanted}
+    places = {min(range(len(way)), key=lambda i: abs(gone(way[i]) - share)) for share in shares}
     shapes = [way[i] for i in sorted(places) if not any(abs(gone(way[i]) - gone(s)) < NEAR for s, _ in known)]
     made = tuple(zip(shapes, probing.losses(shapes), strict=True)) if shapes else ()
     points = [(0.0, 0.0)]
@@ -186,10 +192,11 @@ def _curve(space: Space, now: Shape, way: Sequence[Shape], probing: Probing) -> 
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The value at x of the line through points, level beyond the last."""
+    """The value at x between points, geometric where there is any (damage grows by factors); level beyond the last."""
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x <= x1:
-            return y0 + (x - x0) / (x1 - x0) * (y1 - y0) if x1 > x0 else y1
+            low, high, share = max(y0, LEAST / 2), max(y1, LEAST / 2), (x - x0) / (x1 - x0) if x1 > x0 else 1.0
+            return y1 if high <= LEAST else low * (high / low) ** share
     return points[-1][1]
 
 
@@ -206,7 +213,7 @@ def _aim(
     bounded = any(not t.stood and t.axis == axis for t in tried)
     if not curve:
         return _halfway(space, now, way)
-    aim = bearable
+    aim = min(bearable, CAUTIOUS * bearable * BOLDER ** sum(t.stood for t in tried))
     bad = [t.damage for t in tried if not t.stood and t.damage is not None]
     if bad:
         highest = max(min(bad), LEAST)
