@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from prunetune.common.plugged import plugged
 
-FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every library that draws takes."""
 QUESTION_ANSWER = {"question": "question", "answer": "answer"}

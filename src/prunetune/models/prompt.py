@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class PromptFormat(BaseModel):
     """How a question is put to the model, and where its answer goes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     template: Literal["plain", "chat"] = "plain"
     """`plain`: the two texts below. `chat`: the tokenizer's own chat template (the two texts are not used)."""

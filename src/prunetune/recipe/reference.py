@@ -1,14 +1,13 @@
 """Every key of a recipe with its values, default and meaning, from the models that read it: `prunetune keys`.
 
+What a key means is the docstring under its field (`use_attribute_docstrings` of pydantic).
+
 sections(Recipe)        # [Section(title="recipe", ...), Section(title="prune", ...), ...]: each model once
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
-import textwrap
 import types
 import typing
 from dataclasses import dataclass, replace
@@ -139,27 +138,16 @@ def _base(model: type[BaseModel]) -> type[BaseModel] | None:
 def _keys(model: type[BaseModel], base: type[BaseModel] | None) -> list[Key]:
     """The keys that a model adds to its base, or changes."""
     told = {k.name: k for k in _keys(base, None)} if base else {}
-    notes = {**(_notes(base) if base else {}), **_notes(model)}
-    all_keys = [Key(n, _valid(f), _default(f), notes.get(n, "")) for n, f in model.model_fields.items()]
+    all_keys = [Key(n, _valid(f), _default(f), _line(f.description)) for n, f in model.model_fields.items()]
     return [k for k in all_keys if told.get(k.name) != k and k.name != "type"]
 
 
 def _about(model: type[BaseModel]) -> str:
-    return " ".join((inspect.getdoc(model) or "").partition("\n\n")[0].split())
+    return _line((inspect.getdoc(model) or "").partition("\n\n")[0])
 
 
-def _notes(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the docstring under it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
-    lines = body.body if isinstance(body, ast.ClassDef) else []
-    return {
-        field.target.id: " ".join(str(note.value.value).split())
-        for field, note in itertools.pairwise(lines)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(note, ast.Expr)
-        and isinstance(note.value, ast.Constant)
-    }
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def _default(field: FieldInfo) -> str:

@@ -22,7 +22,7 @@ Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "to
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FinalShape(_Config):

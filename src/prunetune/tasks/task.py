@@ -20,7 +20,7 @@ NEXT_QUESTION = ("Question:",)  # a model that goes on with a question of its ow
 class TaskConfig(BaseModel):
     """One evaluation task, as a recipe names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
     """A built-in task (`TASKS`), `reasoning-gym:NAME`, `lm-eval:NAME`, or any name of your own together with `path`."""

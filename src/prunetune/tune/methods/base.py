@@ -19,7 +19,7 @@ Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "a
 class Lora(BaseModel):
     """Train low-rank adapters (peft) and merge them into the weights before the stage ends."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     rank: int = Field(default=16, gt=0)
     """Rank of every adapter."""
@@ -34,7 +34,7 @@ class Lora(BaseModel):
 class Replay(BaseModel):
     """General text mixed into the recovery data, against forgetting."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     share: float = Field(default=0.1, gt=0, lt=1)
     """Share of all examples of the stage that are replayed ones."""
@@ -45,7 +45,7 @@ class Replay(BaseModel):
 class Method(BaseModel):
     """Settings common to all recovery methods."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     type: str
     """Name of the method."""
