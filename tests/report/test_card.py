@@ -40,7 +40,7 @@ def test_the_hub_reads_the_metadata(folder, tmp_path) -> None:
 
 
 def test_what_is_not_known_is_not_stated(folder, tmp_path) -> None:
-    data = card_metadata(_of(folder, tmp_path, "/models/mine"))
+    data = card_metadata(_of(folder, tmp_path, "/models/mine")).to_dict()
     assert "base_model" not in data
     assert "license" not in data
 
@@ -83,7 +83,7 @@ def test_the_card_tells_how_to_use_and_reproduce(folder) -> None:
 
 
 def test_a_perplexity_has_its_own_metric_type(tmp_path) -> None:
-    data = card_metadata(read_run(add_perplexity(fake_run(tmp_path / "run"))))
+    data = card_metadata(read_run(add_perplexity(fake_run(tmp_path / "run")))).to_dict()
     result = data["model-index"][0]["results"][-1]
     assert result["dataset"]["name"] == "perplexity (5,000 tokens)"
     assert result["metrics"] == [{"type": "perplexity", "value": round(1234 * 1.1**4, 4)}]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from prunetune.common import units as human
 from prunetune.common.files import read_json
@@ -32,24 +32,22 @@ def front_matter(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def card_metadata(run: RunRecord) -> dict[str, Any]:
+def card_metadata(run: RunRecord) -> ModelCardData:
     """Hub metadata: what is known, nothing else.
 
     `base_model` is named only if it has a hub name, `license` only if the source model's own card states one.
     """
-    base = hub_name(model_name(run))
     known = _source_card(model_name(run))
-    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    data["tags"] = ["prunetune", "pruning", "reasoning"]
-    if base:
-        data["base_model"] = base
-    for key in ("license", "license_name", "license_link", "language"):
-        if key in known:
-            data[key] = known[key]
     results = [_result(e) for e in (run.final.evals if run.final else ())]
-    if results:
-        data["model-index"] = [{"name": title(run), "results": results}]
-    return data
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["prunetune", "pruning", "reasoning"],
+        base_model=hub_name(model_name(run)),
+        model_name=title(run) if results else None,
+        eval_results=results or None,
+        **{key: known[key] for key in ("license", "license_name", "license_link", "language") if key in known},
+    )
 
 
 def hub_name(model: str) -> str | None:
@@ -63,13 +61,14 @@ def _source_card(model: str) -> dict[str, Any]:
     return front_matter(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
 
 
-def _result(e: EvalRecord) -> dict[str, Any]:
-    named = f"{e.task} ({e.n:,} {'questions' if e.is_share else 'tokens'})" if e.n else e.task
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": named, "type": e.task},
-        "metrics": [{"type": human.metric(e.metric).replace(" ", "_"), "value": round(e.value, 4)}],
-    }
+def _result(e: EvalRecord) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=e.task,
+        dataset_name=f"{e.task} ({e.n:,} {'questions' if e.is_share else 'tokens'})" if e.n else e.task,
+        metric_type=human.metric(e.metric).replace(" ", "_"),
+        metric_value=round(e.value, 4),
+    )
 
 
 def title(run: RunRecord) -> str:
@@ -101,7 +100,7 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
     measured = {e.task for e in (run.final.evals if run.final else ())}
     return render(
         "card.md.j2",
-        front=f"---\n{yaml.safe_dump(card_metadata(run), sort_keys=False, allow_unicode=True)}---\n",
+        front=f"---\n{card_metadata(run).to_yaml()}\n---\n",
         title=title(run),
         base=f"[{base}](https://huggingface.co/{base})" if base else f"`{model_name(run)}`",
         where=where,
