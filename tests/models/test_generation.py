@@ -134,6 +134,11 @@ def test_a_stop_text_in_the_prompt_does_not_count() -> None:
     assert generate(model, tokenizer, [ids("d Q:")], 4, stop=("Q:",))[0].text == "efab"
 
 
+def test_a_stop_text_that_begins_in_the_prompt_does_not_count() -> None:
+    model, tokenizer = echo("abcd Q:ef")
+    assert generate(model, tokenizer, [ids("d Q")], 4, stop=("Q:",))[0].text == ":efa"
+
+
 @pytest.mark.parametrize("stop", ["d\nx", "cd\n", "x"])
 def test_stops_with_newlines_and_stops_that_never_come(stop: str) -> None:
     model, tokenizer = echo("abcd\n")

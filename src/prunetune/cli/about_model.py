@@ -82,6 +82,7 @@ def description(
     config: dict[str, Any], *, target: float | None, step: float, gpu: str, tokens: int
 ) -> tuple[dict[str, Any], str]:
     """Shape and cost of a model from its config alone, and what a target would take."""
+    from prunetune.common.table import aligned
     from prunetune.common.units import count, flops, size
     from prunetune.models.cost import cost_of
     from prunetune.models.families import family_of
@@ -109,7 +110,7 @@ def description(
         f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
         f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
         f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
-        *(f"  {name:<16}{count(held):>9}{held / sizes.original:>7.1%}" for name, held in parts.items()),
+        aligned([(f"  {name:<14}", count(held), f"{held / sizes.original:.1%}") for name, held in parts.items()]),
         f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",
         f"full fine-tuning  {size(cost.train_bytes)} before activations: at least {value['gpus_to_train']} x {gpu}; "
         f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
@@ -118,11 +119,20 @@ def description(
         ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
         value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
         lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
-        lines += [
-            f"  {a.step.name:<22}{a.depth:>4} layers{a.width:>8} wide{count(a.params):>12}"
-            f"{a.params / sizes.original:>8.1%}"
-            for a in ahead
-        ]
+        lines.append(
+            aligned(
+                [
+                    (
+                        f"  {a.step.name}",
+                        f"{a.depth} layers",
+                        f"{a.width} wide",
+                        count(a.params),
+                        f"{a.params / sizes.original:.1%}",
+                    )
+                    for a in ahead
+                ]
+            )
+        )
         if ahead:
             value["takes"] = taken(sizes, ahead[-1])
             lines.append(taken_text(sizes, ahead[-1], parts["embeddings"]))

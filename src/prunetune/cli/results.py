@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli.options import Json, emit
+from prunetune.common.table import aligned
 
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:
@@ -42,7 +43,7 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder, or model folder.
     emit(
         as_json,
         [{"name": x.name, "ok": x.ok, "reason": x.reason} for x in lines],
-        "\n".join(f"{x.name:<28}{words[x.ok]:<14}{x.reason}" for x in lines),
+        aligned([(x.name, words[x.ok], x.reason) for x in lines], left=3),
     )
     if any(x.ok is False for x in lines):
         raise typer.Exit(1)

@@ -30,10 +30,6 @@ class Line:
     ok: bool | None
     reason: str
 
-    def __str__(self) -> str:
-        word = {True: "yes", False: "no", None: "not installed"}[self.ok]
-        return f"{word:<14}{self.name}: {self.reason}"
-
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)

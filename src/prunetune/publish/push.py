@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common import units as human
+from prunetune.common.table import aligned
 from prunetune.errors import MissingExtra, NotWritable, RecipeError
 from prunetune.publish.inputs import final_of
 from prunetune.report.card import model_card
@@ -36,8 +37,8 @@ class Pushed:
     def text(self) -> str:
         """One line a file, with its size."""
         head = f"uploaded to {self.url}" if self.url else f"dry run: this would be uploaded to {self.repo_id}"
-        lines = [f"  {human.size(size):>9}  {name}" for name, size in self.files.items()]
-        return "\n".join([head, *lines, f"  {human.size(sum(self.files.values())):>9}  in all"])
+        sizes = {**self.files, "in all": sum(self.files.values())}
+        return f"{head}\n{aligned([(f'  {name}', human.size(size)) for name, size in sizes.items()])}"
 
 
 def push(run: Path, repo_id: str, *, dry_run: bool = True, private: bool = True) -> Pushed:

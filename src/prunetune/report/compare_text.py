@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from prunetune.common import units as human
+from prunetune.common.table import aligned
 from prunetune.report.render import cell
 
 if TYPE_CHECKING:
@@ -92,12 +93,6 @@ def _note(c: Comparison) -> str:
     )
 
 
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    """The first column to the left, the others to the right."""
-    first, *others = (v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(row, widths, strict=True)))
-    return "  ".join([first, *others]).rstrip()
-
-
 def text(c: Comparison) -> str:
     """Aligned columns; one that nothing was recorded for is left out."""
     blocks = []
@@ -105,13 +100,7 @@ def text(c: Comparison) -> str:
         said = [any(r[i] not in ("", human.DASH) for r in rows) for i in range(len(HEADER))]
         keep = [i for i, name in enumerate(HEADER) if i < 2 or (said[i] and name not in ONLY_WIDE)]
         table = [tuple(r[i] for i in keep) for r in (_named(SHORT, metric), *rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
-            for r in table
-        ]
-        rule = "─" * len(lines[0])
-        blocks.append("\n".join([title, rule, lines[0], rule, *(line.rstrip() for line in lines[1:])]))
+        blocks.append(f"{title}\n{aligned(table[1:], table[0], rule=True)}")
     return "\n\n".join([*blocks, _note(c)]) + "\n"
 
 
