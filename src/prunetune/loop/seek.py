@@ -1,4 +1,4 @@
-"""The next try of a search with `stop_at`: the run's records as `schedule.search` takes them, and back.
+"""The next try of a search with `stop_at`: the run's records as `schedule.tries` takes them, and back.
 
 found = seek(case, index, losses, known)      # DecisionRecord; its step is None where nothing is left to try
 """
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from prunetune.loop.decide import Case
 from prunetune.runs.records import DecisionRecord, StageRecord, known
-from prunetune.schedule import search
+from prunetune.schedule import tries
 from prunetune.schedule.damage import Place, Probe, step_to, target_params
-from prunetune.schedule.search import HOPELESS, Shape, Space, Tried
 from prunetune.schedule.target import FinalShape, align_of, final_shape, period_in
+from prunetune.schedule.tries import HOPELESS, Shape, Space, Tried
 
 LAYERS, NEURONS = "layers", "neurons"
 
@@ -35,11 +35,11 @@ def seek(
         return [] if losses is None else [p.loss for p in losses([_place(s) for s in shapes])]
 
     made = tuple((_shape(p.depth, p.width), p.loss) for p in found)
-    probing = search.Probing(loss, measured if losses else None, made)
-    chosen = search.next_try(space, _shape(*case.now), tried(case), probing, case.recipe.damage_per_round)
+    probing = tries.Probing(loss, measured if losses else None, made)
+    chosen = tries.next_try(space, _shape(*case.now), tried(case), probing, case.recipe.damage_per_round)
     probes = tuple(Probe(*_place(s), case.sizes.params(*_place(s)), x) for s, x in chosen.probes)
     rest = {"index": index, "rounds": case.rounds, "share": None, "why": chosen.why, "loss": loss, "probes": probes}
-    if isinstance(chosen, search.Over):
+    if isinstance(chosen, tries.Over):
         return DecisionRecord(step=None, kind="over", **rest)
     return DecisionRecord(step=step_to(index, case.now, _place(chosen.shape)), kind=chosen.kind, **rest)
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from prunetune.schedule.search import HOPELESS, MOST_TRIES, RESOLUTION, Over, Probing, Space, Tried, Try, next_try
+from prunetune.schedule.tries import HOPELESS, MOST_TRIES, RESOLUTION, Over, Probing, Space, Tried, Try, next_try
 
 VALUES = {"neurons": [*range(96, 5, -2)], "layers": [*range(12, 5, -1)]}
 
