@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 BLOCK = (
@@ -216,47 +216,96 @@ def greedy(
         The cumulative error at the removal of each neuron: low = goes first.
     """
     width = len(second)
-    inverse, weight = _inverse(second, ridge), down.to(second).clone()
-    alive = torch.ones(width, dtype=torch.bool, device=second.device)
-    score = torch.zeros(width, dtype=second.dtype, device=second.device)
     left = min(width - 1, (3 * width) // 4 if count is None else count)
+    stay = _Standing.of(_inverse(second, ridge), down.to(second).T.contiguous())
+    score = torch.zeros(width, dtype=second.dtype, device=second.device)
     total = torch.zeros((), dtype=second.dtype, device=second.device)
     while left > 0:
-        saliency = _saliency(weight, inverse).masked_fill(~alive, torch.inf)
-        near = saliency.topk(min(4 * block, int(alive.sum())), largest=False).indices
-        chosen, errors = _pick(inverse[near][:, near], weight[:, near], min(block, left))
-        go = near[chosen]
-        score[go] = total + errors.cumsum(0)
+        near = stay.cheapest(4 * block)
+        weight = stay.weight[near]
+        chosen, errors = _pick(stay.inverse[near][:, near], weight @ weight.T, min(block, left))
+        score[stay.names[near[chosen]]] = total + errors.cumsum(0)
         total = total + errors.sum()
-        rows, removed = inverse[go], weight[:, go]
+        stay.drop(near[chosen])
+        left -= len(chosen)
+        if 4 * stay.count < 3 * len(stay.names):
+            stay = stay.shrunk()
+    stay = stay.shrunk()
+    score[stay.names] = total + stay.saliency()
+    return score.float()
+
+
+@dataclass
+class _Standing:
+    """The neurons that still stay, and some that have gone since the last `shrunk`.
+
+    Attributes:
+        names: Their numbers in the layer.
+        inverse: (C + ridge)^-1 of those that stay; the row and column of one that went is that of the unit matrix.
+        weight: Their columns of W_down as compensation has made them, as rows; zero where one went.
+        here: Which stay.
+        count: How many stay: known without asking the device.
+    """
+
+    names: Int64[Tensor, " n"]
+    inverse: Float[Tensor, "n n"]
+    weight: Float[Tensor, "n hidden"]
+    here: Bool[Tensor, " n"]
+    count: int
+
+    @staticmethod
+    def of(inverse: Float[Tensor, "n n"], weight: Float[Tensor, "n hidden"]) -> _Standing:
+        """All of a layer's neurons."""
+        names = torch.arange(len(inverse), device=inverse.device)
+        return _Standing(names, inverse, weight, torch.ones_like(names, dtype=torch.bool), len(names))
+
+    def saliency(self) -> Float[Tensor, " n"]:
+        """The error that each would add if it went now."""
+        return self.weight.square().sum(1) / self.inverse.diagonal()
+
+    def cheapest(self, count: int) -> Int64[Tensor, " found"]:
+        """Places of the `count` that would add least, of those that stay."""
+        return self.saliency().masked_fill(~self.here, torch.inf).topk(min(count, self.count), largest=False).indices
+
+    def drop(self, go: Int64[Tensor, " gone"]) -> None:
+        """Let some go, made up for by the rest: a rank-k update of both matrices, in place."""
+        rows, removed = self.inverse[go], self.weight[go]
         spread = torch.linalg.solve(rows[:, go], rows)  # (H_RR)^-1 H_R
-        weight -= removed @ spread
-        inverse -= rows.T @ spread
-        inverse[go, go] = 1.0  # its row and column are zero now; the diagonal is divided by
-        weight[:, go] = 0
-        alive[go] = False
-        left -= len(go)
-    return torch.where(alive, total + _saliency(weight, inverse), score).float()
+        self.weight.addmm_(spread.T, removed, alpha=-1)
+        self.inverse.addmm_(rows.T, spread, alpha=-1)
+        self.inverse[go, go] = 1.0  # its row and column are zero now; the diagonal is divided by
+        self.weight[go] = 0
+        self.here[go] = False
+        self.count -= len(go)
 
-
-def _saliency(weight: Float[Tensor, "hidden n"], inverse: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    return weight.square().sum(0) / inverse.diagonal()
+    def shrunk(self) -> _Standing:
+        """Without those that went: smaller matrices."""
+        stay = self.here.nonzero().squeeze(1)
+        inverse = self.inverse[stay][:, stay].contiguous()
+        return _Standing(self.names[stay], inverse, self.weight[stay], self.here[stay], self.count)
 
 
 def _pick(
-    inverse: Float[Tensor, "n n"], weight: Float[Tensor, "hidden n"], count: int
-) -> tuple[Tensor, Float[Tensor, " count"]]:
-    """The exact greedy order among n candidates: (their indices, the error that each adds)."""
+    inverse: Float[Tensor, "n n"], products: Float[Tensor, "n n"], count: int
+) -> tuple[Int64[Tensor, " count"], Float[Tensor, " count"]]:
+    """The exact greedy order among n candidates: (their places, the error that each adds). Nothing leaves the device.
+
+    Args:
+        inverse: Their part of (C + ridge)^-1.
+        products: W_i . W_j of their columns of W_down.
+        count: How many to choose.
+    """
     chosen, errors = [], []
-    gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
+    gone = torch.zeros(len(inverse), dtype=inverse.dtype, device=inverse.device)
     for _ in range(count):
-        saliency = _saliency(weight, inverse).masked_fill(gone, torch.inf)
-        j = int(saliency.argmin())
+        saliency = products.diagonal() / inverse.diagonal() + gone
+        j = saliency.argmin()
         chosen.append(j)
         errors.append(saliency[j])
-        gone[j] = True
-        row = inverse[j] / inverse[j, j]
-        weight = weight - weight[:, j, None] * row
-        inverse = inverse - inverse[:, j, None] * row
+        gone = gone.index_fill(0, j, torch.inf)
+        row, theirs = inverse[j] / inverse[j, j], products[j]
+        both = torch.outer(row, theirs)  # W_i loses row_i W_j, so W_i . W_k loses three products
+        products = products - both - both.T + theirs[j] * torch.outer(row, row)
+        inverse = inverse - torch.outer(inverse[j], row)
         inverse[j, j] = 1.0
-    return torch.tensor(chosen, device=inverse.device), torch.stack(errors)
+    return torch.stack(chosen), torch.stack(errors)
