@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fuzz kill format clean
+.PHONY: demo test check docs fuzz kill format clean
 
 demo: $(STAMP)  ## the embedded model, compacted to 60 % or less, into runs/demo
 	$(BIN)/prunetune run demo
@@ -18,6 +18,10 @@ check: $(STAMP)  ## lint, types, layering, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q
+
+docs: $(STAMP) $(VENV)/.docs  ## the site, into site/: offline, the notebook run, a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+	@echo "site/ is made; to read it with search: $(BIN)/python -m http.server -d site -b 127.0.0.1"
 
 fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400): minutes
 	PRUNETUNE_FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
@@ -36,5 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf]'
 	touch $(STAMP)
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The public API, pinned, and the README's example, run."""
+"""The public API, pinned, and the guide's example, run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_public_names():
 
 
 @pytest.mark.slow
-def test_the_readme_s_python_example_runs(tmp_path, monkeypatch):
-    """The block is taken from the README as it stands, and is short; `my-model` is a tiny one."""
-    (block,) = re.findall(r"```python\n(import prunetune\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_guide_s_python_example_runs(tmp_path, monkeypatch):
+    """The block is taken from docs/guide.md as it stands, and is short; `my-model` is a tiny one."""
+    (block,) = re.findall(r"```python\n(import prunetune\n.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
     assert len(block.strip().splitlines()) <= 12
     whole = tiny_folder(tmp_path / "my-model", max_position_embeddings=256)
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), space)  # our own README
+    exec(compile(block, "guide.md", "exec"), space)  # our own page
     small, model = space["small"], space["model"]
     assert small.config.intermediate_size == model.config.intermediate_size - 16
     assert sorted(p.name for p in tmp_path.iterdir()) == [whole.name], "nothing is left behind"

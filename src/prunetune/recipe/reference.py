@@ -94,8 +94,8 @@ def markdown(found: list[Section]) -> str:
         "<!-- Made by `prunetune keys --markdown > docs/recipe.md` -->",
         "# The recipe, key by key",
         "A recipe is a YAML file; `prunetune keys WORD` finds a key. `[]` stands for a list's entries, `type: cpt` for "
-        "those of that type. What is left out has the default below: the paper's. README.md shows a recipe with what "
-        "did better in our studies. RUN/recipe.yaml has every key of a run with its value.",
+        "those of that type. What is left out has the default below. docs/guide.md shows a recipe with a word "
+        "on each line. RUN/recipe.yaml has every key of a run with its value.",
     ]
     for s in found:
         rows = [f"| `{k.name}` | {_cell(k.kind)} | {_cell(k.default)} | {_cell(k.about)} |" for k in s.keys]
@@ -111,7 +111,7 @@ def _head(s: Section) -> str:
 
 
 def _cell(value: str) -> str:
-    return value.replace("|", "\\|")
+    return value.replace("|", "\\|").replace("\n", "\\n")
 
 
 def _places(model: type[BaseModel], at: str, found: dict[type[BaseModel], list[str]]) -> None:

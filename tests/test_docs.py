@@ -1,0 +1,258 @@
+"""The pages say what is so: commands parse, recipes too, examples run, tables name what there is; site and workflows stand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from tests.tiny import tiny_folder
+
+from prunetune import errors
+from prunetune.cli.app import COMMANDS, app
+from prunetune.common import plugins
+from prunetune.models.families import FAMILIES
+from prunetune.recipe.schema import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/results").glob("*.md")),
+]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OFFLINE = (
+    "prunetune inspect demo --target 0.5",
+    "prunetune init recipe.yaml --model demo --data demo --target 0.5",
+    "prunetune run recipe.yaml --out runs/mine --dry-run",
+    "prunetune run paper/llama3-8b --dry-run",
+    "prunetune run paper/llama3-8b-code --dry-run",
+    "prunetune run paper/qwen2.5-7b-ct-rl --dry-run",
+    "prunetune score demo --data demo --criterion magnitude --samples 64 --out scores.safetensors",
+    "prunetune plan scores.safetensors --neurons 256 --out plan.json",
+)
+"""Commands of the pages that need nothing but the package, in an order in which they run."""
+
+
+def blocks(page: Path, *kinds: str) -> list[str]:
+    """The fenced blocks of some kinds."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for kind, text in found if kind in kinds]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every command line that a page shows."""
+    lines = [
+        (p.name, line) for p in PAGES for block in blocks(p, "sh") for line in block.replace("\\\n", " ").splitlines()
+    ]
+    return [(page, part.strip()) for page, line in lines for part in re.split(r"&&(?![^#]*#)", line) if part.strip()]
+
+
+def builder() -> Any:
+    """docs/build.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(line: str) -> None:
+    """Fails if a line is no command that there is, with options that there are."""
+    words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+    if not words:
+        return
+    program, *rest = words
+    program = Path(program).name
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(rest) <= set(targets), line
+    elif program == "prunetune":
+        rest = [w for w in rest if w not in ("--verbose", "--quiet")]
+        if rest != ["--version"]:
+            command = typer.main.get_command(app).commands[rest[0]]  # type: ignore[attr-defined]
+            command.make_context(rest[0], rest[1:])
+    elif program in ("python", "run", "tables") or program.endswith(".sh"):
+        script = next((w for w in words if "/" in w and not w.startswith(("http", ".venv"))), None)
+        assert script is None or (ROOT / script).exists(), line
+    elif program == "pip":
+        extras = [e for w in rest for e in re.findall(r"\[([\w,]+)\]", w)]
+        assert {x for e in extras for x in e.split(",")} <= set(PROJECT["optional-dependencies"]), line
+    else:
+        assert program in ("git", "cd", "docker", "pre-commit"), line
+
+
+def test_every_command_of_the_pages_is_one():
+    found = commands()
+    assert len(found) > 50
+    for _, line in found:
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["prunetune run r.yaml --no-such", "prunetune prun x", "make toast", "pip install -e '.[nothing]'", "frobnicate"],
+)
+def test_a_command_that_is_none_is_seen(line):
+    with pytest.raises(BaseException):  # noqa: B017
+        parse(line)
+
+
+def test_commands_between_the_lines_are_commands_too():
+    for page in PAGES:
+        for code in re.findall(
+            r"`prunetune ([^`]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        ):
+            words = [w for w in code.split() if w not in ("--verbose", "--quiet")]
+            assert words[0] in {*COMMANDS, "…", "...", "--help", "--version"}, f"{page.name}: prunetune {code}"
+
+
+def test_what_needs_a_hub_or_a_gpu_says_so():
+    for page, line in commands():
+        command, _, comment = line.partition("#")
+        if not command.startswith("prunetune"):
+            continue
+        if re.search(r"preset:|(?<!\$)\b[A-Z]\w*/[\w.-]+|lm-eval:", command):
+            assert "hub" in comment or "docs/evaluation.md" in comment, f"{page}: {line}"
+        if re.search(r"vllm|--launcher '(?!--cpu)", command):
+            assert "GPU" in comment, f"{page}: {line}"
+
+
+@pytest.mark.slow
+def test_the_pages_commands_run(tmp_path, monkeypatch, capsys):
+    shown = {" ".join(shlex.split(line, comments=True)) for _, line in commands()}
+    monkeypatch.chdir(tmp_path)
+    for line in OFFLINE:
+        words = shlex.split(line)
+        assert " ".join(words) in shown, f"no page shows this any more: {line}"
+        with pytest.raises(SystemExit) as ended:
+            app(args=words[1:])
+        assert ended.value.code in (0, None), (line, capsys.readouterr())
+    assert json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_the_recipes_of_the_pages_are_valid(tmp_path):
+    least = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}
+    checked = 0
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            texts = block.splitlines() if len(re.findall(r"^launcher:", block, re.M)) > 1 else [block]
+            for text in texts:
+                Recipe.parse({**least, **yaml.safe_load(text)}, page.name)
+                checked += 1
+    assert checked >= 8
+
+
+@pytest.mark.slow
+def test_the_readme_s_python_runs(tmp_path, monkeypatch):
+    """The three lines as they stand, on a tiny model; and the README fits a screen."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 60
+    (block,) = blocks(ROOT / "README.md", "python")
+    assert len(block.strip().splitlines()) == 3
+    tiny_folder(tmp_path / "my-model", max_position_embeddings=256)
+    rows = [{"question": f"What is {i} + {i}?", "answer": f"{i} + {i} = {2 * i}"} for i in range(400)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), space)  # our own README
+    written = json.loads((tmp_path / "smaller" / "config.json").read_text())
+    assert written["intermediate_size"] == space["small"].config.intermediate_size
+    assert (
+        written["intermediate_size"] < json.loads((tmp_path / "my-model/config.json").read_text())["intermediate_size"]
+    )
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    """Every cell, in order; compensation keeps what a bare cut loses."""
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    for cell in json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "outputs are made by `make docs`"
+            exec(compile("".join(cell["source"]), "notebook.ipynb", "exec"), space)
+    right = space["right"]
+    assert right["cut and compensated"] > right["cut, not compensated"]
+    assert "parameters" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_examples_of_extending_run(monkeypatch):
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    for block in blocks(ROOT / "docs/extend.md", "python"):
+        exec(compile(block, "extend.md", "exec"), {})
+    assert "mine" in plugins.names("criterion")
+    kinds = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/extend.md").read_text(), re.M)
+    assert kinds == list(plugins.KINDS)
+
+
+def test_every_error_is_told_once():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    classes = [n for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, errors.PrunetuneError)]
+    classes.remove("PrunetuneError")
+    assert (
+        sorted(re.findall(r"^## (\w+)$", page, re.M))
+        == sorted(re.findall(r"<!-- messages: (\w+) -->", page))
+        == sorted(classes)
+    )
+    found = builder().messages()
+    assert all(found[name] for name in classes)
+    assert ("unknown device", "") in found["UnknownName"]
+    assert sum(map(len, found.values())) > 300
+
+
+def test_every_family_is_told():
+    rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", (ROOT / "docs/concepts.md").read_text(), re.M)
+    said = {name: note.strip() for name, note in rows if name in FAMILIES}
+    assert list(said) == list(FAMILIES)
+    words = {0: "", 2: "layers go in pairs", 4: "layers go in fours", 6: "layers go in sixes"}
+    assert all(
+        words[f.period] in said[name] and (f.period or "layers" not in said[name]) for name, f in FAMILIES.items()
+    )
+
+
+def test_the_site_has_every_page():
+    told = re.findall(r"([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2], re.M)
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")} | {"notebook.md"}
+    assert set(told) == pages - {"results/smollm2/report.md"} and len(set(told)) == len(told)
+
+
+def test_links_lead_to_pages_of_the_site():
+    made, known = builder(), {"method.md", "results/README.md", "studies/01-a/README.md", "notebook.md"}
+    for line, file, here, wanted in (
+        ("[`a` b](../studies/01-a/README.md#x)", "docs/log.md", "log.md", "[`a` b](studies/01-a/README.md#x)"),
+        (
+            "[m](../method.md), `[m](method.md)`",
+            "docs/results/README.md",
+            "results/README.md",
+            "[m](../method.md), `[m](method.md)`",
+        ),
+        (
+            "[r](../../docs/results/README.md)",
+            "studies/01-a/README.md",
+            "studies/01-a/README.md",
+            "[r](../../results/README.md)",
+        ),
+        ("[t](../Makefile) [n](notebook.ipynb)", "docs/guide.md", "guide.md", "t [n](notebook.md)"),
+        ("[gone](no.md) [h](https://a.b/c)", "docs/guide.md", "guide.md", "[gone](no.md) [h](https://a.b/c)"),
+    ):
+        assert made._linked(line, file, here, known) == wanted
+    assert [t for _, t in made._spaced(["a", "* b", "  c", "* d", "```", "x", "* y", "```"])] == [
+        "a", "", "* b", "  c", "* d", "```", "x", "* y", "```",
+    ]  # fmt: skip
+
+
+def test_relative_links_of_the_pages_exist():
+    for page in [*PAGES, ROOT / "SECURITY.md"]:
+        for to in re.findall(
+            r"\]\(([^)#\s]+)", re.sub(r"`[^`\n]*`|^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        ):
+            assert re.match(r"[a-z]+:", to) or (page.parent / to).exists(), f"{page.name}: {to}"
