@@ -157,7 +157,7 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 60
     (block,) = blocks(ROOT / "README.md", "python")
-    assert len(block.strip().splitlines()) == 3
+    assert sum(map(bool, block.splitlines())) == 3
     tiny_folder(tmp_path / "my-model", max_position_embeddings=256)
     rows = [{"question": f"What is {i} + {i}?", "answer": f"{i} + {i} = {2 * i}"} for i in range(400)]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
