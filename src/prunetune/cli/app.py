@@ -20,7 +20,7 @@ from prunetune.cli.prune import apply, compensate, plan, score
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report
 from prunetune.cli.run import init, inspect, keys, run
-from prunetune.common.progress import Watch
+from prunetune.common.progress import Watch, watching
 
 app = typer.Typer(
     name="prunetune",
@@ -76,6 +76,7 @@ def main() -> None:
 
 @app.callback()
 def _global(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No lines and bars while working; only the result.")] = False,
     show_version: Annotated[
@@ -83,6 +84,7 @@ def _global(
     ] = False,
 ) -> None:
     """Make a reasoning language model half its size without losing its reasoning."""
+    context.with_resource(watching(Watch()))
 
 
 def _global_options(words: list[str]) -> tuple[list[str], bool, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from prunetune.common.progress import bar
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import RecipeError
 
@@ -70,8 +72,16 @@ def emit(as_json: bool, value: Any, text: str = "") -> None:
         print(text)
 
 
+SLOW = ("torch", "transformers", "datasets", "scipy.stats")
+"""What takes seconds to import."""
+
+
 def quiet_libraries() -> None:
-    """Libraries say only what a user must act on."""
+    """Libraries say only what a user must act on; to import them takes seconds."""
+    with bar("start", len(SLOW)) as progress:
+        for done, name in enumerate(SLOW, start=1):
+            importlib.import_module(name)
+            progress(done, len(SLOW))
     import datasets
     import transformers
 

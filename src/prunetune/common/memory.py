@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
+import psutil
+
+from prunetune.common.progress import Progress
 from prunetune.errors import TooLittleMemory
 
 _WORDS = (
@@ -25,6 +29,33 @@ def is_memory(e: BaseException) -> bool:
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(e).__mro__):  # torch's, which is not imported for this
         return True
     return any(word in str(e) for word in _WORDS)
+
+
+@contextmanager
+def filling(progress: Progress, expected: int, every: float = 1.0) -> Iterator[None]:
+    """Tell how much of the memory that a call will need it has by now: for calls that tell nothing themselves.
+
+    Args:
+        progress: Called with (MB taken since the beginning, MB expected), from a thread.
+        expected: Bytes.
+        every: Seconds.
+    """
+    over, process = Event(), psutil.Process()
+    start, total = process.memory_info().rss, max(1, expected // 10**6)
+
+    def look() -> None:
+        while not over.wait(every):
+            taken = (process.memory_info().rss - start) // 10**6
+            progress(min(max(taken, 0), total), total)
+
+    thread = Thread(target=look, daemon=True)
+    progress(0, total)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

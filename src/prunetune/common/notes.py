@@ -12,13 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from prunetune.common.progress import bar
 from prunetune.errors import BadCheckpoint
 
 LARGE = 1 << 20
 """Files from this size on are hashed once a process for as long as their size and time stay."""
+PIECE = 1 << 24
+"""Larger files are hashed in pieces of so many bytes."""
 LOOSE = ("README.md",)
 """Files of a folder of ours that may be written anew later: ours, but not hashed."""
 _seen: dict[tuple[int, int, int, int], str] = {}
@@ -81,7 +85,20 @@ def full_sha(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes; a large file's is kept until its size or time changes."""
     with path.open("rb") as f:
         digest = _seen.get(_identity(path))
-        return digest or remember(path, hashlib.file_digest(f, "sha256").hexdigest())
+        return digest or remember(path, _hashed(f, path.name, path.stat().st_size))
+
+
+def _hashed(file: BufferedReader, name: str, size: int) -> str:
+    """SHA-256 of an open file, piece by piece, so that a bar can tell how far it is."""
+    if size < PIECE:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, done = hashlib.sha256(), 0
+    with bar(f"hash {name} (MB)", size // 10**6) as progress:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            done += len(piece)
+            progress(done // 10**6, size // 10**6)
+    return digest.hexdigest()
 
 
 def remember(path: Path, digest: str) -> str:

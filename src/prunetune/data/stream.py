@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from prunetune.common.progress import bar
 from prunetune.data.example import Example, Turn
 from prunetune.data.files import Row, expand_path, hub_rows, open_rows
 from prunetune.data.forms import Columns, find_columns, sample_of
@@ -71,7 +72,11 @@ def load_stream(sources: Sequence[DataSource], seed: int) -> Stream:
     if not sources:
         raise DataError("no data source is given", fix="add {type: generator, name: gsm_symbolic, size: 1000}")
     notes: list[str] = []
-    read = [example for source in sources for example in read_source(source, notes)]
+    read: list[Example] = []
+    with bar("read data", len(sources)) as progress:
+        for done, source in enumerate(sources, start=1):
+            read += read_source(source, notes)
+            progress(done, len(sources))
     merged = list({(e.before, e.question, e.answer): e for e in reversed(read)}.values())[::-1]  # the first copy stays
     random.Random(seed).shuffle(merged)
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunetune.common.progress import bar
 from prunetune.data.stream import Example
 from prunetune.errors import DataError, NotFinite
 from prunetune.models.batches import mask_of, padded
@@ -31,13 +32,16 @@ def reasoning_loss(
     fmt: PromptFormat,
     max_length: int,
 ) -> tuple[float, float]:
-    """Mean cross-entropy (nats) over the answers' tokens, end token included, and its standard error over examples."""
+    """Mean cross-entropy (nats) over the answers' tokens, end token included, and its standard error over examples.
+
+    DataError if no answer is within `max_length` tokens.
+    """
     rows = [encode(tokenizer, e, fmt, max_length) for e in examples]
     spans = [[(max(1, start), end) for start, end in r.answers if end > max(1, start)] for r in rows]
     scored = [(r.input_ids, found) for r, found in zip(rows, spans, strict=True) if found]
     if not scored:
         raise DataError("no example has an answer within the length limit", value=max_length, fix="raise max_length")
-    return _ratio(list(_losses(model, scored)))
+    return _ratio(list(_losses(model, scored, "held-out loss")))
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def perplexity(
     windows = [w for w in windows if len(w) > 1]
     if not windows:
         raise DataError("this text is too short for a perplexity", value=text[:80], fix="use a longer text")
-    losses = list(_losses(model, [(w, [(1, len(w))]) for w in windows]))
+    losses = list(_losses(model, [(w, [(1, len(w))]) for w in windows], "perplexity"))
     mean, stderr = _ratio(losses)
     covered = tokenizer.decode([i for w in windows for i in w[len(head) :]], clean_up_tokenization_spaces=False)
     nats = sum(total for total, _ in losses)
@@ -109,18 +113,20 @@ def _ratio(losses: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def _losses(model: PreTrainedModel, rows: list[Scored]) -> Iterator[tuple[float, int]]:
-    """For each row: summed loss and count. Batches of similar length, padded on the right."""
+def _losses(model: PreTrainedModel, rows: list[Scored], name: str) -> Iterator[tuple[float, int]]:
+    """For each row: summed loss and count, under a bar of that name. Batches of similar length, padded on the right."""
     training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     found: dict[int, tuple[float, int]] = {}
     per_row = len(rows[order[0]][0]) * int(model.config.get_text_config().vocab_size)
     size = max(1, LOGIT_ELEMENTS // per_row)
-    for begin in range(0, len(order), size):
-        batch = order[begin : begin + size]
-        losses = _batch_losses(model, [rows[i] for i in batch])
-        found.update(zip(batch, losses, strict=True))
+    with bar(name, len(order)) as progress:
+        for begin in range(0, len(order), size):
+            batch = order[begin : begin + size]
+            losses = _batch_losses(model, [rows[i] for i in batch])
+            found.update(zip(batch, losses, strict=True))
+            progress(len(found), len(order))
     model.train(training)
     yield from (found[i] for i in range(len(rows)))
 

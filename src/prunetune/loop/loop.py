@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prunetune.common.files import once, remove, write_json
-from prunetune.common.progress import Watch
+from prunetune.common.progress import Watch, watching
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.errors import Declined
@@ -54,7 +54,7 @@ def prune_tune_loop(
     out, watch = Path(out), watch or Watch()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
-    with RunFolder.open(out, recipe, source) as run:
+    with RunFolder.open(out, recipe, source) as run, watching(watch):
         context = prepare(recipe, source, watch)
         case = begin(context, run)
         _doubt(context, run, go_on)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunetune.common.files import once, write_json
 from prunetune.common.reading import read_json_lines, validated
 from prunetune.evaluation.evaluate import EvalResult, evaluate
-from prunetune.evaluation.latency import measure
+from prunetune.evaluation.latency import Latency, measure
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.models.cost import Cost, Shape, cost_of
@@ -175,9 +175,13 @@ def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
 
     def make(tmp: Path) -> None:
         models = {"original": context.load(context.source), "final": context.load(final)}
-        with context.watch.bar("latency") as bar:
-            settle = repeats >= ENOUGH  # fewer are no measurement, and are wanted as they are
-            alone, many = (measure(models, batch=b, repeats=repeats, settle=settle, progress=bar) for b in (1, BATCH))
+        settle = repeats >= ENOUGH  # fewer are no measurement, and are wanted as they are
+
+        def timed(batch: int) -> dict[str, Latency]:
+            with context.watch.bar(f"time {batch} at a time") as bar:
+                return measure(models, batch=batch, repeats=repeats, settle=settle, progress=bar)
+
+        alone, many = timed(1), timed(BATCH)
         found = {name: timed.to_json() for name, timed in alone.items()}
         write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
         models.clear()

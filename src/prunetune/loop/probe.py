@@ -25,6 +25,7 @@ from prunetune.loop.measure import held_out_loss
 from prunetune.loop.seek import seek
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
+from prunetune.pruning.criteria import criterion
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe
@@ -75,9 +76,11 @@ def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sh
 
 def _score(context: Context, source: Path, sha: str, name: str, data_sha: str, batches: Sequence[Any]) -> Scores:
     s = context.recipe.score
-    with context.watch.bar("protect" if name.startswith("protect") else "score") as bar:
+    model = context.load(source)
+    action = "score" if criterion(s.criterion).needs != "moments" else f"rank by {s.criterion}"
+    with context.watch.bar(action + (" (protect)" if name.startswith("protect") else "")) as bar:
         return score(
-            context.load(source),
+            model,
             batches,
             neuron_criterion=s.criterion,
             reduce=s.reduce,
@@ -112,12 +115,13 @@ def free_layers(recipe: Recipe, origins: list[int]) -> list[int] | None:
     return [origins.index(i) for i in chosen if i in origins] if isinstance(chosen, list) else None
 
 
-def make_patch(context: Context, model: Any, plan: PrunePlan, progress: Any = None) -> Patch:
+def make_patch(context: Context, model: Any, plan: PrunePlan) -> Patch:
     """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge."""
     examples = context.stream.take(0, context.recipe.score.samples)
     calibration, ridge = (context.batches(part) for part in calibration_and_held_out(examples))
     target = "layer" if context.recipe.compensate == "least-squares-neurons" else "auto"
-    return compensate(model, plan, calibration, held_out=ridge, target=target, device=context.device, progress=progress)
+    with context.watch.bar("compensate") as bar:
+        return compensate(model, plan, calibration, held_out=ridge, target=target, device=context.device, progress=bar)
 
 
 def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def losses(
     whole = context.load(source)
     depth, width = whole.config.num_hidden_layers, whole.config.intermediate_size
     found = []
-    with context.watch.bar("probe") as bar:
+    with context.watch.bar("probe", len(shapes)) as bar:
         for done, (d, w) in enumerate(shapes, start=1):
             plan = plan_for(context, run, at, scores, neurons=width - w, layers=depth - d)
             patch = None if context.recipe.compensate == "none" else make_patch(context, whole, plan)

@@ -80,8 +80,7 @@ def _patch(context: Context, run: RunFolder, timed: Timed, source: Path, plan: P
         if is_made(probed, cut_key(context, plan)):
             link_or_copy(str(probed), str(tmp))
             return
-        with context.watch.bar("compensate") as bar:
-            make_patch(context, source, plan, bar).write(tmp)
+        make_patch(context, source, plan).write(tmp)
         free()
 
     path = timed.once(PATCH, "compensate", cut_key(context, plan), make)

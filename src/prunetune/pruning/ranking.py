@@ -45,7 +45,7 @@ def rank(
         seed: Handed to the criterion.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run (default: fp32 on the CPU, else the model's).
-        progress: Called with (layers done, layers in all).
+        progress: Called with (batches done in all layers, in all): a layer's batches, then its scores.
 
     Raises:
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
@@ -61,6 +61,8 @@ def rank(
         gram = Gram(source.config.intermediate_size, source.device)
         with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
             for i, real in enumerate(masks):
+                if progress:
+                    progress(layer * len(masks) + i, source.depth * len(masks))
                 a, _, _, out = tap.run(hidden[i], real)
                 gram.update(a)
                 change.update(hidden[i][real], out[real])
@@ -68,5 +70,5 @@ def rank(
             scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float().cpu())
         changes.append(change)
         if progress:
-            progress(layer + 1, source.depth)
+            progress((layer + 1) * len(masks), source.depth * len(masks))
     return torch.stack(scores), changes

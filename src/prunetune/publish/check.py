@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunetune.common.progress import bar
 from prunetune.publish import engines
 from prunetune.publish.child import ChildError
 from prunetune.publish.greedy import NEW_TOKENS, Greedy, prompts_of, reference
@@ -45,10 +46,16 @@ def check(run: Path) -> list[Line]:
     final = final.resolve()
     name = "plain transformers"
     try:
-        greedy = reference(final, prompts_of(record))
+        with bar("plain transformers", 1):
+            greedy = reference(final, prompts_of(record))
     except ChildError as e:
         return [Line(name, False, str(e)), *(Line(n, False, f"{name} cannot answer") for n in ENGINES)]
-    return [Line(name, *_same_here(final, greedy)), *(_line(n, e, final, greedy) for n, e in ENGINES.items())]
+    lines = [Line(name, *_same_here(final, greedy))]
+    with bar("check", len(ENGINES)) as progress:
+        for engine, run_it in ENGINES.items():
+            lines.append(_line(engine, run_it, final, greedy))
+            progress(len(lines) - 1, len(ENGINES))
+    return lines
 
 
 ENGINES: dict[str, Engine] = {

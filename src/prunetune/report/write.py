@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prunetune.common.files import replacing
+from prunetune.common.progress import bar
 from prunetune.report.card import model_card
 from prunetune.report.figures.draw import Plot, themed
 from prunetune.report.figures.plots import plots
@@ -54,14 +55,18 @@ def write_report(run: Path) -> None:
     """
     verify_run(run)
     adopt_old(run)
-    record = read_run(run)
-    figures = plots(record)
-    for plot in figures:
-        _write(run / "figures" / f"{plot.name}.svg", plot.svg)
-    _write(run / "report.md", markdown(record, figures))
-    _write(run / "report.html", html(record, figures))
-    if (run / "final").is_dir():
-        _write(run / "final" / "README.md", model_card(record))
+    with bar("report", 4) as progress:
+        record = read_run(run)
+        figures = plots(record)
+        progress(1, 4)
+        for plot in figures:
+            _write(run / "figures" / f"{plot.name}.svg", plot.svg)
+        _write(run / "report.md", markdown(record, figures))
+        progress(2, 4)
+        _write(run / "report.html", html(record, figures))
+        progress(3, 4)
+        if (run / "final").is_dir():
+            _write(run / "final" / "README.md", model_card(record))
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ a Python object of each of its hundreds of thousands of vocabulary entries (11 s
 from __future__ import annotations
 
 import importlib.util
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common.files import file_sha, once
-from prunetune.common.memory import is_memory
+from prunetune.common.memory import filling, is_memory
+from prunetune.common.progress import bar
 from prunetune.errors import BadCheckpoint, MissingExtra, PrunetuneError, TooLittleMemory, UnsupportedModel
 from prunetune.models.families import FAMILIES
 from prunetune.models.folders.config import check_config
@@ -203,19 +205,24 @@ def _write(path: Path, tmp: Path) -> None:
 
     auto: Any = AutoModelForCausalLM
 
+    values = sum(math.prod(shape) for shape in read_gguf(path).tensors.values())
     try:
-        model, info = auto.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.bfloat16, output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True),
-        )  # fmt: skip
+        # Read, then each tensor in fp32: transformers tells nobody how far it is, but the memory does.
+        with bar(f"dequantise {path.name} (MB)") as progress, filling(progress, path.stat().st_size + 4 * values):
+            model, info = auto.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.bfloat16, output_loading_info=True,
+                quantization_config=GgufConfig(dequantize=True),
+            )  # fmt: skip
         if lost := sorted(info["missing_keys"]):
             raise BadCheckpoint(
                 f"this GGUF file lacks {len(lost)} tensors of the model ({', '.join(lost[:3])} ...)",
                 value=str(path),
                 fix="convert the model again",
             )
-        model.save_pretrained(tmp)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(tmp)
+        with bar(f"write {path.name} as a folder", 2) as progress:
+            model.save_pretrained(tmp)
+            progress(1, 2)
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(tmp)
     except PrunetuneError:
         raise
     except Exception as e:  # readers of an untrusted file: whatever they raise is a fault of the file

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from prunetune.common.memory import is_memory, memory_errors
+from prunetune.common.progress import Progress, bar
 from prunetune.errors import BadCheckpoint, TooLittleMemory
 from prunetune.models.folders.check import check_loaded, check_weights
 from prunetune.models.folders.config import check_id, config_values, embedding_rows, generation_values
@@ -40,10 +42,11 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
     check_weights(folder)
     with memory_errors("load this model", str(folder), "a smaller model, a larger machine, or fewer other programs"):
         try:
-            model, info = auto.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-                output_loading_info=True,
-            )  # fmt: skip
+            with bar(f"load {folder.name}") as progress, told_to(progress):
+                model, info = auto.from_pretrained(
+                    folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+                    output_loading_info=True,
+                )  # fmt: skip
         except (SafetensorError, RuntimeError, OSError) as e:
             if is_memory(e):
                 raise
@@ -57,6 +60,45 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
         moved: PreTrainedModel = model.to(device)
         moved.eval()
         return moved
+
+
+@contextmanager
+def told_to(progress: Progress) -> Iterator[None]:
+    """Inside, what transformers would show by tqdm while it loads goes to `progress`: (tensors done, in all)."""
+    from transformers.utils import logging as hf
+
+    before = hf.set_tqdm_hook(lambda factory, args, kwargs: _Counter(progress, *args, **kwargs))
+    try:
+        yield
+    finally:
+        hf.set_tqdm_hook(before)
+
+
+class _Counter:
+    """Stands in for a tqdm bar: it counts, and shows nothing itself."""
+
+    def __init__(self, progress: Progress, iterable: Iterable[Any] = (), *, total: int | None = None, **_: Any) -> None:
+        self.progress, self.iterable, self.done = progress, iterable, 0
+        self.total = total if total is not None else len(iterable) if isinstance(iterable, Sized) else 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in self.iterable:
+            yield one
+            self.update()
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None  # postfixes, refreshes
+
+    def update(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self.done += n
+        self.progress(self.done, max(self.done, self.total))
 
 
 def check_finite(model: PreTrainedModel) -> None:

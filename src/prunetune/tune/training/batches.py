@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from prunetune.common.progress import bar
 from prunetune.data.stream import Example
 from prunetune.models.batches import padded
 from prunetune.models.head_loss import IGNORED
@@ -74,18 +75,21 @@ def make_rows(
     """Encode examples until they are used up or hold `tokens` tokens."""
     rows: list[Row] = []
     used = truncated = empty = total = 0
-    for i, example in enumerate(examples):
-        if tokens is not None and total >= tokens:
-            break
-        encoded = encode(tokenizer, example, fmt, max_length)
-        used, truncated = i + 1, truncated + encoded.truncated
-        ids = tuple(encoded.input_ids)
-        labels = _labels(encoded) if completion_only and example.question else (IGNORED, *ids[1:])
-        if all(label == IGNORED for label in labels):
-            empty += 1
-            continue
-        rows.append(Row(ids, labels, real=len(ids), index=len(rows)))
-        total += len(ids)
+    with bar("tokenise") as progress:
+        for i, example in enumerate(examples):
+            if tokens is not None and total >= tokens:
+                break
+            if i % 256 == 0:
+                progress(*((i, len(examples)) if tokens is None else (total, tokens)))
+            encoded = encode(tokenizer, example, fmt, max_length)
+            used, truncated = i + 1, truncated + encoded.truncated
+            ids = tuple(encoded.input_ids)
+            labels = _labels(encoded) if completion_only and example.question else (IGNORED, *ids[1:])
+            if all(label == IGNORED for label in labels):
+                empty += 1
+                continue
+            rows.append(Row(ids, labels, real=len(ids), index=len(rows)))
+            total += len(ids)
     return Rows(tuple(rows), used, truncated, empty)
 
 
