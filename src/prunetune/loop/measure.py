@@ -22,11 +22,13 @@ from prunetune.loop.context import Context, free
 from prunetune.models.cost import Cost, Shape, cost_of
 from prunetune.models.folders import model_sha
 from prunetune.report.speed import ENOUGH
-from prunetune.runs.folder import RunFolder
+from prunetune.runs.folder import RunFolder, Timed
 from prunetune.runs.records import CostRecord, EvalRecord, Figures, StageRecord, Verdict
 from prunetune.runs.summary import Timings
 from prunetune.tasks.registry import Task
 
+LATENCY = ".latency.json"
+"""In the run folder: the times of original and final model."""
 BATCH = 8
 """Questions at once when throughput is measured."""
 
@@ -188,7 +190,7 @@ def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
         free()
 
     key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH, "paired": True}
-    return Timings.read(once(run.path / ".latency.json", key, make))
+    return Timings.read(Timed(run.path).once(LATENCY, "latency", key, make))
 
 
 def line_of(stage: StageRecord, first: StageRecord) -> str:

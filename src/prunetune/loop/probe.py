@@ -29,7 +29,7 @@ from prunetune.pruning.criteria import criterion
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe
-from prunetune.runs.folder import RunFolder, Timed, layer_origins
+from prunetune.runs.folder import RunFolder, Timed, layer_origins, seconds_of
 from prunetune.runs.records import DecisionRecord, known
 from prunetune.schedule.damage import Place, Probe
 from prunetune.schedule.target import period_in
@@ -169,6 +169,12 @@ def affordable(context: Context) -> int:
     return max(1, min(rounds))
 
 
+def scored_before(run: RunFolder, index: int) -> float:
+    """Seconds that scoring took for the decision on a round, whose scores the round has copied."""
+    at = run.folder(DECISIONS) / f"{index:02d}"
+    return sum(seconds_of(at, name) for name in ("scores.safetensors", "protect.safetensors"))
+
+
 def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: int) -> DecisionRecord:
     """The round by damage, or the next try, measured and decided once: RUN/decisions/NN[-aK].json."""
     home, current = run.folder(DECISIONS), case.current
@@ -181,9 +187,11 @@ def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: in
         "data": context.stream.sha,
     }
 
+    timed = Timed(at)
+
     def measured(shapes: Sequence[Place]) -> list[Probe]:
         at.mkdir(parents=True, exist_ok=True)
-        return losses(context, run, at, source, take_scores(context, run, Timed(at), source, sha), shapes)
+        return losses(context, run, at, source, take_scores(context, run, timed, source, sha), shapes)
 
     def make(tmp: Path) -> None:
         start = time.monotonic()
@@ -193,7 +201,8 @@ def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: in
         else:
             found = by_damage(case, index, Probing(measured, lambda: affordable(context)))
         step = found.step and dataclasses.replace(found.step, attempt=attempt)
-        changes = {"step": step, "seconds": round(time.monotonic() - start, 3)}
+        probing = time.monotonic() - start - sum(timed.made.values())
+        changes = {"step": step, "seconds": round(max(0.0, probing), 3)}
         write_json(tmp, found.model_copy(update=changes).to_json())
 
     return DecisionRecord.read(once(path, key, make))

@@ -13,7 +13,7 @@ from prunetune.common.files import is_made, write_json
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import Case, Decision
 from prunetune.loop.measure import figures_of, held_out_loss, line_of, stage_record
-from prunetune.loop.probe import DECISIONS, PATCH, cut_key, make_patch, plan_for, take_scores
+from prunetune.loop.probe import DECISIONS, PATCH, cut_key, make_patch, plan_for, scored_before, take_scores
 from prunetune.loop.recover import recover, taken
 from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
@@ -166,7 +166,9 @@ def _finish(context: Context, run: RunFolder, case: Case, decision: Decision, ma
     key = {"model": sha, "tasks": [t.version for t in context.tasks], **conditions}
     figures = Figures.read(timed.once(".measured.json", "evaluate", key, make))
     seconds = {**dict.fromkeys(("score", "plan", "apply", "tune"), 0.0), **timed.seconds}
-    seconds["plan"] += decision.seconds
+    seconds["probe"] = decision.seconds
+    if step.attempt == 1:  # later tries rest on the same scores
+        seconds["score"] += scored_before(run, step.index)
     record = stage_record(
         context,
         load_config(at / "tuned"),

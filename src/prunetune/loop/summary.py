@@ -13,10 +13,11 @@ from pydantic import JsonValue
 
 from prunetune.data.stream import Example, overlap
 from prunetune.loop.control import name_of
+from prunetune.loop.measure import LATENCY
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
 from prunetune.report.speed import speedups
-from prunetune.runs.folder import RunFolder
+from prunetune.runs.folder import RunFolder, seconds_of
 from prunetune.runs.records import ACTIONS, EvalRecord, StageRecord, known
 from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, Timings
 from prunetune.schedule.target import FinalShape
@@ -48,7 +49,8 @@ def summarise(
     original, stages = run.original, tuple(run.stages)
     everyone = [original, *stages]
     seconds = {a: round(sum(s.seconds.get(a, 0.0) for s in everyone), 3) for a in ACTIONS}
-    seconds["plan"] += seconds.pop("compensate")  # the contract knows five actions; stage.json has it apart
+    seconds["plan"] += seconds.pop("compensate")  # as version 0.1 has it; stage.json has it apart
+    seconds["latency"] = seconds_of(run.path, LATENCY) if latency else 0.0
     ratio = known(final.params, "params") / known(original.params, "params")
     return Summary(
         original=original,

@@ -51,7 +51,7 @@ def spent(run: RunRecord) -> Table:
     total = run.seconds()
     columns: list[Column] = [
         ("stage", _name),
-        *((action, partial(_seconds, action=action)) for action in total),
+        *((action, partial(_seconds, action=action)) for action in total),  # latency is of no stage
         ("all", lambda s: human.duration(s.total_seconds)),
         ("samples", _samples),
         ("tokens", lambda s: human.count(s.tokens)),

@@ -188,11 +188,15 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 class Timed:
-    """`files.once` with the seconds that making took, kept beside the thing, so that a resumed run can still tell."""
+    """`files.once` with the seconds that making took, kept beside the thing, so that a resumed run can still tell.
+
+    `seconds`: by action, whenever it was made; `made`: of each thing that was made now.
+    """
 
     def __init__(self, at: Path) -> None:
         self.at = at
         self.seconds: dict[str, float] = {}
+        self.made: dict[str, float] = {}
 
     def once(self, name: str, action: str, key: object, make: Callable[[Path], object]) -> Path:
         """Make `at/name` once; its time counts as `action`."""
@@ -201,11 +205,18 @@ class Timed:
         def timed(tmp: Path) -> None:
             start = time.monotonic()
             make(tmp)
-            write_json(note, round(time.monotonic() - start, 3))
+            self.made[name] = round(time.monotonic() - start, 3)
+            write_json(note, self.made[name])
 
         path = once(self.at / name, key, timed)
         self.seconds[action] = round(self.seconds.get(action, 0.0) + float(read_json(note)), 3)
         return path
+
+
+def seconds_of(at: Path, name: str) -> float:
+    """How long `Timed` took to make `at/name`; 0 if it has not."""
+    note = at / f".{name}.seconds"
+    return float(read_json(note)) if note.is_file() else 0.0
 
 
 def link_or_copy(source: str, out: str) -> None:

@@ -87,12 +87,14 @@ class RunRecord:
         return sum(s.tokens or 0 for s in self.stages)
 
     def seconds(self) -> dict[str, float]:
-        """Wall time by action over all stages, the original's evaluation included."""
+        """Wall time by action over all stages, the original's evaluation and the timing of speed included."""
         everyone = self.measured
         actions = [*ACTIONS, *{a for s in everyone for a in s.seconds if a not in ACTIONS}]
-        return {
+        found = {
             a: sum(s.seconds.get(a, 0.0) for s in everyone) for a in actions if any(a in s.seconds for s in everyone)
         }
+        latency = self.summary.seconds.get("latency", 0.0)
+        return {**found, "latency": latency} if latency else found
 
 
 def read_run(path: Path) -> RunRecord:

@@ -21,7 +21,7 @@ from prunetune.models.axes import axes
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.steps import Step
 
-ACTIONS = ("score", "plan", "compensate", "apply", "tune", "evaluate")
+ACTIONS = ("score", "probe", "plan", "compensate", "apply", "tune", "evaluate")
 
 T = TypeVar("T")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.tiny import tiny_folder
 
 from prunetune.common.device import device_of
 from prunetune.common.files import read_json
+from prunetune.common.progress import Watch, watching
 from prunetune.errors import BadCheckpoint, MissingPath, PrunetuneError, RecipeError, UnknownName
 from prunetune.models.folders import load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.generation import generate
@@ -143,3 +145,19 @@ def test_a_token_that_was_added_without_a_row_is_told_where_it_is_used(folder):
     for question, answer in (("<|im_start|>1+1?", "2"), ("1+1?", "<|im_start|>2")):
         with pytest.raises(BadCheckpoint, match=r"(?s)writes token 104.*im_start.*resize_token_embeddings"):
             encode_example(tokenizer, question, answer, PromptFormat(), 64)
+
+
+def test_loading_counts_its_tensors(tmp_path):
+    calls = []
+
+    class Told(Watch):
+        @contextmanager
+        def bar(self, name, total=None):
+            yield lambda done, total: calls.append((name, done, total))
+
+    folder = tiny_folder(tmp_path / "mine")
+    with watching(Told()):
+        model = load_model(folder)
+    loads = [(done, total) for name, done, total in calls if name == "load mine"]
+    assert loads and loads[-1][0] == loads[-1][1] == len(list(model.parameters()))
+    assert [done for done, _ in loads] == sorted(done for done, _ in loads)

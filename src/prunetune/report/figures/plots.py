@@ -226,7 +226,8 @@ def time_spent(run: RunRecord) -> Plot | None:
         return None
     longest = max(s.total_seconds or 0.0 for s in stages)
     unit, per = ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
-    actions = [*ACTIONS, *sorted({a for s in stages for a in s.seconds} - set(ACTIONS))]
+    known = [*ACTIONS, *sorted({a for s in stages for a in s.seconds} - set(ACTIONS))]
+    actions = [a for a in known if any(s.seconds.get(a) for s in stages)]
 
     def draw() -> Figure:
         figure, axes = blank(0.9 + 0.22 * max(len(stages), 3))
