@@ -105,7 +105,7 @@ class Shape:
 
     def counts(self) -> dict[str, int]:
         """How many there are of what can be cut, by axis; heads are key/value groups."""
-        return {**axes.shape_of(self._values()), "heads": self.kv_heads, "vocabulary": self.vocab}
+        return {**axes.shape_of(self._values()), "vocabulary": self.vocab}
 
     def _values(self) -> dict[str, int]:
         return {key: getattr(self, name) for key, name in _KEYS.items()}
@@ -136,7 +136,7 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
     given = {"tie_word_embeddings": False, **family.silent, **config}
     if not all(type(given.get(key)) is int and given[key] > 0 for key in _COUNTS):
         return None
-    if given["hidden_size"] % given["num_attention_heads"]:
+    if given["hidden_size"] % given["num_attention_heads"] and (family.even_heads or given.get("head_dim") is None):
         return None
     if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
         return None

@@ -47,7 +47,7 @@ class Family:
         cuts: The tensors of a layer that hold its neurons. A suffix that a model lacks (a bias) is simply not there.
         per_layer_keys: Config lists with one entry a layer; sliced by the kept layers, never regenerated.
         layer_count_keys: Config numbers n that mean "the first n layers"; become the number of kept ones below n.
-        post_ffn_norm: A norm follows the FFN, so that Eq. 2 holds before that norm (method, section 2).
+        post_ffn_norm: A norm follows the FFN, and one the attention, so that Eq. 2 holds before it (method, section 2).
         norms: Norm vectors of width d in a layer.
         qk_norm: A norm of width head_dim on queries and on keys.
         qkv_bias: Biases on q, k, v even where the config has no `attention_bias`.
@@ -56,6 +56,10 @@ class Family:
         down: The projection whose input is the neurons, inside a layer.
         up: The up projection; fused families have gate and up in one, gate first.
         gate: The gate projection.
+        o: The projection whose input is the attention heads, side by side.
+        qkv: The projections of queries, keys and values; or the one that fuses them, in that order.
+        even_heads: Its config class refuses a hidden size that is no multiple of the attention heads.
+        rope_by_hidden: Its config class expects as many LongRoPE factors as hidden size / heads asks for.
         full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
             if there is one; 0: all see the window; None: only the class knows.
         period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
@@ -81,6 +85,10 @@ class Family:
     down: str = "mlp.down_proj"
     up: str = "mlp.up_proj"
     gate: str = "mlp.gate_proj"
+    o: str = "self_attn.o_proj"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    even_heads: bool = False
+    rope_by_hidden: bool = False
 
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
@@ -89,13 +97,21 @@ _GEMMA = {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256}
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
-        Family("llama", full_every=0),
+        Family("llama", full_every=0, even_heads=True),
         Family("mistral", silent={"sliding_window": 4096}, full_every=0),
         Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True, silent=_QWEN),
         Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=True, silent={**_QWEN, "head_dim": 128}),
-        Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2, period=2),
-        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA, period=6),
-        Family("phi3", cuts=FUSED, full_every=0, gate="mlp.gate_up_proj", up="mlp.gate_up_proj"),
+        Family("gemma2", post_ffn_norm=True, norms=4, silent=_GEMMA, full_every=2, period=2, even_heads=True),
+        Family("gemma3_text", post_ffn_norm=True, norms=4, qk_norm=True, silent=_GEMMA, period=6, even_heads=True),
+        Family(
+            "phi3",
+            cuts=FUSED,
+            full_every=0,
+            gate="mlp.gate_up_proj",
+            up="mlp.gate_up_proj",
+            qkv=("self_attn.qkv_proj",),
+            rope_by_hidden=True,
+        ),
         Family(
             "smollm3",
             per_layer_keys=("layer_types", "no_rope_layers"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunetune.models.cost import Shape
-from prunetune.models.families import FUSED, Family, family_of
+from prunetune.models.families import Family, family_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -36,16 +36,14 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _layer(family: Family, shape: Shape, *, attention_bias: bool) -> dict[str, tuple[int, ...]]:
     queries, keys, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    if family.cuts is FUSED:
-        rows = {"qkv_proj": queries + 2 * keys}
-    else:
-        rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    found: dict[str, tuple[int, ...]] = {f"self_attn.{n}.weight": (r, hidden) for n, r in rows.items()}
-    found["self_attn.o_proj.weight"] = (hidden, queries)
+    parts = (queries, keys, keys)
+    rows = dict(zip(family.qkv, parts if len(family.qkv) == 3 else (sum(parts),), strict=True))
+    found: dict[str, tuple[int, ...]] = {f"{n}.weight": (r, hidden) for n, r in rows.items()}
+    found[f"{family.o}.weight"] = (hidden, queries)
     if attention_bias or family.qkv_bias:
-        found |= {f"self_attn.{n}.bias": (r,) for n, r in rows.items()}
+        found |= {f"{n}.bias": (r,) for n, r in rows.items()}
     if attention_bias:
-        found["self_attn.o_proj.bias"] = (hidden,)
+        found[f"{family.o}.bias"] = (hidden,)
     if family.qk_norm:
         found |= {f"self_attn.{n}.weight": (shape.head_dim,) for n in ("q_norm", "k_norm")}
     found |= {f"{n}.weight": (hidden,) for n in _NORMS[family.norms]}

@@ -11,7 +11,7 @@ from prunetune.errors import UnknownName
 from prunetune.models.axes import AXES, axis_of, resized, shape_of
 from prunetune.models.families import FAMILIES, family_of, layer_of
 
-FEWER = {"layers": 2, "neurons": 40}
+FEWER = {"layers": 2, "neurons": 40, "heads": 1, "query_heads": 1}
 
 
 @pytest.mark.parametrize("name", [a for a in AXES if a != "layers"])

@@ -11,12 +11,14 @@ from typing import Any
 
 from prunetune.common.plugins import joined, lookup
 from prunetune.models.axes.axis import Axis, Slice, Values
+from prunetune.models.axes.heads import HEADS
 from prunetune.models.axes.layers import LAYERS
 from prunetune.models.axes.neurons import NEURONS
+from prunetune.models.axes.query_heads import QUERY_HEADS
 
 __all__ = ["AXES", "Axis", "Slice", "Values", "axes", "axis_of", "resized", "shape_of"]
 
-AXES: dict[str, Axis] = {axis.name: axis for axis in (LAYERS, NEURONS)}
+AXES: dict[str, Axis] = {axis.name: axis for axis in (LAYERS, NEURONS, HEADS, QUERY_HEADS)}
 
 
 def axes() -> dict[str, Axis]:
