@@ -18,7 +18,7 @@ from prunetune.cli.evaluate import eval_
 from prunetune.cli.net import caught
 from prunetune.cli.prune import apply, compensate, plan, score
 from prunetune.cli.recover import generate, tune
-from prunetune.cli.results import check, compare, push, report
+from prunetune.cli.results import check, compare, push, report, runs, watch
 from prunetune.cli.run import init, inspect, keys, run
 from prunetune.common.progress import Watch, watching
 
@@ -49,6 +49,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "generate": generate,
     "eval": eval_,
+    "watch": watch,
+    "runs": runs,
     "report": report,
     "compare": compare,
     "check": check,

@@ -1,4 +1,4 @@
-"""What is done with a finished run: `report`, `compare`, `check`, `push`."""
+"""What is done with runs: `watch` and `runs` look on, `report`, `compare`, `check` and `push` come after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,35 @@ import typer
 
 from prunetune.cli.options import Json, emit
 from prunetune.common.table import aligned
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(help="Run folder, of a run that goes on elsewhere.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once and stop, for scripts.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look on while a run goes on, from another terminal or machine; ends when the run ends."""
+    from rich.console import Console
+
+    from prunetune.report.live import text_of, view, watch_run
+    from prunetune.runs.state import state_of
+
+    if once or as_json:
+        state = state_of(run)
+        return emit(as_json, state.to_json(), text_of(view(state)))
+    watch_run(run, Console())
+    return None
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds run folders.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """The runs in a folder: state, size, accuracy, where each is or stopped."""
+    from prunetune.report.live import list_runs
+    from prunetune.runs.state import find_runs, state_of
+
+    states = [state_of(path) for path in find_runs(folder)]
+    emit(as_json, [s.to_json() for s in states], list_runs(states) if states else f"no runs in {folder}")
 
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")], as_json: Json = False) -> None:

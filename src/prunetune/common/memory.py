@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -67,3 +68,11 @@ def memory_errors(what: str, value: object, fix: str) -> Iterator[None]:
         if not is_memory(e):
             raise
         raise TooLittleMemory(f"there is too little memory to {what}", value=value, fix=fix) from e
+
+
+def used_bytes() -> int:
+    """Memory in use: the highest of the GPU where torch has one at work, else what is resident of this process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)

@@ -44,7 +44,7 @@ def held(lock: Path, what: Path) -> Iterator[None]:
     with disk_errors(what):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            taken = FileLock(lock, timeout=0)
+            taken = FileLock(lock, timeout=0.2)  # whoever only looks (`is_held`) has it for an instant
             taken.acquire()
         except Timeout:
             raise NotWritable(
@@ -54,6 +54,25 @@ def held(lock: Path, what: Path) -> Iterator[None]:
         yield
     finally:
         taken.release()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file. Nothing is written, and it is taken for an instant, shared."""
+    import fcntl
+
+    try:
+        file = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
 
 
 @contextmanager

@@ -29,6 +29,7 @@ KINDS = {
     "verifier": "(output, reference) -> tasks.Verdict",
     "source": "a pydantic model with `type` and `examples()`",
     "method": "tune.methods.Method",
+    "callback": "() -> transformers.TrainerCallback, named in a recipe's `log`",
     "runner": "tune.training.trainers.Runner, of the method of that name",
 }
 """Kind -> what an entry is."""

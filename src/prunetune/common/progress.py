@@ -10,14 +10,17 @@ printed now and then. Everything goes to stderr, so that `--json` on stdout stay
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
 Progress = Callable[[int, int], None]
+Listener = Callable[[str], AbstractContextManager[Progress]]
+"""Hears of a long step: its name, then (done, total)."""
 
 SOON = 0.5
 """Seconds after which a bar is shown: a step that is over by then needs none."""
@@ -29,11 +32,18 @@ class Watch:
     """Shows lines and bars; `Watch(quiet=True)` shows nothing, and no watch does while `Watch.silent` (`--quiet`)."""
 
     silent: ClassVar[bool] = False
+    listeners: tuple[Listener, ...] = ()
     _live: ClassVar[Any] = None
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet or Watch.silent
         self.tty = sys.stderr.isatty()
+
+    def telling(self, listener: Listener) -> Watch:
+        """A watch that shows the same, and tells a listener of every long step too."""
+        other = copy.copy(self)
+        other.listeners = (*self.listeners, listener)
+        return other
 
     def line(self, text: str) -> None:
         """Print one line; rich markup is understood."""
@@ -42,13 +52,26 @@ class Watch:
             console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, name: str, total: int | None = None) -> Iterator[Progress]:
+    def bar(self, name: str, total: int | None = None, *, told: bool = True) -> Iterator[Progress]:
         """A bar with the time left; yields a callback (done, total).
 
         Args:
             name: What is going on.
             total: How much there is to do; None: the callback's first call tells.
+            told: Whether listeners hear of it.
         """
+        with ExitStack() as stack:
+            heard = [stack.enter_context(listener(name)) for listener in (self.listeners if told else ())]
+            heard.append(stack.enter_context(self._shown(name, total)))
+
+            def progress(done: int, total: int) -> None:
+                for each in heard:
+                    each(done, total)
+
+            yield progress
+
+    @contextmanager
+    def _shown(self, name: str, total: int | None) -> Iterator[Progress]:
         if self.quiet:
             yield _nothing
         elif not self.tty:

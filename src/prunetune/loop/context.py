@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.common.device import device_of, free_device_memory
+from prunetune.common.events import Journal
 from prunetune.common.files import json_sha
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Example, Stream, load_stream
@@ -48,6 +49,7 @@ class Context:
         tasks: What is measured.
         device: Where scoring and evaluation run.
         watch: Shows lines and bars.
+        journal: Where events go; None: nowhere.
     """
 
     recipe: Recipe
@@ -60,6 +62,7 @@ class Context:
     tasks: tuple[Task, ...]
     device: str
     watch: Watch
+    journal: Journal | None = None
 
     @property
     def reserved(self) -> int:
@@ -95,13 +98,14 @@ class Context:
         return load_model(folder, device=self.device)
 
 
-def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
+def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None = None) -> Context:
     """Read what a run is given, and check all that can be known to fail before any work.
 
     Args:
         recipe: What to do.
         source: Folder of the untouched model.
         watch: Shows lines and bars.
+        journal: Where events go.
 
     Raises:
         UnsupportedModel, OutOfReach, DataError, TaskError, BadCheckpoint: As model, target, data and tasks have them.
@@ -140,6 +144,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch) -> Context:
         tasks=tasks,
         device=device,
         watch=watch,
+        journal=journal,
     )
 
 

@@ -24,6 +24,7 @@ from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
+from prunetune.loop.told import tell_stage, telling
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
@@ -54,16 +55,24 @@ def prune_tune_loop(
     out, watch = Path(out), watch or Watch()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
-    with RunFolder.open(out, recipe, source) as run, watching(watch):
-        context = prepare(recipe, source, watch)
+    with (
+        RunFolder.open(out, recipe, source) as run,
+        telling(run, recipe, watch) as (journal, told),
+        watching(told),
+    ):
+        context = prepare(recipe, source, told, journal)
+        journal.stage = "original"
         case = begin(context, run)
         _doubt(context, run, go_on)
         if run.stages:
             watch.line(f"continuing after {run.stages[-1].name}: finished rounds are kept")
         while decision := _next(context, run, case):
-            one_round(context, run, case, decision)
+            journal.stage = decision.step.name
+            tell_stage(journal, recipe, run, one_round(context, run, case, decision))
             case = case_of(context, run)
+        journal.stage = "control"
         _control(context, run, case)
+        journal.stage = "final"
         return _finish(context, run, case)
 
 
@@ -87,7 +96,10 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
 
 def begin(context: Context, run: RunFolder) -> Case:
     """The untouched model measured, and what the first decision rests on."""
-    original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
+    first = (run.folder("original") / "stage.json").is_file()
+    record = original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
+    if context.journal is not None and not first:
+        tell_stage(context.journal, context.recipe, run, record)
     return case_of(context, run)
 
 

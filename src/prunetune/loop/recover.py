@@ -20,7 +20,7 @@ from prunetune.loop.shares import Part, examples_of, source_of
 from prunetune.models.folders import copy_files
 from prunetune.runs.folder import Timed, link_or_copy
 from prunetune.runs.records import StageRecord, TuneRecord, known
-from prunetune.tune.job import TuneJob, TuneResult
+from prunetune.tune.job import Telemetry, TuneJob, TuneResult
 from prunetune.tune.launch import launch
 
 
@@ -88,7 +88,7 @@ class _Task:
 def _run(context: Context, task: _Task, tmp: Path) -> None:
     """Do a job, with its result in `tmp`."""
     job = task.job.model_copy(update={"out": tmp})
-    with context.watch.bar(f"tune {job.method.type}") as bar:
+    with context.watch.bar(f"tune {job.method.type}", told=job.telemetry is None) as bar:
         result = launch(job, context.recipe.launcher, bar)
     result = _short(context, result, task.tokens, job.start, task.stream)
     if task.harmless is not None:
@@ -122,7 +122,16 @@ def _job(context: Context, part: Part, model: Path, work: Path, start: int, end:
         teacher=context.source,
         device=recipe.device,
         task=recipe.evaluate.judged,
+        telemetry=_telemetry(context),
     )
+
+
+def _telemetry(context: Context) -> Telemetry | None:
+    """Where the job tells of its steps."""
+    if (journal := context.journal) is None:
+        return None
+    at = journal.path.absolute()
+    return Telemetry(events=at, stage=journal.stage, run=at.parent.name, log=context.recipe.log)
 
 
 def _short(context: Context, result: TuneResult, wanted: int | None, start: int, stream: Stream) -> TuneResult:

@@ -41,6 +41,7 @@ FREE = {
     "keep": "which models stay on disk",
     "control": "the control is a run of its own",
     "device": "where scoring and evaluation run",
+    "log": "who is told of it",
     "prune.target": "a deeper target goes on from the end",
     "prune.max_rounds": "more rounds go on from the end",
 }
@@ -166,6 +167,9 @@ class Recipe(_Config):
     """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where scoring, evaluation and (without a launcher) recovery run."""
+    log: tuple[str, ...] = ()
+    """Who is told of each step and each round, beside `events.jsonl`: trackio, wandb, tensorboard, or a plugin's
+    callback."""
     seed: Seed = 0
     """Seed of everything random."""
 

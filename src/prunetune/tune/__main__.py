@@ -24,10 +24,16 @@ def main(argv: list[str]) -> int:
     if not argv:
         print("usage: python -m prunetune.tune JOB.json ...", file=sys.stderr)
         return 2
-    first = os.environ.get("RANK", "0") == "0"
+    first, out = os.environ.get("RANK", "0") == "0", sys.stdout  # which trackers do not get
+
+    def progress(done: int, total: int) -> None:
+        print(f"step {done} {total}", file=out, flush=True)
+
     try:
         for job in [TuneJob.read(Path(name)) for name in argv]:
-            result = run_job(job, (lambda done, total: print(f"step {done} {total}", flush=True)) if first else None)
+            result = run_job(
+                job, (lambda done, total: print(f"step {done} {total}", file=out, flush=True)) if first else None
+            )
             if first:
                 write_json(result_path(job), result.to_json())
     except KeyboardInterrupt:

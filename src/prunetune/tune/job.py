@@ -27,6 +27,21 @@ from prunetune.tune.methods import TuneConfig
 Progress = Callable[[int, int], None]
 
 
+class Telemetry(BaseModel):
+    """Where a job tells what it does; nothing of the result depends on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    events: Path
+    """File of events, see `common/events.py`."""
+    stage: str = ""
+    """Folder of the round."""
+    run: str = ""
+    """Name of the run, for trackers."""
+    log: tuple[str, ...] = ()
+    """Trackers and plugins' callbacks, see `trackers.py`."""
+
+
 class TuneJob(BaseModel):
     """All that decides what a recovery step does; JSON both ways."""
 
@@ -60,6 +75,8 @@ class TuneJob(BaseModel):
     """`grpo`: the task whose verifier gives the reward."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto: a GPU if there is one."""
+    telemetry: Telemetry | None = None
+    """Who is told of each step."""
 
     @model_validator(mode="after")
     def _range(self) -> TuneJob:

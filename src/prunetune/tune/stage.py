@@ -24,6 +24,7 @@ from prunetune.models.folders import TOKENIZER_FILES, copy_files, load_config, l
 from prunetune.models.headers import read_header
 from prunetune.tune.job import Progress, TuneJob, TuneResult
 from prunetune.tune.methods.base import Lora
+from prunetune.tune.trackers import tracking
 from prunetune.tune.training.given import Stage
 from prunetune.tune.training.machine import is_sharded, kept_memory, peak_bytes, pick_device, reset_peak
 from prunetune.tune.training.trainers import RUNNERS
@@ -55,7 +56,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
     weights = sum(p.stat().st_size for p in job.model.glob("*.safetensors"))
     check_space(job.out, weights + (1 << 20), "the tuned model")
     device = pick_device(job.device)
-    with own_randomness(), kept_memory(), disk_errors(job.work, denied=False):
+    with own_randomness(), kept_memory(), disk_errors(job.work, denied=False), tracking(job):
         reset_peak(device)
         seed = job.seed if job.method.seed is None else job.method.seed
         # Weights that are to be spread over devices are read on the host; the trainer spreads them.

@@ -24,7 +24,7 @@ MARK = "whole.json"
 
 def job_key(job: TuneJob, *more: object) -> str:
     """What a checkpoint must agree on to be gone on from: the job, its input's weights, the shape of a step."""
-    places = {"model", "out", "work", "device"}
+    places = {"model", "out", "work", "device", "telemetry"}
     return json_sha([job.model_dump(mode="json", exclude=places), model_sha(job.model), [str(m) for m in more]])
 
 

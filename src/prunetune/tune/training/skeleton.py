@@ -18,9 +18,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.cost import Shape, training_flops
+from prunetune.tune.trackers import PROJECT, plugged_callbacks, reported, run_name
 from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.given import Stage, Trained
 from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops
+from prunetune.tune.training.telling import Telling, TokensAt
 
 OPTIMIZERS: dict[str, str] = {
     "adamw": "adamw_torch_fused",
@@ -39,7 +41,6 @@ QUIET: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "save_strategy": "no",
     "save_total_limit": 2,
-    "report_to": [],
     "disable_tqdm": True,
     "log_level": "error",
     "ddp_find_unused_parameters": False,
@@ -116,16 +117,26 @@ class Frame:
             use_cpu=cpu,
             seed=self.stage.seed,
             dataloader_pin_memory=not cpu,
+            report_to=reported(self._log),
+            run_name=run_name(self.stage.job),
+            project=PROJECT,
             **again,
             **QUIET,
             **more,
         )
 
-    def callbacks(self, guard: Guard, *, copies: int = 3) -> list[TrainerCallback]:
-        """Checkpoints (of `copies` times the trained weights), the guard, progress: in this order."""
+    @property
+    def _log(self) -> tuple[str, ...]:
+        """The trackers and callbacks that the recipe names."""
+        told = self.stage.job.telemetry
+        return told.log if told else ()
+
+    def callbacks(self, guard: Guard, *, copies: int = 3, tokens_at: TokensAt | None = None) -> list[TrainerCallback]:
+        """Checkpoints (of `copies` times the trained weights), the guard, progress, plugins': in this order."""
         job = self.stage.job
         clock = Clock(job.work, self.key, job.method.checkpoint_minutes * 60, self.before, copies)
-        return [clock, guard, Steps(self.stage.progress)]
+        told = [Steps(self.stage.progress), Telling(job, tokens_at)]
+        return [clock, guard, *told, *plugged_callbacks(self._log)]
 
     def run(self, trainer: Trainer) -> Finished:
         """Train to the end; a signal stops it after a checkpoint."""

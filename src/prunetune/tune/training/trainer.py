@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -163,6 +164,11 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
     stage = frame.stage
     method, pad, work = stage.job.method, pad_id(stage.tokenizer), stage.job.work
     guard = Guard(work, method.diverged_at)
+    real = [0, *accumulate(row.real for row in rows)]
+
+    def tokens_at(step: int) -> int:
+        return real[min(step * method.batch_size, len(rows))]
+
     trainer = BoundedTrainer(
         compute=frame.compute,
         head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
@@ -175,7 +181,7 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
             *(
                 [Average(steps, method.average, work, frame.checkpoint)] if method.average else []
             ),  # before it is marked
-            *frame.callbacks(guard, copies=4 if method.average else 3),
+            *frame.callbacks(guard, copies=4 if method.average else 3, tokens_at=tokens_at),
         ],
     )
     guard.batch = lambda: trainer.recent

@@ -1,0 +1,52 @@
+"""Who is told how a run goes, beside the person at the terminal: `RUN/events.jsonl`, and the recipe's trackers.
+
+with telling(run, recipe, watch) as (journal, watch): ...     # started; then finished, stopped or failed, and why
+tell_stage(context, run, record)                              # a round's figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prunetune.common.events import EVENTS, Journal
+from prunetune.common.progress import Watch
+from prunetune.errors import Declined, PrunetuneError
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import StageRecord
+from prunetune.tune.trackers import check_trackers, log_figures
+
+
+@contextmanager
+def telling(run: RunFolder, recipe: Recipe, watch: Watch) -> Iterator[tuple[Journal, Watch]]:
+    """The journal of a run that is held, and a watch whose bars it hears; how it ended is written too.
+
+    Raises:
+        MissingExtra, UnknownName: A tracker of the recipe that is not there.
+    """
+    check_trackers(recipe.log)
+    journal = Journal.open(run.path / EVENTS)
+    journal.started()
+    try:
+        yield journal, watch.telling(journal.action)
+    except (KeyboardInterrupt, Declined):
+        journal.write(kind="run", state="stopped")
+        raise
+    except Exception as e:
+        what = e.what if isinstance(e, PrunetuneError) else f"{type(e).__name__}: {e}"
+        journal.write(kind="run", state="failed", why=what[:500])
+        raise
+    journal.stage = ""
+    journal.write(kind="run", state="finished")
+
+
+def tell_stage(journal: Journal, recipe: Recipe, run: RunFolder, stage: StageRecord) -> None:
+    """A stage that was measured: size, accuracy, held-out loss."""
+    accuracy = {e.task: e.value for e in stage.evals}
+    told = {"accuracy": accuracy, "params": stage.params, "loss": stage.held_out_loss}
+    journal.write(kind="stage", **{**told, "stage": stage.name})
+    if recipe.log:
+        figures: dict[str, float | int | None] = {f"accuracy/{task}": value for task, value in accuracy.items()}
+        figures |= {"params": stage.params, "held_out_loss": stage.held_out_loss, "pruned_loss": stage.pruned_loss}
+        log_figures(recipe.log, run.path, stage=stage.name, index=stage.index, figures=figures)
