@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+
 from prunetune.errors import RecipeError, UnknownName
 
 GROUP = "prunetune.plugins"
@@ -99,3 +101,20 @@ def _load(kind: str, name: str) -> Any:
             value=entry.value,
             fix="mend or remove the package that it comes from",
         ) from e
+
+
+def plugged(kind: str) -> WrapValidator:
+    """An annotation of such a union: a value whose `type` is a plugin's is read by the plugin's model.
+
+    Args:
+        kind: `source` or `method`, see `plugins.KINDS`.
+    """
+
+    def read(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
+        name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        if not isinstance(name, str) or name not in names(kind):
+            return ours(value)
+        model: Any = lookup(kind, {}, name, kind)
+        return value if isinstance(value, model) else model.model_validate(value)
+
+    return WrapValidator(read)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from prunetune.common.plugged import plugged
+from prunetune.common.plugins import plugged
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

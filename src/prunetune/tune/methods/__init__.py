@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny
 
-from prunetune.common.plugged import plugged
+from prunetune.common.plugins import plugged
 from prunetune.tune.methods.base import Lora, Method, Replay
 from prunetune.tune.methods.cpt import Cpt
 from prunetune.tune.methods.distill import Distill
