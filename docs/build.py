@@ -49,6 +49,24 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     )
 
 
+def on_post_build(config: Any) -> None:
+    """No page may make a reader's browser ask another host."""
+    from mkdocs.exceptions import PluginError
+
+    for path in sorted(Path(config.site_dir).rglob("*.html")):
+        found = foreign(path.read_text(encoding="utf-8"))
+        if found:
+            raise PluginError(f"{path.name} loads from another host: {', '.join(found)}")
+
+
+def foreign(html: str) -> list[str]:
+    """What a page loads from another host: scripts, styles, fonts, images, frames; links that a reader follows may."""
+    tags = re.findall(r"<(?:script|link|img|iframe|source|video|audio|embed|object|use)\b[^>]*>", html)
+    loads = [t for t in tags if not re.search(r'rel="?(?:canonical|next|prev|alternate)', t)]
+    found = [url for t in loads for url in re.findall(r"""(?:src|href|data)=["']?((?:https?:)?//[^"'\s>]+)""", t)]
+    return found + re.findall(r"""(?:url\(|@import )["']?((?:https?:)?//[^"')\s]+)""", html)
+
+
 def beside() -> list[Path]:
     """Pages and figures of the repository that are not under docs/."""
     pages = [ROOT / name for name in BESIDE if (ROOT / name).is_file()]

@@ -1,18 +1,15 @@
-"""The pages say what is so: commands parse, recipes too, examples run, tables name what there is; site and workflows stand."""
+"""The pages say what is so: commands parse, recipes too, examples run, tables name what there is."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
-import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
+from tests.pages import PAGES, ROOT, blocks, builder, commands, parse
 from tests.tiny import tiny_folder
 
 from prunetune import errors
@@ -21,14 +18,6 @@ from prunetune.common import plugins
 from prunetune.models.families import FAMILIES
 from prunetune.recipe.schema import Recipe
 
-ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs/results").glob("*.md")),
-]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OFFLINE = (
     "prunetune inspect demo --target 0.5",
     "prunetune init recipe.yaml --model demo --data demo --target 0.5",
@@ -40,54 +29,6 @@ OFFLINE = (
     "prunetune plan scores.safetensors --neurons 256 --out plan.json",
 )
 """Commands of the pages that need nothing but the package, in an order in which they run."""
-
-
-def blocks(page: Path, *kinds: str) -> list[str]:
-    """The fenced blocks of some kinds."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [text for kind, text in found if kind in kinds]
-
-
-def commands() -> list[tuple[str, str]]:
-    """(page, line) of every command line that a page shows."""
-    lines = [
-        (p.name, line) for p in PAGES for block in blocks(p, "sh") for line in block.replace("\\\n", " ").splitlines()
-    ]
-    return [(page, part.strip()) for page, line in lines for part in re.split(r"&&(?![^#]*#)", line) if part.strip()]
-
-
-def builder() -> Any:
-    """docs/build.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def parse(line: str) -> None:
-    """Fails if a line is no command that there is, with options that there are."""
-    words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
-    if not words:
-        return
-    program, *rest = words
-    program = Path(program).name
-    if program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert set(rest) <= set(targets), line
-    elif program == "prunetune":
-        rest = [w for w in rest if w not in ("--verbose", "--quiet")]
-        if rest != ["--version"]:
-            command = typer.main.get_command(app).commands[rest[0]]  # type: ignore[attr-defined]
-            command.make_context(rest[0], rest[1:])
-    elif program in ("python", "run", "tables") or program.endswith(".sh"):
-        script = next((w for w in words if "/" in w and not w.startswith(("http", ".venv"))), None)
-        assert script is None or (ROOT / script).exists(), line
-    elif program == "pip":
-        extras = [e for w in rest for e in re.findall(r"\[([\w,]+)\]", w)]
-        assert {x for e in extras for x in e.split(",")} <= set(PROJECT["optional-dependencies"]), line
-    else:
-        assert program in ("git", "cd", "docker", "pre-commit"), line
 
 
 def test_every_command_of_the_pages_is_one():
@@ -217,42 +158,3 @@ def test_every_family_is_told():
     assert all(
         words[f.period] in said[name] and (f.period or "layers" not in said[name]) for name, f in FAMILIES.items()
     )
-
-
-def test_the_site_has_every_page():
-    told = re.findall(r"([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2], re.M)
-    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")} | {"notebook.md"}
-    assert set(told) == pages - {"results/smollm2/report.md"} and len(set(told)) == len(told)
-
-
-def test_links_lead_to_pages_of_the_site():
-    made, known = builder(), {"method.md", "results/README.md", "studies/01-a/README.md", "notebook.md"}
-    for line, file, here, wanted in (
-        ("[`a` b](../studies/01-a/README.md#x)", "docs/log.md", "log.md", "[`a` b](studies/01-a/README.md#x)"),
-        (
-            "[m](../method.md), `[m](method.md)`",
-            "docs/results/README.md",
-            "results/README.md",
-            "[m](../method.md), `[m](method.md)`",
-        ),
-        (
-            "[r](../../docs/results/README.md)",
-            "studies/01-a/README.md",
-            "studies/01-a/README.md",
-            "[r](../../results/README.md)",
-        ),
-        ("[t](../Makefile) [n](notebook.ipynb)", "docs/guide.md", "guide.md", "t [n](notebook.md)"),
-        ("[gone](no.md) [h](https://a.b/c)", "docs/guide.md", "guide.md", "[gone](no.md) [h](https://a.b/c)"),
-    ):
-        assert made._linked(line, file, here, known) == wanted
-    assert [t for _, t in made._spaced(["a", "* b", "  c", "* d", "```", "x", "* y", "```"])] == [
-        "a", "", "* b", "  c", "* d", "```", "x", "* y", "```",
-    ]  # fmt: skip
-
-
-def test_relative_links_of_the_pages_exist():
-    for page in [*PAGES, ROOT / "SECURITY.md"]:
-        for to in re.findall(
-            r"\]\(([^)#\s]+)", re.sub(r"`[^`\n]*`|^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
-        ):
-            assert re.match(r"[a-z]+:", to) or (page.parent / to).exists(), f"{page.name}: {to}"
