@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.tiny import tiny_model
 
 from prunetune.evaluation.speed import Clock, decode_ms
-from tests.tiny import tiny_model
 
 WHOLE = {"layers": 30, "neurons": 1536, "heads": 3, "query_heads": 3}
 
