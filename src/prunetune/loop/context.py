@@ -39,7 +39,7 @@ class Context:
     """What a run is given.
 
     Attributes:
-        recipe: What to do.
+        recipe: What to do; where only measuring tells the final shape, with it once it is known.
         source: Folder of the untouched model.
         config: Its config.
         sizes: Its parameters by depth and width.
@@ -49,6 +49,7 @@ class Context:
         tasks: What is measured.
         device: Where scoring and evaluation run.
         watch: Shows lines and bars.
+        wanted: The recipe as it was given.
         journal: Where events go; None: nowhere.
     """
 
@@ -62,6 +63,7 @@ class Context:
     tasks: tuple[Task, ...]
     device: str
     watch: Watch
+    wanted: Recipe
     journal: Journal | None = None
 
     @property
@@ -145,6 +147,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         device=device,
         watch=watch,
         journal=journal,
+        wanted=recipe,
     )
 
 

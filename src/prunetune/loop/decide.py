@@ -126,6 +126,8 @@ def planned_rounds(recipe: Recipe, sizes: Sizes) -> int:
     """Rounds of equal steps to the target; 0 with thresholds. OutOfReach if it cannot be reached."""
     prune = recipe.prune
     rounds = 1 if prune.rounds == "auto" else prune.rounds
+    if prune.open:
+        return rounds or 1
     return len(plan_ahead(prune.model_copy(update={"rounds": rounds}), sizes))
 
 

@@ -22,6 +22,7 @@ from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import answers, flops_of, latency, original
 from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
+from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
@@ -64,6 +65,8 @@ def prune_tune_loop(
         journal.stage = "original"
         case = begin(context, run)
         _doubt(context, run, go_on)
+        context = shaped(context, run, case)
+        case = case_of(context, run)
         if run.stages:
             watch.line(f"continuing after {run.stages[-1].name}: finished rounds are kept")
         while decision := _next(context, run, case):
@@ -137,7 +140,7 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
         if found.normalised:
             seen = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
             watch.line(f"warning: the recovery data hold {seen}; read its figures with care")
-    summary = summarise(context.recipe, run, case.current, timings, leaked)
+    summary = summarise(context.wanted, run, case.current, timings, leaked)
     write_json(run.path / "summary.json", summary.to_json())
     write_report(run.path)
     if promise := summary.promise:

@@ -11,16 +11,21 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from prunetune.common import units as human
 from prunetune.data.stream import Example, overlap
 from prunetune.loop.control import name_of
 from prunetune.loop.measure import LATENCY
+from prunetune.models.cost import cost_of
+from prunetune.models.folders import load_config
 from prunetune.recipe.schema import Recipe
 from prunetune.report.pairs import read_samples
 from prunetune.report.speed import speedups
 from prunetune.runs.folder import RunFolder, seconds_of
 from prunetune.runs.records import ACTIONS, EvalRecord, StageRecord, known
 from prunetune.runs.summary import Accuracy, ControlRecord, Leak, Promise, Summary, Timings
+from prunetune.schedule.fitting import stored_bytes
 from prunetune.schedule.target import FinalShape
+from prunetune.schedule.wanted import SMALLEST, bytes_of
 from prunetune.tasks.registry import Task
 
 
@@ -71,27 +76,37 @@ def summarise(
         recipe=recipe.model_dump(mode="json"),
         shape=final.shape,
         asked=_asked(recipe),
-        reached=_reached(recipe, original, final),
+        reached=_reached(recipe, run, final, latency),
     )
 
 
-def _asked(recipe: Recipe) -> float | int | dict[str, int | None] | None:
+Target = float | int | str | dict[str, int | None] | None
+
+
+def _asked(recipe: Recipe) -> Target:
     """The target as the recipe says it; None: no size was asked for."""
     target = recipe.prune.target
-    if isinstance(target, str):
+    if target == SMALLEST:
         return None
     return target.model_dump() if isinstance(target, FinalShape) else target
 
 
-def _reached(recipe: Recipe, original: StageRecord, final: StageRecord) -> float | int | dict[str, int | None] | None:
-    """What the final model has of what the target speaks of, in the target's unit."""
+def _reached(recipe: Recipe, run: RunFolder, final: StageRecord, latency: Timings | None) -> Target:
+    """What the final model has of what the target speaks of, in the target's unit; None: it was not measured."""
     target = recipe.prune.target
-    if target is None or isinstance(target, str):
+    if target is None or target == SMALLEST:
         return None
     if isinstance(target, FinalShape):
         return {"width": final.width, "depth": final.depth}
+    if isinstance(target, str) and bytes_of(target) is None:
+        decode = speedups(latency or Timings(), run.original, final).get("decode")
+        return f"{decode:.2f}x" if isinstance(decode, float) else None
+    if isinstance(target, str):
+        config = load_config(run.model_of(final))
+        cost = cost_of(config, dtype_bytes=stored_bytes(config))
+        return human.size(cost.weight_bytes + cost.kv_bytes(recipe.prune.context or 0))
     size = known(final.params, "params")
-    return size if target > 1 else size / known(original.params, "params")
+    return size if target > 1 else size / known(run.original.params, "params")
 
 
 def promise(recipe: Recipe, stages: Sequence[StageRecord], final: StageRecord) -> Promise | None:

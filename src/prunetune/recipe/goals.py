@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SMALLEST = "smallest"
+from prunetune.schedule.wanted import SMALLEST
 
 
 def written_out(value: dict[str, Any]) -> dict[str, Any]:

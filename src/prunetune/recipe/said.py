@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,23 @@ from prunetune.common.plugins import names
 from prunetune.common.yaml import parse_yaml
 from prunetune.data.formats import DATA_SUFFIXES, suffix_of
 from prunetune.errors import RecipeError
-
-_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbKMBgG]?)")
-_SCALE = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
+from prunetune.schedule.wanted import VALID, count_of, read_target
 
 
 def count(text: str, what: str) -> int:
     """A count as people write it: `20M`, `1.5k`, `300000`, `300_000`."""
-    found = _COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
-    value = float(found[1]) * _SCALE[found[2].lower()] if found else 0.0
-    if not 1 <= value < 1e18:
+    value = count_of(text)
+    if value is None:
         raise RecipeError(f"{what} must be a count above 0", value=text, valid="300000, 300k, 20M, 1.5B")
-    return round(value)
+    return value
 
 
-def target(text: str) -> float | int:
-    """How much is to stay, as people write it: a share (`0.6`, `60%`, `60 %`) or a count of parameters (`3B`)."""
-    percent = text.strip().removesuffix("%").strip()
+def target(text: str) -> float | int | str:
+    """How much is to stay, as people write it: a share (`0.6`, `60%`), parameters (`3B`), bytes (`4GB`) or `2x`."""
     try:
-        share = float(percent) / 100 if percent != text.strip() else float(text)
-    except ValueError:
-        return count(text, "--target")
-    if not math.isfinite(share) or share <= 0 or (share > 1 and percent != text.strip()):
-        raise RecipeError(
-            "--target must be above 0", value=text, valid="a share such as 0.6 or 60%, or a count such as 3B"
-        )
-    return int(share) if share > 1 and share == int(share) else share
+        return read_target(text)
+    except ValueError as e:
+        raise RecipeError(f"--target: {e}", value=text, valid=VALID) from None
 
 
 def share(text: str, what: str) -> float:

@@ -186,7 +186,7 @@ class Recipe(_Config):
     @property
     def foreseen(self) -> bool:
         """Whether all steps are known before anything runs."""
-        return not (self.probed or self.searches or self.prune.by_threshold)
+        return not (self.probed or self.searches or self.prune.by_threshold or self.prune.open)
 
     @model_validator(mode="before")
     @classmethod

@@ -41,6 +41,7 @@ class Conclusion:
         cost: Wall time and tokens.
         slow: What took most of the time; empty if no times were recorded.
         then: The next command.
+        size: What was asked for, and what was reached; empty where no target was set.
     """
 
     word: Word
@@ -48,10 +49,17 @@ class Conclusion:
     cost: str
     slow: str
     then: str
+    size: str = ""
 
     def lines(self) -> list[str]:
         """One line a thing that is known, with its name before it."""
-        named = (("result", f"{self.word}: {self.why}"), ("cost", self.cost), ("slow", self.slow), ("next", self.then))
+        named = (
+            ("result", f"{self.word}: {self.why}"),
+            ("size", self.size),
+            ("cost", self.cost),
+            ("slow", self.slow),
+            ("next", self.then),
+        )
         return [f"{name:<8}{text}" for name, text in named if text]
 
 
@@ -61,7 +69,7 @@ def conclude(run: RunRecord) -> Conclusion | None:
     if original is None or final is None:
         return None
     word, why, then = _judge(run, original, final)
-    return Conclusion(word=word, why=why, cost=_cost(run), slow=_slow(run), then=then)
+    return Conclusion(word=word, why=why, cost=_cost(run), slow=_slow(run), then=then, size=_size(run))
 
 
 def doubts(evals: Sequence[EvalRecord]) -> list[str]:
@@ -219,6 +227,24 @@ def _cost(run: RunRecord) -> str:
     ):
         said.append(f"{human.percent(share)} of the parameters left")
     return ", ".join(said)
+
+
+def _size(run: RunRecord) -> str:
+    """What was asked for beside what was reached, in the unit that was asked in."""
+    asked, reached = run.summary.asked, run.summary.reached
+    if asked is None:
+        return ""
+    if reached is None:
+        return f"asked {_target(asked)}; what was reached was not measured"
+    return f"asked {_target(asked)}, reached {_target(reached)}"
+
+
+def _target(value: float | int | str | dict[str, int | None]) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count:,}" for name, count in value.items() if count is not None)
+    if isinstance(value, str):
+        return value
+    return f"{human.percent(value)} of the parameters" if value <= 1 else f"{human.count(value)} parameters"
 
 
 def _slow(run: RunRecord) -> str:

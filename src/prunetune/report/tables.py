@@ -68,6 +68,31 @@ def spent(run: RunRecord) -> Table:
     return Table(table.header, (*table.rows, last), total=True)
 
 
+MOST_SHAPES = 16
+"""Rows of the table of shapes: all that were cut, then those with the least predicted loss."""
+
+
+def shapes(run: RunRecord) -> Table:
+    """The shapes that a choice of the final shape was made from, the best first; no rows where none was made."""
+    found = run.shapes
+    if found is None:
+        return Table((), ())
+    names = list(found.shape)
+    timed = any(c.ms is not None for c in found.candidates)
+    header = (*names, "parameters", "loss, cut", "loss, predicted", *(("ms a token, predicted",) if timed else ()))
+    rows = tuple(
+        (
+            *(f"{c.shape[name]:,}" for name in names),
+            human.count(c.params),
+            _loss(c.measured),
+            _loss(c.predicted),
+            *((f"{c.ms:.2f}",) if c.ms is not None else ()),
+        )
+        for c in found.candidates[: max(MOST_SHAPES, found.cuts)]
+    )
+    return Table(header, rows)
+
+
 def leaks(run: RunRecord) -> tuple[Table, str]:
     """Evaluation questions found in the recovery data, by task, and a sentence on it."""
     found = run.summary.leaks

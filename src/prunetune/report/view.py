@@ -54,6 +54,7 @@ class View:
     headline: tuple[Row, ...]
     rounds: Table
     spent: Table
+    shapes: Table
     pairs: tuple[SideBySide, ...]
     control_pairs: tuple[SideBySide, ...]
     leaks: Table
@@ -82,6 +83,7 @@ def view(run: RunRecord) -> View:
         headline=tuple(headline(run)),
         rounds=tables.rounds(run),
         spent=tables.spent(run),
+        shapes=tables.shapes(run),
         pairs=_pairs(run, run, run.original, run, final),
         control_pairs=_pairs(run, run.control, control, run, final) if run.control is not None else (),
         leaks=leaks,

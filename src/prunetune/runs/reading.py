@@ -14,6 +14,7 @@ from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.pruning.plan import PrunePlan
 from prunetune.runs.records import ACTIONS, StageRecord, read_stage
+from prunetune.runs.shapes import SHAPE, ShapeRecord
 from prunetune.runs.summary import Summary
 
 
@@ -74,6 +75,12 @@ class RunRecord:
     def folder(self, stage: StageRecord) -> Path:
         """The folder of one of this run's stages."""
         return self.path / stage.name
+
+    @cached_property
+    def shapes(self) -> ShapeRecord | None:
+        """How the final shape was chosen, if it was."""
+        path = self.path / "decisions" / SHAPE
+        return ShapeRecord.read(path) if path.is_file() else None
 
     def plans(self) -> list[tuple[StageRecord, PrunePlan]]:
         """The accepted stages that have a plan.json, with it."""

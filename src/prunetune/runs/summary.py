@@ -115,8 +115,8 @@ class Summary(Record):
     environment: dict[str, JsonValue] = Field(default_factory=dict)
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     shape: dict[str, int] | None = None
-    asked: float | int | dict[str, int | None] | None = None
-    reached: float | int | dict[str, int | None] | None = None
+    asked: float | int | str | dict[str, int | None] | None = None
+    reached: float | int | str | dict[str, int | None] | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.to_json()[key]

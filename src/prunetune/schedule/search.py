@@ -94,10 +94,12 @@ def search(shapes: Sequence[Counts], units: Counts, before: float, lost: Lost, m
         units: The untouched model's.
         before: The untouched model's held-out loss (nats a token).
         lost: The held-out loss of a shape, cut and compensated: the dear part. Called once a shape.
-        most: Calls of `lost`.
+        most: Calls of `lost`. Of a single shape it is not called.
     """
     known: dict[tuple[int, ...], float] = {}
     order = sorted(units)
+    if len(shapes) == 1:  # nothing to choose
+        return Found(dict(shapes[0]), (Candidate(dict(shapes[0]), math.nan, None),))
 
     def measure(shape: Counts) -> None:
         known[_key(shape, order)] = lost(shape)

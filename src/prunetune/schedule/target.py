@@ -12,11 +12,16 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prunetune.common import units
 from prunetune.errors import OutOfReach
-from prunetune.models.cost import Shape, layer_params, neuron_params, params
+from prunetune.models.axes import axes
+from prunetune.models.cost import Cost, Shape, layer_params, neuron_params, params
 from prunetune.models.families import period_of
+from prunetune.schedule.fitting import bytes_at, fits, stored_bytes
+from prunetune.schedule.search import NEURONS, frontier
+from prunetune.schedule.wanted import SMALLEST, bytes_of, read_target, times_of
 
 Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
 
@@ -46,9 +51,15 @@ class NeuronStep(_Config):
 class PruneConfig(_Config):
     """How far to prune, and in which steps."""
 
-    target: float | int | FinalShape | Literal["smallest"] | None = None
-    """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}. smallest: half of the
-    layers and a sixteenth of the width, the end of a search with `stop_at`."""
+    target: float | int | FinalShape | str | None = None
+    """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}. As text also `60%`,
+    `3B`, `4GB` (bytes of the weights as they are stored; see `context`) and `2x` (decoding at batch 1, on this
+    machine). smallest: half of the layers and a sixteenth of the width, the end of a search with `stop_at`."""
+    context: int | None = Field(None, gt=0)
+    """With a target in bytes: the key/value cache of so many tokens counts, too."""
+    axes: list[str] | None = Field(None, min_length=1)
+    """Choose the final shape among these axes (neurons, layers), by the held-out loss straight after the cut; at most
+    twelve shapes are cut. None: neurons, and layers where neurons alone cannot reach the target."""
     step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
     """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
     rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = "auto"
@@ -78,6 +89,32 @@ class PruneConfig(_Config):
             return {"rounds": None, **value}
         return value
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _as_said(cls, value: Any) -> Any:
+        """`60%` and `3B` are numbers; `4GB` and `2x` stay as they are said."""
+        return read_target(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _chosen(self) -> PruneConfig:
+        """A shape that is chosen by measuring needs something to choose, and steps that do not need to know it."""
+        if self.context and not self.in_bytes:
+            raise ValueError("context counts the cache into a target in bytes, such as 4GB")
+        if self.axes is not None:
+            if self.by_threshold or isinstance(self.target, FinalShape):
+                raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
+            if unknown := [name for name in self.axes if name not in axes()]:
+                raise ValueError(f"axes has no {unknown[0]!r}: there are {', '.join(axes())}")
+            if NEURONS not in self.axes:
+                raise ValueError("axes must have neurons: they make the size fit")
+            if self.layers != "auto":
+                raise ValueError("give the layers either by layers or leave them to the choice by axes, not both")
+        if self.axes is not None and self.target == SMALLEST:
+            raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
+        if self.open and not (self.rounds == "auto" or isinstance(self.rounds, int)):
+            raise ValueError("a shape that is chosen by measuring needs rounds (auto, or a number), not step")
+        return self
+
     @model_validator(mode="after")
     def _one_way(self) -> PruneConfig:
         if self.by_threshold and self.target is not None:
@@ -103,6 +140,16 @@ class PruneConfig(_Config):
         """Whether thresholds decide, so that the number of steps is not known beforehand."""
         return self.sigma_neuron is not None or self.sigma_layer is not None
 
+    @property
+    def in_bytes(self) -> bool:
+        """Whether the target is one of bytes."""
+        return isinstance(self.target, str) and bytes_of(self.target) is not None
+
+    @property
+    def open(self) -> bool:
+        """Whether only measuring tells the final shape: a choice among axes, or a target in time."""
+        return self.axes is not None or (isinstance(self.target, str) and times_of(self.target) is not None)
+
 
 # ------------------------------------------------------------------------------------------------------------ sizes
 
@@ -119,6 +166,7 @@ class Sizes:
         neuron: Parameters of one neuron.
         hidden: Hidden size, for the default alignment.
         period: Layers of the family's pattern that should go together; 1: each may go alone.
+        cost: The untouched model's, for targets in bytes; None: unknown.
     """
 
     depth: int
@@ -128,13 +176,14 @@ class Sizes:
     neuron: int
     hidden: int
     period: int = 1
+    cost: Cost | None = None
 
     @staticmethod
     def of(config: Any) -> Sizes:
         """From a `PretrainedConfig` or a config.json dict."""
         shape = Shape.of(config)
-        layer, neuron = layer_params(shape, 0), neuron_params(shape)
-        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden, period_of(config))
+        layer, neuron, cost = layer_params(shape, 0), neuron_params(shape), Cost(shape, stored_bytes(config))
+        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden, period_of(config), cost)
 
     def params(self, depth: int, width: int) -> int:
         """Parameters at this depth and width."""
@@ -179,14 +228,15 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
                 fix="change prune.target.width or prune.align",
             )
         return depth, width
-    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
-    period = sizes.period if prune.whole_periods else 1
-    if isinstance(prune.target, str):
+    if prune.target == SMALLEST:
+        period = sizes.period if prune.whole_periods else 1
         gone = lost if lost is not None else sizes.depth // 2 // period * period
         return sizes.depth - gone, min(sizes.width, math.ceil(sizes.width / 16 / align) * align)
+    if isinstance(prune.target, str):
+        return _in_bytes(prune, prune.target, sizes, lost)
     wanted = _wanted_params(prune.target, sizes)
-    auto = [*range(0, sizes.depth, period), *range(sizes.depth)]  # whole periods, if they reach it
-    for drop in auto if lost is None else (lost,):
+    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
+    for drop in _drops(prune, sizes) if lost is None else (lost,):
         depth = sizes.depth - drop
         width = min(sizes.width, (wanted - sizes.base - depth * sizes.layer) // (depth * sizes.neuron))
         width = width if width == sizes.width else width // align * align
@@ -199,6 +249,42 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
         valid=f"at least {smallest / sizes.original:.3f} of the parameters ({smallest:,})",
         fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
     )
+
+
+def _in_bytes(prune: PruneConfig, target: str, sizes: Sizes, lost: int | None) -> tuple[int, int]:
+    """As for a share: neurons, and layers where neurons alone do not reach it."""
+    if bytes_of(target) is None:
+        raise OutOfReach(
+            "only timing tells the shape of this target",
+            value=target,
+            valid="a share, a count, bytes, or {width, depth}",
+            fix="`prunetune run` times shapes on its machine",
+        )
+    if sizes.cost is None:
+        raise TypeError("a target in bytes needs the model's cost")
+    enough = fits(target, sizes.cost, context=prune.context)
+    whole = {"layers": sizes.depth, NEURONS: sizes.width}
+    if enough(whole):
+        raise OutOfReach("the model already fits into the target", value=target, valid="a smaller target")
+    align = align_of(prune, sizes)
+    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
+    for drop in _drops(prune, sizes) if lost is None else (lost,):
+        depth = sizes.depth - drop
+        found = frontier({**whole, "layers": depth}, {}, enough, least, align)
+        if found:
+            return depth, found[0][NEURONS]
+    smallest = {"layers": 1 if lost is None else sizes.depth - lost, NEURONS: least}
+    raise OutOfReach(
+        "the target is smaller than neurons and layers alone can reach",
+        value=target,
+        valid=f"at least {units.size(bytes_at(sizes.cost, smallest, prune.context))}",
+        fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
+    )
+
+
+def _drops(prune: PruneConfig, sizes: Sizes) -> list[int]:
+    """How many layers may go, whole periods first."""
+    return [*range(0, sizes.depth, sizes.period if prune.whole_periods else 1), *range(sizes.depth)]
 
 
 def period_in(prune: PruneConfig, sizes: Sizes) -> int:
