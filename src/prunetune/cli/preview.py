@@ -81,7 +81,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
-    if recipe.probed or recipe.searches:
+    if (recipe.probed or recipe.searches) and not recipe.prune.open:
         shapes.append(("target", *final_shape(recipe.prune, sizes)))
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:
@@ -106,6 +106,9 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     ]
     lines.append("(a question: 512 prompt tokens, 256 generated)")
     lines += about_periods(recipe.prune, config, sizes)
+    if recipe.prune.open:
+        names = ", ".join(recipe.prune.axes or ("neurons", "layers"))
+        lines.append(f"shape: chosen for {recipe.prune.target} among {names}, by the held-out loss of at most 12 cuts")
     if recipe.stop_at:
         lines.append(
             f"stop_at: a search for the smallest model that keeps {recipe.stop_at.accuracy:.1%} of the accuracy, no "
@@ -131,7 +134,7 @@ def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:
     if prune.by_threshold:
         may = sizes.period > 1 and prune.sigma_layer is not None
         return [f"a threshold may take any layers of {values['model_type']}: {whole}"] if may else []
-    lost = sizes.depth - final_shape(prune, sizes)[0]
+    lost = 0 if prune.open else sizes.depth - final_shape(prune, sizes)[0]
     if sizes.period == 1 or not lost:
         return []
     if period_in(prune, sizes) > 1:
