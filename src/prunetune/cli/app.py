@@ -16,7 +16,7 @@ import typer
 
 from prunetune.cli.evaluate import eval_
 from prunetune.cli.net import caught
-from prunetune.cli.prune import apply, compensate, plan, score
+from prunetune.cli.prune import apply, compensate, plan, score, vocabulary
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report, runs, watch
 from prunetune.cli.run import init, inspect, keys, run
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "compensate": compensate,
     "apply": apply,
+    "vocabulary": vocabulary,
     "tune": tune,
     "generate": generate,
     "eval": eval_,

@@ -1,9 +1,10 @@
-"""One prune by hand: `score`, `plan`, `compensate`, `apply`."""
+"""One prune by hand: `score`, `plan`, `compensate`, `apply`; and `vocabulary`, which cuts tokens."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,11 @@ from prunetune.cli.texts import Chat, Columns, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import parse_data
+
+if TYPE_CHECKING:
+    from prunetune.data.example import Example
+    from prunetune.pruning.vocabulary.folder import Fitted
+    from prunetune.pruning.vocabulary.texts import Length
 
 
 def score(
@@ -157,3 +163,104 @@ def apply(
         {"out": str(out), "depth": read.new_depth, "width": read.new_width},
         f"{read.new_depth} layers, width {read.new_width}: {out}",
     )
+
+
+Guard = Annotated[
+    list[str] | None,
+    typer.Option("--guard", help="Texts that shall not become longer either; like --data."),
+]
+Measure = Annotated[
+    list[str] | None,
+    typer.Option("--measure", help="Texts that decide nothing: how much longer they become is said; like --data."),
+]
+
+
+def vocabulary(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    data: Data,
+    guard: Guard = None,
+    measure: Measure = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="At most so many tokens; without it all that the texts use.")
+    ] = None,
+    align: Annotated[int, typer.Option(min=1, max=MOST, help="Rows of the embedding come in multiples of this.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Keep the tokens that texts use: text made of them is cut into tokens as before, any other still comes through."""
+    quiet_libraries()
+    watch = Watch()
+    fitted, lengths = _made(model, out, data, guard or [], measure or [], keep=keep, align=align, watch=watch)
+    value, text = _told(out, model, fitted, lengths)
+    emit(as_json, value, text)
+
+
+def _made(
+    model: str, out: Path, data: list[str], guard: list[str], measure: list[str], *, keep: int | None, align: int,
+    watch: Watch,
+) -> tuple[Fitted, dict[str, Length]]:  # fmt: skip
+    """The folder, made once, and the lengths of all texts."""
+    from prunetune.common.files import once
+    from prunetune.common.outputs import output_new
+    from prunetune.models.folders import load_tokenizer, model_sha, resolve_model
+    from prunetune.pruning.vocabulary.folder import cut_vocabulary, fit
+    from prunetune.pruning.vocabulary.texts import length
+
+    source = resolve_model(model)
+    task, guarded = _examples(data, watch), _examples(guard, watch)
+    others = {name: _examples([name], watch) for name in measure}
+    fitted = fit(source, task, guarded, keep=keep, align=align)
+
+    def make(tmp: Path) -> None:
+        with watch.bar("vocabulary") as bar:
+            cut_vocabulary(source, fitted, tmp, progress=bar)
+
+    key = {"vocabulary": fitted.sha, "model": model_sha(source)}
+    with output_new(out, key) as made:
+        if made is not None:
+            watch.line(f"{out} is made already, with the same tokens of the same model")
+        else:
+            once(out, key, make)
+    old, new = load_tokenizer(source), load_tokenizer(out)
+    texts = {"data": task, "guard": guarded, **others}
+    return fitted, {name: length(old, new, t, fitted.kept.rows) for name, t in texts.items() if t}
+
+
+def _examples(names: list[str], watch: Watch) -> list[Example]:
+    from prunetune.cli.texts import say, sources_of
+    from prunetune.data.stream import load_stream
+
+    if not names:
+        return []
+    stream = load_stream(sources_of([parse_data(n, 0) for n in names]), 0)
+    say(watch, stream.notes)
+    return list(stream.examples)
+
+
+def _told(out: Path, model: str, fitted: Fitted, lengths: dict[str, Length]) -> tuple[dict[str, Any], str]:
+    from prunetune.models.cost import params
+    from prunetune.models.folders import config_values, resolve_model
+    from prunetune.pruning.vocabulary.folder import left_out
+
+    source, kept = resolve_model(model), fitted.kept
+    before, after = (params(config_values(p)) for p in (source, out))
+    rows = config_values(source)["vocab_size"]
+    gone = left_out(source)
+    lines = [
+        f"{out}: {kept.tokens:,} of {len(fitted.tokenizer.tokens):,} tokens, {kept.used:,} of them used by the texts; "
+        f"{rows:,} -> {len(kept.rows):,} rows",
+        f"parameters: {before:,} -> {after:,} ({after / before:.1%})",
+    ]
+    if kept.lost:
+        lines.append(f"{kept.lost:,} tokens that the texts use had no room: these texts become longer")
+    lines += [
+        f"{name}: x {x.ratio:.4f} tokens, {x.alike:,} of {x.texts:,} texts cut as before" for name, x in lengths.items()
+    ]
+    if gone:
+        lines.append(f"left out, since they hold the old ids (tokenizer.json says it all): {', '.join(gone)}")
+    value = {
+        "out": str(out), "tokens": kept.tokens, "of": len(fitted.tokenizer.tokens), "used": kept.used,
+        "lost": kept.lost, "rows": len(kept.rows), "original_rows": rows, "params": after, "original_params": before,
+        "lengths": {name: asdict(x) | {"ratio": x.ratio} for name, x in lengths.items()}, "left_out": gone,
+    }  # fmt: skip
+    return value, "\n".join(lines)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,17 @@ from prunetune.common.files import disk_errors, write_json
 from prunetune.common.notes import remember
 from prunetune.models.headers import INDEX, SINGLE, Stored, opened, read_headers, shard_files, tensors_of, unreadable
 
-__all__ = ["INDEX", "SINGLE", "ShardReader", "ShardWriter", "TensorInfo", "open_shards", "shard_files", "write_index"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "ShardReader",
+    "ShardWriter",
+    "TensorInfo",
+    "open_shards",
+    "rewrite",
+    "shard_files",
+    "write_index",
+]
 
 # The names that the format gives to the dtypes, for unquantised checkpoints.
 DTYPES: dict[torch.dtype, str] = {
@@ -169,3 +179,34 @@ def write_index(folder: Path, shards: Iterable[tuple[str, Mapping[str, TensorInf
             "weight_map": {name: file for file, name, _ in sorted(listed, key=lambda x: x[1])},
         },
     )
+
+
+def rewrite(
+    cut: Mapping[Path, Mapping[str, tuple[str, TensorInfo]]],
+    change: Callable[[str, torch.Tensor], torch.Tensor | None],
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Each source shard becomes one shard of `out`, tensor by tensor; one that keeps nothing becomes none.
+
+    Args:
+        cut: Source shard -> {tensor: (its new name, what it becomes)}, of the tensors that stay.
+        change: Makes the new tensor of a source tensor, given its name there.
+        out: An empty folder.
+        progress: Called with (tensors done, tensors in all).
+    """
+    cut = {path: names for path, names in cut.items() if names}
+    total, done, written = sum(map(len, cut.values())), 0, []
+    for i, (path, names) in enumerate(cut.items()):
+        file, infos = shard_name(i, len(cut)), dict(names.values())
+        with ShardReader(path) as reader, ShardWriter(out / file, infos) as writer:
+            for name, (new_name, _) in names.items():
+                tensor = change(name, reader.read(name))
+                if tensor is not None:
+                    writer.write(new_name, tensor)
+                done += 1
+                if progress:
+                    progress(done, total)
+        written.append((file, infos))
+    if len(written) > 1:
+        write_index(out, written)

@@ -20,7 +20,7 @@ from prunetune.errors import BadCheckpoint, PlanError
 from prunetune.models.axes import axis_of
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
-from prunetune.models.shards import ShardReader, ShardWriter, TensorInfo, open_shards, shard_name, write_index
+from prunetune.models.shards import TensorInfo, open_shards, rewrite
 from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
 from prunetune.pruning.plan import PrunePlan
 
@@ -123,51 +123,13 @@ def apply_on_disk(
         size = sum(info.nbytes for kept in cut.values() for _, info in kept.values())
         check_space(out, size + (1 << 20), "the cut model")
         tmp.mkdir()
-        _write_shards(plan, patch, family, cut, tmp, progress=progress)
+        rewrite(cut, lambda name, tensor: cut_tensor(plan, patch, family, name, tensor), tmp, progress)
         (tmp / "config.json").write_text(text, encoding="utf-8")
         copy_files(source, tmp)
         copy_files(source, tmp, EXTRA_FILES)
         for name in EXTRA_FOLDERS:
             if (source / name).is_dir():
                 shutil.copytree(source / name, tmp / name)
-
-
-def _write_shards(
-    plan: PrunePlan,
-    patch: PatchTensors,
-    family: Family,
-    cut: Mapping[Path, Mapping[str, tuple[str, TensorInfo]]],
-    out: Path,
-    *,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Each source shard becomes one shard; a shard whose layers all go becomes none.
-
-    Args:
-        plan: What goes.
-        patch: Replacement tensors.
-        family: Of the model.
-        cut: Source shard -> what it keeps, see `_cut_infos`.
-        out: An empty folder.
-        progress: As in `apply_on_disk`.
-    """
-    cut = {path: names for path, names in cut.items() if names}
-    total, done = sum(map(len, cut.values())), 0
-    written = []
-    for i, (path, names) in enumerate(cut.items()):
-        file = shard_name(i, len(cut))
-        infos = {new_name: info for new_name, info in names.values()}
-        with ShardReader(path) as reader, ShardWriter(out / file, infos) as writer:
-            for name, (new_name, _) in names.items():
-                tensor = cut_tensor(plan, patch, family, name, reader.read(name))
-                if tensor is not None:
-                    writer.write(new_name, tensor)
-                done += 1
-                if progress:
-                    progress(done, total)
-        written.append((file, infos))
-    if len(written) > 1:
-        write_index(out, written)
 
 
 def _cut_infos(plan: PrunePlan, family: Family, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from prunetune.common.files import read_json
 from prunetune.models.families import engine_pattern
+from prunetune.pruning.vocabulary.tokenizer import RECORD
 from prunetune.publish.child import ISOLATED, ChildError, child, run
 from prunetune.publish.greedy import NEW_TOKENS, Greedy, parting, parting_texts, said
 
@@ -19,6 +20,8 @@ LEAST_SAME = 0.9
 """Share of next tokens that int8 must have in common with fp32 to be called the same model."""
 LARGEST_F32 = 8 << 30
 """Bytes of weights up to which the GGUF file is written in 32 bits, so that rounding cannot make a difference."""
+
+CUT = "its vocabulary is cut, and the converter knows byte-level tokenizers by a hash of the ids of a fixed text"
 
 Found = tuple[bool | None, str]
 
@@ -144,7 +147,12 @@ def llama_cpp(final: Path, greedy: Greedy) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "model.gguf"
         command = [sys.executable, converter] if converter.endswith(".py") else [converter]
-        run([*command, str(final), "--outfile", str(gguf), "--outtype", "f32" if weights <= LARGEST_F32 else "f16"])
+        try:
+            run([*command, str(final), "--outfile", str(gguf), "--outtype", "f32" if weights <= LARGEST_F32 else "f16"])
+        except ChildError as e:
+            if (final / RECORD).is_file():
+                return False, f"not converted: {CUT} ({e})"
+            raise
         ok, text = _asked(gguf, final, greedy, runner, binding)
         size = f"converted ({gguf.stat().st_size / 1e6:.1f} MB); "
     broken = engine_pattern(read_json(final / "config.json"))

@@ -215,6 +215,7 @@ def _named_end(*configs: Mapping[str, Any]) -> int | None:
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "generation_config.json",
+    "kept_tokens.json",
 )  # fmt: skip
 
 

@@ -91,17 +91,18 @@ def choose(
             value=beyond[:3],
             fix="model.resize_token_embeddings(len(tokenizer)), train, save both",
         )
+    taken = set(ids.values())
+    bare = sorted({i for i in also if 0 <= i < rows} - taken)  # a padding id, say, for which there is no token
     held = needed(tokenizer, also)
-    limit = rows if keep is None else _room(keep, len(held), rows, align)
+    limit = rows if keep is None else _room(keep, len(held) + len(bare), rows, align)
     wanted = sorted({*task, *guard}, key=lambda i: (-task.get(i, 0), -guard.get(i, 0), i))
     paths = _Paths(tokenizer)
-    paths.fill(held, wanted, limit)
-    size = limit if keep is not None else min(rows, -(-len(held) // align) * align)
-    paths.fill(held, paths.by_rank(), size)
+    paths.fill(held, wanted, limit - len(bare))
+    size = limit if keep is not None else min(rows, -(-(len(held) + len(bare)) // align) * align)
+    paths.fill(held, paths.by_rank(), size - len(bare))
     ordered = sorted(held, key=lambda i: (i not in paths.merged, i))  # those outside the model's vocabulary come last
-    taken = set(ids.values())
-    spare: Iterator[int] = (i for i in range(rows) if i not in taken)
-    padding = [next(spare) for _ in range(size - len(ordered))]
+    spare: Iterator[int] = (i for i in range(rows) if i not in taken and i not in bare)
+    padding = [*bare, *(next(spare) for _ in range(size - len(ordered) - len(bare)))]
     used = len(held.intersection(wanted))
     return Kept((*ordered, *padding), len(ordered), used, len(wanted) - used)
 

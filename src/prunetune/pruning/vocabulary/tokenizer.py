@@ -20,6 +20,8 @@ from prunetune.models.folders import load_tokenizer
 from prunetune.pruning.vocabulary.merges import Merges
 
 FILE = "tokenizer.json"
+RECORD = "kept_tokens.json"
+"""Beside it in a folder whose vocabulary is cut: the old id of every new one."""
 BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
 """The byte-fallback tokens of SentencePiece-style tokenizers."""
 
