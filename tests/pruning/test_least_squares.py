@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
+from prunetune.common.device import WIDE, sum_dtype
 from prunetune.pruning.least_squares import (
     BLOCK,
-    WIDE,
     Gram,
     Residue,
     ResidueSum,
@@ -17,7 +17,6 @@ from prunetune.pruning.least_squares import (
     greedy,
     leverage,
     solve,
-    sum_dtype,
 )
 
 

@@ -1,10 +1,19 @@
-"""Where to compute: the one place that turns `auto`, `cpu`, `cuda` or `mps` into a device that is there."""
+"""Where to compute, and in which numbers: the one place that turns `auto`, `cpu`, `cuda` or `mps` into a device that is
+there, and that says what a device does well.
+
+Nothing goes to another device than the one asked for: what a device cannot do (fp64 on an Apple GPU) is chosen here.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunetune.errors import RecipeError, UnknownName
+
+if TYPE_CHECKING:
+    import torch
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -45,3 +54,68 @@ def free_device_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+QUICK = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What `torch.cpu.get_capabilities` calls units that multiply bf16 (x86, ARM): several times as fast as fp32."""
+LARGE = 1 << 19
+"""Elements of a matrix from which on that is worth it: below, a model takes seconds in any dtype."""
+WIDE = 4096
+"""Beyond this width second moments are summed in fp32, else in fp64 (1.6 GiB at 14336)."""
+
+
+def cpu_features() -> Mapping[str, object]:
+    """What this CPU can do, by torch's names; empty where torch cannot tell (before 2.10)."""
+    import torch
+
+    told = getattr(torch.cpu, "get_capabilities", None)
+    return told() if told and hasattr(torch.backends.mkldnn, "matmul") else {}
+
+
+def walk_dtype(
+    device: str, stored: torch.dtype, elements: int = 0, features: Mapping[str, object] | None = None
+) -> torch.dtype:
+    """In what a model's layers are run to be scored and compensated.
+
+    On a GPU as they are stored. On a CPU in fp32, but large ones that are stored in bf16 as they are, where the CPU
+    multiplies bf16 natively; else bf16 is several times slower than fp32.
+
+    Args:
+        device: `cpu`, `cuda`, `mps`.
+        stored: The dtype of the weights.
+        elements: Of an FFN's matrix.
+        features: Of the CPU; None: this machine's.
+    """
+    import torch
+
+    if device != "cpu":
+        return stored
+    has = cpu_features() if features is None else features
+    quick = stored == torch.bfloat16 and elements >= LARGE and any(has.get(name) for name in QUICK)
+    return stored if quick else torch.float32
+
+
+def sum_dtype(width: int, device: str = "cpu") -> torch.dtype:
+    """In what second moments are summed and solved: fp64; fp32 where that is too large, or unknown to the device."""
+    import torch
+
+    return torch.float32 if width > WIDE or device == "mps" else torch.float64
+
+
+@contextmanager
+def native_products(x: torch.Tensor) -> Iterator[None]:
+    """fp32 products inside are of bf16 factors, summed in fp32, if `x` is bf16 on a CPU whose units do that.
+
+    What came from bf16 loses nothing; other factors are rounded to bf16.
+    """
+    import torch
+
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not any(cpu_features().get(name) for name in QUICK):
+        yield
+        return
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
+    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -4,7 +4,7 @@ change so that the FFN's output changes least (moments.py has the algebra; issue
     calibration, held-out tokens --> for each kept layer, in order:
         run it whole on the input that the compensated layers before it give; gather C_kk and E[u a_k^T]
         solve for every ridge; keep the one with the least held-out error, or none if none helps
-        run it again, cut and compensated: the next layer's input
+        its output, cut and compensated, is the next layer's input: only `down_proj` is computed again
 
 One layer is in hand at a time (walk.py), so that 8B models fit; the result is a patch for surgery.
 
@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunetune.common.device import native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.cut import check_shape, cut_tensor
@@ -37,13 +39,15 @@ from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, o
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
-from prunetune.pruning.tap import Tap
+from prunetune.pruning.tap import Tap, added, adds, at_real
 
 __all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 TARGETS = ("auto", "layer", "stream")
+MEMORY = 2 << 30
+"""Bytes of activations that are held so that a layer need not be run twice."""
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -69,14 +73,14 @@ def compensate(
         target: `auto`, `layer` or `stream`, see above.
         ridges: To choose from, relative to the mean of C_kk's diagonal.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
-        dtype: In what to run the layers (default: fp32 on the CPU, else the model's). Sums are fp32 or fp64 anyway.
+        dtype: In what to run the layers (default: `walk_dtype`). Sums are fp32 or fp64 anyway.
         progress: Called with (layers done, layers in all).
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
         NotFinite: a layer's activations overflow, or its patch does in the type that the model is stored in.
     """
-    source = open_source(model, device=device, dtype=dtype)
+    source = open_source(model, device=device, dtype=dtype, quick=True)
     check_shape(plan, source.config.to_dict())
     _check(source, target, batches, held_out)
     auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
@@ -105,24 +109,27 @@ def _compensate(
     every = [*batches, *held_out]
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
     hidden = embed(source, [b["input_ids"] for b in every])
-    truth = list(hidden) if stream else None
+    truth = hidden if stream else None
     tensors: dict[str, Tensor] = {}
     fits: list[LayerFit] = []
     for layer in range(source.depth) if truth is not None else plan.kept_layers:
         one = one_layer(source, layer)
+        kept = layer in plan.kept_layers
+        intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
         if truth is not None:
             truth = [forward(one, h, m) for h, m in zip(truth, masks, strict=True)]
-        intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
-        if layer in plan.kept_layers and not intact:
+        if kept and not intact:
             streams = _Streams(hidden, masks, truth, len(batches))
             start = next((f.ridge for f in reversed(fits) if f.ridge), None)
-            found = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
+            found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
             patch = _patch(one, source, plan, layer, found)
             tensors |= patch
             fits.append(LayerFit(layer, found.ridge, found.before, found.after))
             _cut(one, source, plan, layer, patch)
-        if layer in plan.kept_layers and layer != plan.kept_layers[-1]:
-            hidden = [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
+            if layer != plan.kept_layers[-1]:
+                hidden = [h.whole(one, source) for h in halves]
+        elif kept and layer != plan.kept_layers[-1]:
+            hidden = truth or [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
         if progress:
             progress(layer + 1, source.depth)
     counts = [int(m.sum()) for m in masks]
@@ -156,6 +163,29 @@ class _Streams:
     calibration: int
 
 
+@dataclass(frozen=True)
+class _Half:
+    """A batch at a layer whose `down_proj` is about to change: what does not change is not computed again.
+
+    Attributes:
+        hidden: The layer's input.
+        mask: Its real places.
+        rest: The layer's output without the FFN's part; None: to be computed again.
+        kept: The activations that stay.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    rest: Tensor | None
+    kept: Tensor | None
+
+    def whole(self, one: OneLayer, source: LayerSource) -> Float[Tensor, "batch places hidden"]:
+        """The output of the layer as it is now: cut and patched."""
+        if self.rest is None or self.kept is None:
+            return forward(one, self.hidden, self.mask)
+        return added(one, source, self.rest, one.block.get_submodule(source.family.down)(self.kept))
+
+
 def _fit(
     one: OneLayer,
     source: LayerSource,
@@ -165,22 +195,32 @@ def _fit(
     *,
     ridges: Sequence[float],
     start: float | None,
-) -> Fold:
-    """Gather the residues of both sets of tokens and solve."""
+) -> tuple[Fold, list[_Half]]:
+    """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from."""
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
-    with Tap(one, source, layer) as tap:
-        lost = tap.down.weight.float()[:, gone]
+    apart, left, halves = adds(one, source, layer, streams.hidden[-1]), MEMORY, list[_Half]()
+    with Tap(one, source, layer, apart=apart) as tap:
+        lost = tap.down.weight.float()[:, gone].T
         size = len(kept) + (tap.down.bias is not None)
-        sums = [ResidueSum(size, lost.shape[0], source.device) for _ in range(2)]
+        sums = [ResidueSum(size, lost.shape[1], source.device) for _ in range(2)]
         for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
-            a, y, weight, out = tap.run(hidden, real)
-            missing = a[:, gone] @ lost.T
+            seen = tap.run(hidden, real)
+            stay = seen.a.index_select(-1, kept)
+            with native_products(seen.a):
+                missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
+            missing = seen.weighted(missing)
             if streams.truth is not None:
-                missing += streams.truth[i][real].float() - out[real].float()
-            features = a[:, kept] if tap.down.bias is None else torch.cat([a[:, kept], weight], dim=1)
-            sums[i >= streams.calibration].update(features, missing, y)
-    return fold(sums[0].finish(), sums[1].finish(), ridges, start)
+                missing += at_real(streams.truth[i], real).float() - at_real(seen.out, real).float()
+            features = seen.weighted(at_real(stay, real))
+            if tap.down.bias is not None:
+                one_more = torch.ones_like(features[:, :1]) if seen.weight is None else seen.weight
+                features = torch.cat([features, one_more], dim=1)
+            sums[i >= streams.calibration].update(features, missing, seen.weighted(seen.y))
+            left -= stay.nbytes + hidden.nbytes
+            again = left < 0 or not apart
+            halves.append(_Half(hidden, real, None if again else seen.rest, None if again else stay))
+    return fold(sums[0].finish(), sums[1].finish(), ridges, start), halves
 
 
 def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:

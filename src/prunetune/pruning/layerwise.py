@@ -23,7 +23,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
-from prunetune.common.device import device_of
+from prunetune.common.device import device_of, walk_dtype
 from prunetune.errors import BadCheckpoint
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.folders import check_weights, load_config
@@ -77,7 +77,11 @@ class LayerSource:
 
 
 def open_source(
-    model: PreTrainedModel | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    model: PreTrainedModel | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    quick: bool = False,
 ) -> LayerSource:
     """A model in memory, or a folder whose layers are read one by one.
 
@@ -85,12 +89,13 @@ def open_source(
         model: The model or its folder.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run (default: fp32 on the CPU, else the model's).
+        quick: On a CPU too as the model is stored, where that is several times as fast (`walk_dtype`).
     """
     if isinstance(model, PreTrainedModel):
         state = model.state_dict()
         family, names, embedding = _names(model.config, state)
         place = torch.device(device or model.device)
-        run = dtype or _dtype(place, model.dtype)
+        run = dtype or _dtype(place, model.dtype, model.config, quick)
         return LayerSource(
             model.config, family, names, embedding, state.__getitem__, lambda n: state[n].dtype, place, run
         )
@@ -108,13 +113,13 @@ def open_source(
         return shards[where[name]][name].dtype
 
     place = torch.device(device or device_of())
-    run = dtype or _dtype(place, stored(embedding))
+    run = dtype or _dtype(place, stored(embedding), config, quick)
     return LayerSource(config, family, names, embedding, read, stored, place, run)
 
 
-def _dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """CPUs without bf16 units are several times slower in bf16, and fp32 is at least as exact."""
-    return torch.float32 if device.type == "cpu" else stored
+def _dtype(device: torch.device, stored: torch.dtype, config: PretrainedConfig, quick: bool) -> torch.dtype:
+    elements = config.hidden_size * config.intermediate_size if quick else 0
+    return walk_dtype(device.type, stored, elements)
 
 
 def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict[int, dict[str, str]], str]:

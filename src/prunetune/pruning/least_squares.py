@@ -21,33 +21,30 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-BLOCK = (
-    512  # rows of a product that are computed at a time; C is symmetric, so only the blocks on and above the diagonal
-)
-WIDE = 4096  # beyond this width the sums are kept in fp32, else in fp64
+from prunetune.common.device import native_products, sum_dtype
 
-
-def sum_dtype(width: int) -> torch.dtype:
-    """fp64, or fp32 where the matrices of fp64 would be too large (1.6 GiB at 14336)."""
-    return torch.float64 if width <= WIDE else torch.float32
+BLOCK = 512
+"""Rows of a product that are computed at a time; C is symmetric, so only the blocks on and above the diagonal."""
 
 
 class Gram:
     """C = E[x x^T] over tokens, in memory that does not grow with the number of tokens."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.total = torch.zeros(width, width, dtype=sum_dtype(width), device=device)
+        kind = sum_dtype(width, torch.device(device).type)
+        self.total = torch.zeros(width, width, dtype=kind, device=device)
         self.tokens = 0
 
     def update(self, x: Float[Tensor, "tokens width"]) -> None:
-        """Add a batch of tokens; the products run in fp32 at least."""
-        x = x.float()
-        for i in range(0, x.shape[1], BLOCK):
-            rows = self.total[i : i + BLOCK, i:]
-            if self.total.dtype == x.dtype:
-                rows.addmm_(x[:, i : i + BLOCK].T, x[:, i:])
-            else:
-                rows += x[:, i : i + BLOCK].T @ x[:, i:]
+        """Add a batch of tokens. Products are summed in fp32 at least; bf16 is multiplied as it is."""
+        full = x.float()
+        with native_products(x):
+            for i in range(0, x.shape[1], BLOCK):
+                rows = self.total[i : i + BLOCK, i:]
+                if self.total.dtype == full.dtype:
+                    rows.addmm_(full[:, i : i + BLOCK].T, full[:, i:])
+                else:
+                    rows += full[:, i : i + BLOCK].T @ full[:, i:]
         self.tokens += len(x)
 
     def finish(self) -> Float[Tensor, "width width"]:
@@ -90,7 +87,7 @@ class ResidueSum:
 
     def __init__(self, kept: int, hidden: int, device: torch.device | str = "cpu") -> None:
         self.gram = Gram(kept, device)
-        self.cross = torch.zeros(hidden, kept, dtype=sum_dtype(kept), device=device)
+        self.cross = torch.zeros(hidden, kept, dtype=self.gram.total.dtype, device=device)
         self.missing = self.energy = 0.0
 
     def update(
@@ -101,7 +98,8 @@ class ResidueSum:
     ) -> None:
         """Add tokens: activations of the kept neurons, what is missing, and the whole output."""
         self.gram.update(kept)
-        self.cross += missing.float().T @ kept.float()
+        with native_products(kept):
+            self.cross += missing.float().T @ kept.float()
         self.missing += float(missing.float().square().sum(dtype=torch.float64))
         self.energy += float(whole.float().square().sum(dtype=torch.float64))
 

@@ -19,7 +19,7 @@ from prunetune.pruning.criteria import Criterion, layer_criterion
 from prunetune.pruning.layerwise import embed, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
-from prunetune.pruning.tap import Tap
+from prunetune.pruning.tap import Tap, at_real
 
 Batch = dict[str, Tensor]
 
@@ -44,13 +44,13 @@ def rank(
         layers_by: A name of `criteria.LAYER_CRITERIA`.
         seed: Handed to the criterion.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
-        dtype: In what to run (default: fp32 on the CPU, else the model's).
+        dtype: In what to run (default: `walk_dtype`).
         progress: Called with (batches done in all layers, in all): a layer's batches, then its scores.
 
     Raises:
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
     """
-    source = open_source(model, device=device, dtype=dtype)
+    source = open_source(model, device=device, dtype=dtype, quick=True)
     masks = [b["attention_mask"].bool().to(source.device) for b in batches]
     if not sum(int(m.sum()) for m in masks):
         raise DataError("there are no tokens to score with", fix="raise the number of samples")
@@ -63,10 +63,10 @@ def rank(
             for i, real in enumerate(masks):
                 if progress:
                     progress(layer * len(masks) + i, source.depth * len(masks))
-                a, _, _, out = tap.run(hidden[i], real)
-                gram.update(a)
-                change.update(hidden[i][real], out[real])
-                hidden[i] = out
+                seen = tap.run(hidden[i], real)
+                gram.update(seen.weighted(at_real(seen.a, real)))
+                change.update(at_real(hidden[i], real), at_real(seen.out, real))
+                hidden[i] = seen.out
             scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float().cpu())
         changes.append(change)
         if progress:

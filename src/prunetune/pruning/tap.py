@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.layerwise import LayerSource, OneLayer, forward
 
+NORM = "post_feedforward_layernorm"
+"""What follows the FFN where a norm does."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One layer on one batch, in the dtype of the walk.
+
+    Attributes:
+        a: The activations, `down_proj`'s input, at all places.
+        y: The FFN's output, `down_proj`'s, of the real tokens.
+        weight: Where a norm follows the FFN, tokens count with this, squared; None: all alike.
+        out: The whole layer's output, at all places.
+        rest: The same without the FFN's part; None unless asked for.
+    """
+
+    a: Float[Tensor, "batch places width"]
+    y: Float[Tensor, "tokens hidden"]
+    weight: Float[Tensor, "tokens 1"] | None
+    out: Float[Tensor, "batch places hidden"]
+    rest: Float[Tensor, "batch places hidden"] | None = None
+
+    def weighted(self, x: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens n"]:
+        """Numbers of the real tokens, times their weights."""
+        return x if self.weight is None else x * self.weight.to(x.dtype)
+
 
 class Tap:
-    """Input and output of a layer's `down_proj`, for the batch in hand."""
+    """Input and output of a layer's `down_proj`, for the batch in hand.
 
-    def __init__(self, one: OneLayer, source: LayerSource, layer: int) -> None:
-        self.one, self.source, self.layer = one, source, layer
+    Args:
+        one: The layer.
+        source: Where it is from.
+        layer: Its place.
+        apart: Run the layer without the FFN's part, and add that behind it (see `adds`).
+    """
+
+    def __init__(self, one: OneLayer, source: LayerSource, layer: int, *, apart: bool = False) -> None:
+        self.one, self.source, self.layer, self.apart = one, source, layer, apart
         self.down: Any = one.block.get_submodule(source.family.down)
         self.seen: tuple[Tensor, Tensor] | None = None
         self.handle = self.down.register_forward_hook(self._hook)
@@ -27,29 +61,49 @@ class Tap:
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
 
-    def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         self.seen = (args[0], output)
+        return torch.zeros_like(output) if self.apart else None
 
-    def run(
-        self, hidden: Float[Tensor, "batch places hidden"], real: Tensor
-    ) -> tuple[
-        Float[Tensor, "tokens width"],
-        Float[Tensor, "tokens hidden"],
-        Float[Tensor, "tokens 1"],
-        Float[Tensor, "batch places hidden"],
-    ]:
-        """(activations, FFN output, the tokens' weights) of the real tokens in fp32, and the layer's whole output.
-
-        Where a norm follows the FFN, activations and output are weighted already.
-        """
+    def run(self, hidden: Float[Tensor, "batch places hidden"], real: Shaped[Tensor, "batch places"]) -> Seen:
+        """Run the layer whole."""
         out = forward(self.one, hidden, real)
-        if not is_finite(out[real]):
-            raise layer_overflow(self.one.block, self.layer, "its second moments", hidden.dtype)
         if self.seen is None:
             raise RuntimeError("down_proj did not run")
-        a, y = (x[real].float() for x in self.seen)
-        self.seen = None
-        weight = torch.ones_like(y[:, :1])
+        (a, y), self.seen, rest = self.seen, None, None
+        if self.apart:
+            rest, out = out, added(self.one, self.source, out, y)
+        if not is_finite(at_real(out, real)):
+            raise layer_overflow(self.one.block, self.layer, "its second moments", hidden.dtype)
+        y, weight = at_real(y, real), None
         if self.source.family.post_ffn_norm:
-            weight = torch.rsqrt(y.square().mean(-1, keepdim=True) + self.source.config.rms_norm_eps)
-        return a * weight, y * weight, weight, out
+            weight = torch.rsqrt(y.float().square().mean(-1, keepdim=True) + self.source.config.rms_norm_eps)
+        return Seen(a, y, weight, out, rest)
+
+
+def at_real(x: Shaped[Tensor, "batch places n"], real: Shaped[Tensor, "batch places"]) -> Shaped[Tensor, "tokens n"]:
+    """The rows of the real tokens; not a copy where all are real."""
+    flat, places = x.flatten(0, 1), real.flatten().nonzero().squeeze(1)
+    return flat if len(places) == len(flat) else flat.index_select(0, places)
+
+
+@torch.no_grad()
+def added(
+    one: OneLayer,
+    source: LayerSource,
+    rest: Float[Tensor, "batch places hidden"],
+    y: Float[Tensor, "batch places hidden"],
+) -> Float[Tensor, "batch places hidden"]:
+    """The layer's output, from what it is without the FFN's part and from `down_proj`'s output."""
+    return rest + (one.block.get_submodule(NORM)(y) if source.family.post_ffn_norm else y)
+
+
+def adds(one: OneLayer, source: LayerSource, layer: int, hidden: Float[Tensor, "batch places hidden"]) -> bool:
+    """Whether a layer is what `added` takes it for: tried on one row."""
+    if source.family.post_ffn_norm and not hasattr(one.block, NORM):
+        return False
+    row = hidden[:1]
+    real = torch.ones(row.shape[:2], dtype=torch.bool, device=row.device)
+    with Tap(one, source, layer, apart=True) as tap:
+        apart = tap.run(row, real).out
+    return bool(torch.equal(apart, forward(one, row, real)))
