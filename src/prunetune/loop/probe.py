@@ -6,13 +6,16 @@ found = probed(context, run, case, index=2, attempt=1)      # RUN/decisions/02.j
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import is_made, json_sha, once, write_json
+from transformers import PreTrainedModel
+
+from prunetune.common.files import is_made, json_sha, once, remove, write_json
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import (
     LEAST_STEPS,
@@ -26,6 +29,7 @@ from prunetune.loop.seek import seek
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.criteria import criterion
+from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe
@@ -67,18 +71,28 @@ def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sh
             if is_made(before, key):
                 shutil.copyfile(before, tmp)
                 return
-            _score(context, source, sha, name, data_sha, batches()).write(tmp)
+            made = _score(context, source, sha, batches(), at=half(timed.at, name, context, key), data_sha=data_sha)
+            made.write(tmp)
             free()
 
         timed.once(name, "score", key, make)
+        half(timed.at, name, context, key).clear()
     return Scores.read(timed.at / "scores.safetensors")
 
 
-def _score(context: Context, source: Path, sha: str, name: str, data_sha: str, batches: Sequence[Any]) -> Scores:
+def half(at: Path, name: str, context: Context, key: object) -> Halfway:
+    """Where the making of `at/name` leaves its state for a later start, with those inputs that its key leaves out."""
+    s = context.recipe.score
+    settings = {"samples": s.samples, "length": s.max_length, "batch": s.batch_tokens, "device": str(context.device)}
+    prompt = context.recipe.prompt.model_dump(mode="json")
+    return Halfway(at / f".{name}.half", [name, key, settings, prompt])
+
+
+def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, at: Halfway, data_sha: str) -> Scores:
     s = context.recipe.score
     model = context.load(source)
     action = "score" if criterion(s.criterion).needs != "moments" else f"rank by {s.criterion}"
-    with context.watch.bar(action + (" (protect)" if name.startswith("protect") else "")) as bar:
+    with context.watch.bar(action + (" (protect)" if at.path.name.startswith(".protect") else "")) as bar:
         return score(
             model,
             batches,
@@ -90,6 +104,7 @@ def _score(context: Context, source: Path, sha: str, name: str, data_sha: str, b
             model_sha=sha,
             data_sha=data_sha,
             progress=bar,
+            halfway=at,
         )
 
 
@@ -115,13 +130,30 @@ def free_layers(recipe: Recipe, origins: list[int]) -> list[int] | None:
     return [origins.index(i) for i in chosen if i in origins] if isinstance(chosen, list) else None
 
 
-def make_patch(context: Context, model: Any, plan: PrunePlan) -> Patch:
-    """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge."""
+def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path, name: str = PATCH) -> Patch:
+    """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge.
+
+    Args:
+        context: The run.
+        model: The model, or its folder.
+        plan: What goes, with the model's hash.
+        at: The folder where a later start finds how far a killed one had come.
+        name: What is made there.
+    """
     examples = context.stream.take(0, context.recipe.score.samples)
     calibration, ridge = (context.batches(part) for part in calibration_and_held_out(examples))
     target = "layer" if context.recipe.compensate == "least-squares-neurons" else "auto"
     with context.watch.bar("compensate") as bar:
-        return compensate(model, plan, calibration, held_out=ridge, target=target, device=context.device, progress=bar)
+        return compensate(
+            model,
+            plan,
+            calibration,
+            held_out=ridge,
+            target=target,
+            device=context.device,
+            progress=bar,
+            halfway=half(at, name, context, cut_key(context, plan)),
+        )
 
 
 def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
@@ -142,15 +174,46 @@ def losses(
     with context.watch.bar("probe", len(shapes)) as bar:
         for done, (d, w) in enumerate(shapes, start=1):
             plan = plan_for(context, run, at, scores, neurons=width - w, layers=depth - d)
-            patch = None if context.recipe.compensate == "none" else make_patch(context, whole, plan)
-            if patch and len(shapes) == 1:
-                once(at / PATCH, cut_key(context, plan), patch.write)
-            cut = apply_in_memory(whole, plan, patch.tensors if patch else {})
-            found.append(Probe(d, w, context.sizes.params(d, w), held_out_loss(context, cut)))
-            del cut
+            loss = _probe(context, at, whole, plan, alone=len(shapes) == 1)
+            found.append(Probe(d, w, context.sizes.params(d, w), loss))
             free()
             bar(done, len(shapes))
     return found
+
+
+def _probe(context: Context, at: Path, whole: PreTrainedModel, plan: PrunePlan, *, alone: bool) -> float:
+    """The held-out loss after a cut, measured once: a later start of the same decision finds it."""
+    key = [cut_key(context, plan), context.recipe.score.model_dump(mode="json")]
+    note = at / f".probe-{json_sha(plan.new_shape)}.half"
+    known_loss = _noted(note, json_sha(key))
+    if known_loss is not None:
+        return known_loss
+    patch = None
+    if context.recipe.compensate != "none":
+        if alone:
+            made = once(at / PATCH, cut_key(context, plan), lambda tmp: make_patch(context, whole, plan, at).write(tmp))
+            patch = Patch.read(made)
+        else:
+            patch = make_patch(context, whole, plan, at)
+    loss = held_out_loss(context, apply_in_memory(whole, plan, patch.tensors if patch else {}))
+    write_json(note, {"key": json_sha(key), "loss": loss})
+    half(at, PATCH, context, cut_key(context, plan)).clear()
+    return loss
+
+
+def _noted(note: Path, key: str) -> float | None:
+    """The loss that an earlier start has measured."""
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        return float(told["loss"]) if told["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def clear_halves(at: Path) -> None:
+    """Remove what was left for a later start, once the stage that it belonged to is at its end."""
+    for path in at.glob(".*.half"):
+        remove(path)
 
 
 def affordable(context: Context) -> int:
@@ -205,7 +268,9 @@ def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: in
         changes = {"step": step, "seconds": round(max(0.0, probing), 3)}
         write_json(tmp, found.model_copy(update=changes).to_json())
 
-    return DecisionRecord.read(once(path, key, make))
+    made = once(path, key, make)
+    clear_halves(at)
+    return DecisionRecord.read(made)
 
 
 def _decision(home: Path, index: int, attempt: int) -> Path:

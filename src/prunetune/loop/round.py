@@ -13,7 +13,16 @@ from prunetune.common.files import is_made, write_json
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import Case, Decision
 from prunetune.loop.measure import figures_of, held_out_loss, line_of, stage_record
-from prunetune.loop.probe import DECISIONS, PATCH, cut_key, make_patch, plan_for, scored_before, take_scores
+from prunetune.loop.probe import (
+    DECISIONS,
+    PATCH,
+    clear_halves,
+    cut_key,
+    make_patch,
+    plan_for,
+    scored_before,
+    take_scores,
+)
 from prunetune.loop.recover import recover, taken
 from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
@@ -80,10 +89,11 @@ def _patch(context: Context, run: RunFolder, timed: Timed, source: Path, plan: P
         if is_made(probed, cut_key(context, plan)):
             link_or_copy(str(probed), str(tmp))
             return
-        make_patch(context, source, plan).write(tmp)
+        make_patch(context, source, plan, timed.at).write(tmp)
         free()
 
     path = timed.once(PATCH, "compensate", cut_key(context, plan), make)
+    clear_halves(timed.at)
     patch = Patch.read(path)
     if plan.drop_neurons and patch.tokens < FEW * plan.new_width:
         context.watch.line(

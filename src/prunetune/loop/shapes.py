@@ -21,7 +21,7 @@ from prunetune.errors import OutOfReach
 from prunetune.evaluation.speed import Clock
 from prunetune.loop.context import Context
 from prunetune.loop.decide import Case
-from prunetune.loop.probe import DECISIONS, losses, take_scores
+from prunetune.loop.probe import DECISIONS, clear_halves, losses, take_scores
 from prunetune.models.axes import axes, shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.plan import make_plan
@@ -148,6 +148,7 @@ def _search(
 
     found = search(shapes, units, case.original.loss, lost, MOST)
     remove(probes)
+    clear_halves(at)
     return found
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from prunetune.common.device import native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.cut import check_shape, cut_tensor
+from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
@@ -62,6 +64,7 @@ def compensate(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
+    halfway: Halfway | None = None,
 ) -> Patch:
     """The patch that makes up for a plan's removals as far as the kept neurons can.
 
@@ -75,6 +78,7 @@ def compensate(
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run the layers (default: `walk_dtype`). Sums are fp32 or fp64 anyway.
         progress: Called with (layers done, layers in all).
+        halfway: Where an earlier start may have left off, and where this one may.
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
@@ -88,7 +92,9 @@ def compensate(
     if not plan.drop_neurons and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0, plan.sha)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
-        return _compensate(source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress)
+        return _compensate(
+            source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress, halfway=halfway
+        )
 
 
 def calibration_and_held_out(sequences: Sequence[T]) -> tuple[list[T], list[T]]:
@@ -105,14 +111,18 @@ def _compensate(
     stream: bool,
     ridges: Sequence[float],
     progress: Callable[[int, int], None] | None,
+    halfway: Halfway | None,
 ) -> Patch:
     every = [*batches, *held_out]
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
-    hidden = embed(source, [b["input_ids"] for b in every])
-    truth = hidden if stream else None
-    tensors: dict[str, Tensor] = {}
-    fits: list[LayerFit] = []
-    for layer in range(source.depth) if truth is not None else plan.kept_layers:
+    state = halfway.found(source.device) if halfway else None
+    if state is None:
+        hidden = embed(source, [b["input_ids"] for b in every])
+        state = {"hidden": hidden, "truth": hidden if stream else None, "tensors": {}, "fits": [], "next": 0}
+    hidden, truth = state["hidden"], state["truth"]
+    tensors: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in state["tensors"].items()}
+    fits = [LayerFit(*fit) for fit in state["fits"]]
+    for layer in (i for i in (range(source.depth) if stream else plan.kept_layers) if i >= state["next"]):
         one = one_layer(source, layer)
         kept = layer in plan.kept_layers
         intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
@@ -132,8 +142,22 @@ def _compensate(
             hidden = truth or [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
         if progress:
             progress(layer + 1, source.depth)
+        if halfway:
+            halfway.reached(
+                layer + 1,
+                source.depth,
+                partial(_state, hidden, truth, tensors, fits, layer + 1),
+            )
     counts = [int(m.sum()) for m in masks]
     return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]), plan.sha)
+
+
+def _state(
+    hidden: list[Tensor], truth: list[Tensor] | None, tensors: dict[str, Tensor], fits: Sequence[LayerFit], after: int
+) -> dict[str, Any]:
+    """What the walk goes on from at layer `after`."""
+    told = [(f.layer, f.ridge, f.before, f.after) for f in fits]
+    return {"hidden": hidden, "truth": truth, "tensors": tensors, "fits": told, "next": after}
 
 
 def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prunetune.errors import DataError
 from prunetune.pruning.criteria import Criterion, layer_criterion
+from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import embed, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
@@ -34,6 +35,7 @@ def rank(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
+    halfway: Halfway | None = None,
 ) -> tuple[Float[Tensor, "layers width"], list[LayerChange]]:
     """(a score for every neuron, how each layer changes the residual stream), by a criterion that needs moments.
 
@@ -46,6 +48,7 @@ def rank(
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run (default: `walk_dtype`).
         progress: Called with (batches done in all layers, in all): a layer's batches, then its scores.
+        halfway: Where an earlier start may have left off, and where this one may.
 
     Raises:
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
@@ -54,10 +57,14 @@ def rank(
     masks = [b["attention_mask"].bool().to(source.device) for b in batches]
     if not sum(int(m.sum()) for m in masks):
         raise DataError("there are no tokens to score with", fix="raise the number of samples")
-    hidden = embed(source, [b["input_ids"] for b in batches])
-    scores, changes = [], []
-    for layer in range(source.depth):
-        one, change = one_layer(source, layer), LayerChange(layer_criterion(layers_by))
+    change_of = layer_criterion(layers_by)
+    state = halfway.found(source.device) if halfway else None
+    if state is None:
+        state = {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": []}
+    hidden, scores = state["hidden"], state["scores"]
+    changes = [LayerChange(change_of, *seen) for seen in state["changes"]]
+    for layer in range(len(scores), source.depth):
+        one, change = one_layer(source, layer), LayerChange(change_of)
         gram = Gram(source.config.intermediate_size, source.device)
         with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
             for i, real in enumerate(masks):
@@ -67,8 +74,14 @@ def rank(
                 gram.update(seen.weighted(at_real(seen.a, real)))
                 change.update(at_real(hidden[i], real), at_real(seen.out, real))
                 hidden[i] = seen.out
-            scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float().cpu())
+            scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float())
         changes.append(change)
         if progress:
             progress((layer + 1) * len(masks), source.depth * len(masks))
-    return torch.stack(scores), changes
+        if halfway:
+            halfway.reached(
+                layer + 1,
+                source.depth,
+                lambda: {"hidden": hidden, "scores": scores, "changes": [c.sums() for c in changes]},
+            )
+    return torch.stack([s.cpu() for s in scores]), changes

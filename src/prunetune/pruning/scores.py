@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.criteria import Criterion, criterion, layer_criterion
 from prunetune.pruning.gradients import backward_by_layer
+from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
 from prunetune.pruning.ranking import rank
 from prunetune.pruning.statistics import (
@@ -153,6 +155,7 @@ def score(
     model_sha: str = "",
     data_sha: str = "",
     progress: Callable[[int, int], None] | None = None,
+    halfway: Halfway | None = None,
 ) -> Scores:
     """Score every neuron and every layer of a model on the given sequences, in one pass.
 
@@ -167,6 +170,7 @@ def score(
         model_sha: Recorded in the result.
         data_sha: Recorded in the result.
         progress: Called with (batches done, batches in all).
+        halfway: Where an earlier start may have left off, and where this one may.
 
     Raises:
         NotFinite: Activations, gradients or weights of a layer are NaN or infinite.
@@ -174,10 +178,12 @@ def score(
     chosen = criterion(neuron_criterion)
     family = family_of(model.config)
     if chosen.needs == "moments":
-        neurons, changes = rank(model, batches, chosen, layers_by=layers_by, seed=seed, progress=progress)
+        neurons, changes = rank(
+            model, batches, chosen, layers_by=layers_by, seed=seed, progress=progress, halfway=halfway
+        )
     else:
         walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
-        walk.run(batches, progress)
+        walk.run(batches, progress, halfway)
         neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
         changes = walk.changes
     reduced = chosen.needs in ("activations", "gradients") and not chosen.reduce
@@ -210,15 +216,37 @@ class _Walk:
         self.last = torch.zeros(0, dtype=torch.int64)  # flat place of each sample's last real token
         self.tokens = 0
 
-    def run(self, batches: Sequence[Batch], progress: Callable[[int, int], None] | None) -> None:
+    def run(
+        self, batches: Sequence[Batch], progress: Callable[[int, int], None] | None, halfway: Halfway | None = None
+    ) -> None:
+        before = self._restore(halfway.found(self.model.device)) if halfway else 0
         with ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
                 for handle in self._hooks(i, layer):
                     hooks.callback(handle.remove)
-            for done, batch in enumerate(batches, start=1):
+            for done, batch in enumerate(batches[before:], start=before + 1):
                 self._batch({k: v.to(self.model.device) for k, v in batch.items()})
                 if progress:
                     progress(done, len(batches))
+                if halfway:
+                    halfway.reached(done, len(batches), partial(self._state, done))
+
+    def _state(self, done: int) -> dict[str, Any]:
+        """What a later start goes on from."""
+        gathered = [vars(s) for s in (*self.stats, *self.up_votes)]
+        changes = [c.sums() for c in self.changes]
+        return {"done": done, "tokens": self.tokens, "gathered": gathered, "changes": changes}
+
+    def _restore(self, state: dict[str, Any] | None) -> int:
+        """Take up what an earlier start gathered; how many batches that were."""
+        if state is None:
+            return 0
+        for statistic_, values in zip((*self.stats, *self.up_votes), state["gathered"], strict=True):
+            vars(statistic_).update(values)
+        for change, sums in zip(self.changes, state["changes"], strict=True):
+            change.total, change.top, change.tokens = sums
+        self.tokens = state["tokens"]
+        return int(state["done"])
 
     def _hooks(self, i: int, layer: nn.Module) -> list[Any]:
         handles = [layer.register_forward_hook(self._layer_hook(i), with_kwargs=True)]

@@ -202,3 +202,7 @@ class LayerChange:
     def mean(self) -> float:
         """Mean over all tokens seen."""
         return self.total / max(self.tokens, 1)
+
+    def sums(self) -> tuple[float, float, int]:
+        """All that is gathered, in the order of the fields."""
+        return self.total, self.top, self.tokens

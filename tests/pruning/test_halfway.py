@@ -1,0 +1,128 @@
+"""Killed in scoring, ranking or compensation: the next start goes on, repeats a tenth at most, and ends bit for bit the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import tiny_model
+
+from prunetune.common.files import mark
+from prunetune.pruning import halfway
+from prunetune.pruning.compensate import compensate
+from prunetune.pruning.halfway import SHARE, Halfway
+from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.scores import score
+
+DEPTH = 20
+PLANS = {
+    "neurons": PrunePlan(model_sha="", depth=DEPTH, width=16, drop_neurons={i: (1, 5, 7) for i in range(DEPTH)}),
+    "layers too": PrunePlan(
+        model_sha="",
+        depth=DEPTH,
+        width=16,
+        drop_layers=(2, 9),
+        drop_neurons={i: (1, 5) for i in range(DEPTH) if i not in (2, 9)},
+    ),
+}
+
+
+class Killed(Exception):
+    """What a test raises in the middle."""
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    mark(tmp_path, "run")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("llama", num_hidden_layers=DEPTH, hidden_size=16, intermediate_size=16, head_dim=4)
+
+
+def batch(seed: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[0, -seed % 5 - 1 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+BATCHES = [batch(i) for i in range(DEPTH)]
+
+
+def killed_and_again(work: Callable[..., Any], path: Path, seed: int) -> tuple[Any, int, int, int]:
+    """(the result, units done when it was killed, the first that the second start told as done, all)."""
+    state, told = Halfway(path, "key"), list[tuple[int, int]]()
+    moment = random.Random(seed).uniform(0.15, 0.95)
+
+    def kill(done: int, total: int) -> None:
+        told.append((done, total))
+        if done >= moment * total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        work(halfway=state, progress=kill)
+    before, total = told[-1]
+    told.clear()
+    result = work(halfway=Halfway(path, "key"), progress=lambda done, total: told.append((done, total)))
+    return result, before, told[0][0], total
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("criterion", ["greedy", "contribution", "activation", "ptl_vote", "taylor"])
+def test_scores(criterion: str, seed: int, model: Any, at: Path) -> None:
+    def work(**more: Any) -> Any:
+        return score(model, BATCHES, neuron_criterion=criterion, **more)
+
+    straight = work()
+    found, before, first, total = killed_and_again(work, at / ".scores.half", seed)
+    assert before - first <= total / SHARE + total / DEPTH, "a tenth, and the unit that was under way"
+    for name in ("neurons", "layers", "layers_max"):
+        assert torch.equal(getattr(found, name), getattr(straight, name))
+    assert found.tokens == straight.tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("plan", PLANS)
+def test_compensation(plan: str, seed: int, model: Any, at: Path) -> None:
+    def work(**more: Any) -> Any:
+        return compensate(model, PLANS[plan], BATCHES[:4], held_out=BATCHES[4:6], **more)
+
+    straight = work()
+    found, before, first, total = killed_and_again(work, at / ".patch.half", seed)
+    assert before - first <= total / SHARE + total / DEPTH
+    assert found.fits == straight.fits and found.tokens == straight.tokens
+    assert found.tensors.keys() == straight.tensors.keys()
+    assert all(torch.equal(t, straight.tensors[n]) for n, t in found.tensors.items())
+
+
+def test_what_is_not_to_be_taken_up(at: Path) -> None:
+    """Another key, a flipped byte, a file cut short, none at all."""
+    path = at / ".x.half"
+    assert Halfway(path, "key").found() is None
+    Halfway(path, "key").reached(5, 10, lambda: {"x": torch.arange(3)})
+    assert Halfway(path, "other").found() is None
+    found = Halfway(path, "key").found()
+    assert found is not None and found["x"].tolist() == [0, 1, 2]
+    raw = path.read_bytes()
+    for harmed in (raw[:-9], raw[:-50] + bytes([raw[-50] ^ 1]) + raw[-49:], b"", b"[]\n", b"{}\n"):
+        path.write_bytes(harmed)
+        assert Halfway(path, "key").found() is None
+    Halfway(path, "key").clear()
+    assert not path.exists()
+
+
+def test_quick_work_writes_nothing(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Halfway(at / ".x.half", "key")
+    state.reached(10, 10, dict)  # the end: its result is written
+    state.reached(1, 100, dict)  # less than a tenth
+    monkeypatch.setattr(halfway, "SECONDS", 5.0)
+    state.reached(50, 100, dict)
+    assert not state.path.exists()
