@@ -113,7 +113,7 @@ def _spaced(lines: list[str]) -> Iterator[tuple[bool, str]]:
 
 
 def messages(source: Path = ROOT / "src" / "prunetune") -> dict[str, list[tuple[str, str]]]:
-    """Error class -> (message, fix) of every place in the source that makes one; `…` is what is filled in.
+    """Error class -> (message, fix or what is valid) of every place in the source that makes one; `…` is what is filled in.
 
     Args:
         source: The package's folder.
@@ -126,7 +126,8 @@ def messages(source: Path = ROOT / "src" / "prunetune") -> dict[str, list[tuple[
                 name = node.func.id if isinstance(node.func, ast.Name) else ""
                 said = _text(node.args[-1] if name == "MissingExtra" else node.args[0])
                 if name in found and said:
-                    fix = next((_text(k.value) for k in node.keywords if k.arg == "fix"), "")
+                    given = {k.arg: _text(k.value) for k in node.keywords}
+                    fix = given.get("fix") or (f"valid: {given['valid']}" if given.get("valid") else "")
                     what = {
                         "UnknownName": "unknown {}",
                         "MissingExtra": "{} needs the package …, which is not installed",
@@ -153,7 +154,8 @@ def table(said: list[tuple[str, str]]) -> str:
         return ""
 
     def cell(text: str) -> str:
-        return " ".join(re.sub(r"([|\\`*_{}\[\]<>#])", r"\\\1", text).split())
+        parts = re.split(r"(`[^`|]*`)", " ".join(text.split()))
+        return "".join(p if p[:1] == "`" else re.sub(r"([|\\`*_{}\[\]<>#])", r"\\\1", p) for p in parts)
 
     rows = "\n".join(f"| {cell(what)} | {cell(fix)} |" for what, fix in said)
     return f"| message | what to do |\n| --- | --- |\n{rows}\n"
