@@ -69,7 +69,7 @@ def test_flops_a_question(tmp_path):
 def test_leaks(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"question": "2+2", "answer": "4"}\n{"question": "3+5", "answer": "8"}\n')
     task = build_task(TaskConfig(name="t", path=str(tmp_path / "r.jsonl"), verifier="number"))
-    found = leaks([Example("2+2", "", "s"), Example("9+9", "", "s")], [task])["t"]
+    found = leaks([[Example("2+2", "", "s")], [Example("9+9", "", "s")]], [task])["t"]
     assert (found.exact, found.digits, found.questions) == (1, 2, 2)
 
 

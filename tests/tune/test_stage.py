@@ -67,7 +67,7 @@ def test_replay_takes_its_share_and_its_own_part(place: Path, tmp_path: Path) ->
     own = [Example("q", str(i), "own") for i in range(48)]
     mixed, later = with_replay(own, first), with_replay(own, second)
     assert len(mixed) == 64 and [e for e in mixed if e.source == "own"] == own
-    general = [e for e in mixed + later if e.source != "own"]
+    general = [e for e in (*mixed, *later) if e.source != "own"]
     assert len(general) == 32 == len({e.answer for e in general}), "no general text twice"
     assert sum(e.source == "own" for e in mixed[:32]) == 24
     result = run_job(first)

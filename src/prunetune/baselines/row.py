@@ -115,7 +115,7 @@ def conclude(context: Context, run: RunFolder, stage: StageRecord, **more: str) 
 
     Latency is measured in turns with the original, if the recipe wants it.
     """
-    used = [e for s in run.stages for e in context.stream.take(*known(s.samples, "samples"))]
+    used = [context.stream.take(*known(s.samples, "samples")) for s in run.stages]
     timings = latency(context, run, run.folder(stage.name) / "tuned")
     found = leaks(used, context.tasks, run.folder("original"))
     summary = summarise(context.recipe, run, stage, timings, found).model_copy(update=more)

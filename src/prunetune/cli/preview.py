@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check_inputs(recipe: Recipe) -> None:
     """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
-    from prunetune.data.stream import read_source
+    from prunetune.data.stream import load_stream
     from prunetune.errors import OutOfReach
     from prunetune.tasks.registry import build_judge, build_task
 
@@ -29,16 +29,17 @@ def check_inputs(recipe: Recipe) -> None:
             build_task(task)
         elif task.verifier is not None:
             build_judge(task)
+    local = all(s.type in ("file", "demo") for s in recipe.data)
     for source in _sources(recipe):
-        if source.type == "file":
-            read_source(source)
-    if all(s.type in ("file", "demo") for s in recipe.data):
-        rows = {(e.before, e.question, e.answer) for s in recipe.data for e in read_source(s)}
+        if source.type == "file" and not (local and source in recipe.data):
+            load_stream([source], recipe.seed)
+    if local:
+        rows = len(load_stream(recipe.data, recipe.seed))
         reserved = recipe.score.samples + recipe.score.held_out
-        if len(rows) <= reserved:
+        if rows <= reserved:
             raise OutOfReach(
                 "scoring and held-out loss would use up all the data",
-                value=f"{len(rows)} different sequences",
+                value=f"{rows} different sequences",
                 valid=f"more than {reserved} (score.samples + score.held_out)",
                 fix="more data, or a smaller score.samples",
             )

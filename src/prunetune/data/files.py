@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from prunetune.data.decode import check_file
 from prunetune.data.fields import Row, unknown_column
@@ -19,7 +21,7 @@ from prunetune.data.folders import folder_rows
 from prunetune.data.formats import reader_of
 from prunetune.errors import DataError
 
-__all__ = ["Row", "expand_path", "hub_rows", "open_rows", "pick", "read_rows", "unknown_column"]
+__all__ = ["Row", "expand_path", "hub_rows", "hub_version", "open_rows", "pick", "read_rows", "unknown_column"]
 
 
 def expand_path(text: str) -> Path:
@@ -70,24 +72,54 @@ def hub_rows(
     columns: Mapping[str, str] | None,
     limit: int | None,
     data_dir: str | None = None,
-) -> list[Row]:
-    """All rows of one split of a hub data set as `{wanted name: value}`. Without `columns`: as they are."""
+) -> Iterable[Row]:
+    """The rows of one split of a hub data set as `{wanted name: value}`. Without `columns`: as they are.
+
+    Where a `limit` is given, they are streamed: no more of the data set is fetched than they take. Else it is fetched
+    once, kept by `datasets` as an Arrow file, and read from there.
+    """
     import datasets
 
+    where = f"{name} (config {config}, split {split})"
+    streaming = limit is not None and not datasets.config.HF_HUB_OFFLINE
+    with _hub_errors(where):
+        rows: Any = datasets.load_dataset(name, config, split=split, data_dir=data_dir, streaming=streaming)
+    if limit is not None:
+        rows = rows.take(limit)
+    have = rows.column_names
+    missing = [c for c in (columns or {}).values() if have is not None and c not in have]
+    if missing:
+        raise unknown_column(missing[0], have, name)
+    if columns is not None and have is not None:
+        rows = rows.select_columns(list(dict.fromkeys(columns.values())))
+    return _picked(rows, columns, name, where)
+
+
+def _picked(rows: Iterable[Row], columns: Mapping[str, str] | None, name: str, where: str) -> Iterator[Row]:
+    with _hub_errors(where):
+        yield from (pick(row, columns, f"{name}, row {i}") for i, row in enumerate(rows, start=1))
+
+
+@contextmanager
+def _hub_errors(where: str) -> Iterator[None]:
     try:
-        rows = datasets.load_dataset(name, config, split=split, data_dir=data_dir)
+        yield
     except (OSError, ValueError, RuntimeError) as e:
         raise DataError(
             f"the hub data set cannot be loaded ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})",
-            value=f"{name} (config {config}, split {split})",
+            value=where,
             fix="check name, config, split and network, or use local files: type: file, path: …",
         ) from e
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    missing = [c for c in (columns or {}).values() if c not in rows.column_names]
-    if missing:
-        raise unknown_column(missing[0], rows.column_names, name)
-    return [pick(row, columns, f"{name}, row {i}") for i, row in enumerate(rows, start=1)]
+
+
+def hub_version(name: str, config: str | None, data_dir: str | None) -> str | None:
+    """What names the content of a hub data set as it is now, or as it is cached; None if that is not known."""
+    import datasets
+
+    try:
+        return str(datasets.load_dataset_builder(name, config, data_dir=data_dir).hash or "") or None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def pick(row: Row, columns: Mapping[str, str] | None, where: str) -> Row:

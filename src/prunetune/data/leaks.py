@@ -30,17 +30,20 @@ class Overlap:
 
 def overlap(train: Iterable[Example], questions: Iterable[str]) -> Overlap:
     """Leak check between training samples and evaluation questions."""
-    kinds: tuple[Callable[[str], str], ...] = (str, _normal, _masked)
-    seen: tuple[set[str], ...] = (set(), set(), set())
-    for example in train:
-        asked_before = [text for role, text in example.before if role == "user"]
-        for text in [example.question or example.answer, *asked_before]:
-            for known, form in zip(seen, kinds, strict=True):
-                known.add(form(text))
     asked = list(questions)
-    found = [[q for q in asked if form(q) in known] for known, form in zip(seen, kinds, strict=True)]
-    shown = list(dict.fromkeys(q for hits in found for q in hits))[:5]
-    return Overlap(len(found[0]), len(found[1]), len(found[2]), tuple(shown), len(asked))
+    kinds: tuple[Callable[[str], str], ...] = (str, _normal, _masked)
+    forms = [[form(q) for q in asked] for form in kinds]
+    open_ = [set(texts) for texts in forms]
+    for example in train:
+        before = [text for role, text in example.before if role == "user"]
+        for text in [example.question or example.answer, *before]:
+            for left, form in zip(open_, kinds, strict=True):
+                if left:
+                    left.discard(form(text))
+    hits = [[q for q, text in zip(asked, texts, strict=True) if text not in left]
+            for texts, left in zip(forms, open_, strict=True)]  # fmt: skip
+    shown = list(dict.fromkeys(q for found in hits for q in found))[:5]
+    return Overlap(len(hits[0]), len(hits[1]), len(hits[2]), tuple(shown), len(asked))
 
 
 def _normal(text: str) -> str:

@@ -85,7 +85,7 @@ class Context:
     @cached_property
     def held_out(self) -> list[Example]:
         """Sequences for the loss after pruning and after recovery."""
-        return self.stream.take(self.recipe.score.samples, self.reserved)
+        return list(self.stream.take(self.recipe.score.samples, self.reserved))
 
     @cached_property
     def guarded(self) -> list[Batch]:

@@ -8,7 +8,7 @@ Deciding is elsewhere (`decide.decide`, `schedule.next_step`, `plan.make_plan`);
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prunetune.common.files import once, remove, write_json
@@ -134,8 +134,8 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
         _measure_all(context, run, case.current, final)
         case = case_of(context, run)
     timings = latency(context, run, final) if case.accepted else None
-    examples = [e for s in case.stages for e in context.stream.take(*known(s.samples, "samples"))]
-    leaked = leaks([*examples, *own_examples(context, case)], context.tasks, run.folder("original"))
+    trained = [context.stream.take(*known(s.samples, "samples")) for s in case.stages]
+    leaked = leaks([*trained, *own_examples(context, case)], context.tasks, run.folder("original"))
     for task, found in leaked.items():
         if found.normalised:
             seen = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
@@ -160,10 +160,10 @@ def _measure_all(context: Context, run: RunFolder, stage: StageRecord, final: Pa
     once(at / FULL, {"model": sha, "evaluate": context.recipe.evaluate.model_dump(mode="json")}, make)
 
 
-def own_examples(context: Context, case: Case) -> list[Example]:
+def own_examples(context: Context, case: Case) -> list[Sequence[Example]]:
     """What methods with data of their own have trained on."""
     recipe, stages = context.recipe, case.stages
-    return [e for i, stream in context.own.items() for e in stream.take(0, used(recipe, stages, i)[0])]
+    return [stream.take(0, used(recipe, stages, i)[0]) for i, stream in context.own.items()]
 
 
 def _measured_on_less(context: Context, stage: StageRecord) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -29,21 +30,21 @@ from prunetune.schedule.wanted import SMALLEST, bytes_of
 from prunetune.tasks.registry import Task
 
 
-def leaks(used: Iterable[Example], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Leak]:
+def leaks(used: Sequence[Sequence[Example]], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Leak]:
     """Evaluation questions that also occur in the recovery data, by task.
 
     Args:
-        used: What was trained on.
+        used: What was trained on, part after part.
         tasks: What is measured. A perplexity asks nothing, so it has no entry.
         measured: Folder of a stage that was measured: the questions of lm-eval's tasks are read from its samples.
     """
-    examples, found = list(used), {}
+    found = {}
     for task in tasks:
         questions = [p.question for p in task.problems]
         if task.harness is not None and measured is not None:
             questions = [s.question for s in read_samples(measured, task.name).values()]
         if questions:
-            found[task.name] = Leak.model_validate(asdict(overlap(examples, questions)))
+            found[task.name] = Leak.model_validate(asdict(overlap(chain.from_iterable(used), questions)))
     return found
 
 

@@ -35,7 +35,7 @@ def asked(config: TaskConfig, file: str, hub: tuple[str, str | None]) -> Task:
     """A task of rows with question and answer, from a file or the hub, each reference fit for its verifier."""
     judge = judged(config, ())
     if config.path is None:
-        where, rows = f"{hub[0]}, test", hub_rows(*hub, "test", columns=None, limit=None)
+        where, rows = f"{hub[0]}, test", list(hub_rows(*hub, "test", columns=None, limit=None))
     else:
         where, rows = rows_of(config.path, file)
     found = problems_of(config.name, rows, config.columns, where)

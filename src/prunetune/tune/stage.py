@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
     )
 
 
-def _own_examples(job: TuneJob) -> list[Example]:
+def _own_examples(job: TuneJob) -> Sequence[Example]:
     own = take(load_stream(job.sources, job.data_seed), job)
     if not own:
         raise TuneError(
@@ -100,7 +100,7 @@ def _own_examples(job: TuneJob) -> list[Example]:
     return own
 
 
-def take(stream: Stream, job: TuneJob) -> list[Example]:
+def take(stream: Stream, job: TuneJob) -> Sequence[Example]:
     """The step's own part of the stream, ended by the method's budget in samples if the job names no end."""
     end = len(stream) if job.end is None else job.end
     if job.end is None and job.method.samples is not None:
@@ -108,7 +108,7 @@ def take(stream: Stream, job: TuneJob) -> list[Example]:
     return stream.take(min(job.start, end), end)
 
 
-def with_replay(own: list[Example], job: TuneJob) -> list[Example]:
+def with_replay(own: Sequence[Example], job: TuneJob) -> Sequence[Example]:
     """The step's own examples with general text spread evenly among them; no text is replayed twice in a run."""
     replay = job.method.replay
     if replay is None:
@@ -116,13 +116,29 @@ def with_replay(own: list[Example], job: TuneJob) -> list[Example]:
     ratio = replay.share / (1 - replay.share)
     first = round(job.start * ratio)
     count = max(1, round(len(own) * ratio))
-    general = load_stream(replay.sources, job.data_seed).take(first, first + count)
-    whole = len(own) + count
-    mixed: list[Example] = []
-    for i in range(whole):
-        take_own = _own_among(i + 1, len(own), whole) > _own_among(i, len(own), whole)
-        mixed.append(own[_own_among(i, len(own), whole)] if take_own else general[i - _own_among(i, len(own), whole)])
-    return mixed
+    return _Mixed(own, load_stream(replay.sources, job.data_seed).take(first, first + count))
+
+
+class _Mixed(Sequence[Example]):
+    """Two sequences spread evenly, read as they are asked for."""
+
+    def __init__(self, own: Sequence[Example], general: Sequence[Example]) -> None:
+        self.own, self.general = own, general
+
+    def __len__(self) -> int:
+        return len(self.own) + len(self.general)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        before, after = (_own_among(i, len(self.own), len(self)) for i in (index, index + 1))
+        return self.own[before] if after > before else self.general[index - before]
 
 
 def _own_among(used: int, own: int, whole: int) -> int:

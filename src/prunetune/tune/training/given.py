@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ class Stage:
     job: TuneJob
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    examples: list[Example]
+    examples: Sequence[Example]
     device: torch.device
     seed: int
     progress: Progress | None
