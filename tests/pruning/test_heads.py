@@ -170,7 +170,7 @@ def test_long_rope_of_phi3_has_as_many_factors_as_its_class_expects() -> None:
     ("changes", "says"),
     [
         ({"drop": {"heads": {0: (0,)}}, "sizes": SIZES}, "same number of heads"),
-        ({"drop": {"heads": {i: (0,) for i in range(4)}}}, "does not say how many heads"),
+        ({"drop": {"heads": {i: (0,) for i in range(4)}}}, "does not say how many"),
         ({"drop": {"heads": {i: (0, 1, 2, 3) for i in range(4)}}, "sizes": SIZES}, "no key/value group"),
         ({"drop": {"heads": {i: (4,) for i in range(4)}}, "sizes": SIZES}, "outside 0..3"),
         ({"drop": {"query_heads": {i: (0,) for i in range(4)}}, "sizes": SIZES}, "in each of its heads"),

@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 from prunetune.common.device import native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.finite import broken_weights, is_finite
+from prunetune.pruning.blocks.fold import fold_blocks
 from prunetune.pruning.cut import check_shape, cut_tensor
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
@@ -89,7 +90,7 @@ def compensate(
     _check(source, target, batches, held_out)
     auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
     stream = auto if target == "auto" else target == "stream"
-    if not plan.drop_neurons and not (stream and plan.drop_layers):
+    if not plan.drop_neurons and not plan.drop and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0, plan.sha)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         return _compensate(
@@ -126,20 +127,26 @@ def _compensate(
         one = one_layer(source, layer)
         kept = layer in plan.kept_layers
         intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
+        intact = intact and not (stream and plan.drop)
         if truth is not None:
             truth = [forward(one, h, m) for h, m in zip(truth, masks, strict=True)]
+        streams = _Streams(hidden, masks, truth, len(batches))
+        if kept and plan.drop:
+            patch, more = _fold_blocks(one, source, plan, layer, streams, ridges)
+            tensors |= patch
+            fits += more
         if kept and not intact:
-            streams = _Streams(hidden, masks, truth, len(batches))
-            start = next((f.ridge for f in reversed(fits) if f.ridge), None)
+            start = next((f.ridge for f in reversed(fits) if f.ridge and not f.readout), None)
             found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
             patch = _patch(one, source, plan, layer, found)
             tensors |= patch
             fits.append(LayerFit(layer, found.ridge, found.before, found.after))
-            _cut(one, source, plan, layer, patch)
+            _cut(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, patch)
             if layer != plan.kept_layers[-1]:
                 hidden = [h.whole(one, source) for h in halves]
         elif kept and layer != plan.kept_layers[-1]:
-            hidden = truth or [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
+            unchanged = truth if not plan.drop else None
+            hidden = unchanged or [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
         if progress:
             progress(layer + 1, source.depth)
         if halfway:
@@ -156,7 +163,7 @@ def _state(
     hidden: list[Tensor], truth: list[Tensor] | None, tensors: dict[str, Tensor], fits: Sequence[LayerFit], after: int
 ) -> dict[str, Any]:
     """What the walk goes on from at layer `after`."""
-    told = [(f.layer, f.ridge, f.before, f.after) for f in fits]
+    told = [(f.layer, f.ridge, f.before, f.after, f.readout) for f in fits]
     return {"hidden": hidden, "truth": truth, "tensors": tensors, "fits": told, "next": after}
 
 
@@ -245,6 +252,30 @@ def _fit(
             again = left < 0 or not apart
             halves.append(_Half(hidden, real, None if again else seen.rest, None if again else stay))
     return fold(sums[0].finish(), sums[1].finish(), ridges, start), halves
+
+
+def _fold_blocks(
+    one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, streams: _Streams, ridges: Sequence[float]
+) -> tuple[dict[str, Tensor], list[LayerFit]]:
+    """Cut and make up for the readouts of other axes than neurons (heads), before the FFN sees what they give."""
+    names = source.names[layer]
+    folded = fold_blocks(
+        one.block,
+        source.family,
+        float(getattr(source.config, "rms_norm_eps", 0.0)),
+        plan,
+        layer,
+        run=lambda i: forward(one, streams.hidden[i], streams.masks[i]),
+        masks=streams.masks,
+        calibration=streams.calibration,
+        ridges=ridges,
+        stored=lambda suffix: source.stored(names[suffix]),
+    )
+    tensors = {names[f"{f.readout}.{name}"]: tensor for f in folded for name, tensor in f.tensors.items()}
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise broken_weights(f"layer {layer}'s patch", name, tensor)
+    return tensors, [LayerFit(layer, f.found.ridge, f.found.before, f.found.after, f.readout) for f in folded]
 
 
 def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:

@@ -11,6 +11,10 @@
     random        a seeded permutation                                                    a control
     ptl_vote      the authors' published rule (signed, last token, lowest indices)        method, section 7
 
+Of heads (blocks B of the columns of `o_proj`, whose input is x; blocks.py) it is the same of the block: ||x_B|| for
+activation, ||W_B x_B|| for contribution and wanda, |sum of x_B * dL/dx_B| for taylor, the error of a block for leverage
+and greedy, all weights for magnitude.
+
 a [tokens, width] is the input of `down_proj`. To add a criterion, add one entry to CRITERIA;
 from another package, an entry point `criterion.NAME` (common/plugins.py). Nothing here imports torch: recipes are read
 quickly.
@@ -23,18 +27,34 @@ quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from prunetune.common.plugins import lookup
+from prunetune.common.plugins import joined, lookup
+from prunetune.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunetune.pruning.blocks.units import Blocks
     from prunetune.pruning.statistics import Neurons
 
 Needs = Literal["activations", "gradients", "votes", "moments", "weights"]
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """What a criterion says of units that are blocks of a readout's columns.
+
+    Attributes:
+        value: (what `needs` names [tokens, columns], the units) -> a number for each token and unit, which is then
+            reduced over tokens; None: it needs no pass, or moments.
+        finish: (C or None, the units, layer index, seed) -> score; None: the statistic of `value` as it is.
+    """
+
+    value: Callable[[Tensor, Blocks], Tensor] | None = None
+    finish: Callable[[Tensor | None, Blocks, int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,18 +66,23 @@ class Criterion:
             (C = E[a a^T], [width, width]), `weights` (no pass).
         finish: (statistic over tokens, C, or None; weights; layer index; seed) -> score.
         reduce: The statistic over tokens; None lets the recipe choose.
+        blocks: The same for units that are blocks of columns (heads); None: it is one of neurons alone.
     """
 
     needs: Needs
     finish: Callable[[Tensor | None, Neurons, int, int], Tensor]
     reduce: str | None = None
+    blocks: Blockwise | None = None
 
 
-def known(stat: Tensor | None) -> Tensor:
-    """The statistic that a criterion needs, which is there."""
-    if stat is None:
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """What a criterion needs, which is there."""
+    if value is None:
         raise ValueError("this criterion needs a pass over the data")
-    return stat
+    return value
 
 
 def _as_it_is(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Tensor:
@@ -66,6 +91,47 @@ def _as_it_is(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> T
 
 def _times_down(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Tensor:
     return known(stat) * weights.down_norm()
+
+
+def _block_norms(x: Tensor, blocks: Blocks) -> Tensor:
+    from prunetune.pruning.blocks.units import norms
+
+    return norms(x, blocks)
+
+
+def _block_outputs(x: Tensor, blocks: Blocks) -> Tensor:
+    from prunetune.pruning.blocks.units import outputs
+
+    return outputs(x, blocks)
+
+
+def _block_sums(x: Tensor, blocks: Blocks) -> Tensor:
+    from prunetune.pruning.blocks.units import sums
+
+    return sums(x, blocks)
+
+
+def _block_leverage(stat: Tensor | None, blocks: Blocks, layer: int, seed: int) -> Tensor:
+    from prunetune.pruning.blocks.units import leverage
+
+    return leverage(known(stat), blocks)
+
+
+def _block_greedy(stat: Tensor | None, blocks: Blocks, layer: int, seed: int) -> Tensor:
+    from prunetune.pruning.blocks.units import greedy
+
+    return greedy(known(stat), blocks)
+
+
+def _block_magnitude(stat: Tensor | None, blocks: Blocks, layer: int, seed: int) -> Tensor:
+    return blocks.squares.sqrt()
+
+
+def _block_random(stat: Tensor | None, blocks: Blocks, layer: int, seed: int) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(1_000_003 * seed + layer)
+    return torch.rand(blocks.units, generator=generator)
 
 
 def _magnitude(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Tensor:
@@ -92,21 +158,35 @@ def _greedy(stat: Tensor | None, weights: Neurons, layer: int, seed: int) -> Ten
 
 
 CRITERIA: dict[str, Criterion] = {
-    "contribution": Criterion("activations", _times_down),
-    "activation": Criterion("activations", _as_it_is, reduce="max"),
-    "wanda": Criterion("activations", _times_down, reduce="rms"),
-    "taylor": Criterion("gradients", _as_it_is, reduce="mean"),
+    "contribution": Criterion("activations", _times_down, blocks=Blockwise(_block_outputs)),
+    "activation": Criterion("activations", _as_it_is, reduce="max", blocks=Blockwise(_block_norms)),
+    "wanda": Criterion("activations", _times_down, reduce="rms", blocks=Blockwise(_block_outputs)),
+    "taylor": Criterion("gradients", _as_it_is, reduce="mean", blocks=Blockwise(_block_sums)),
     "ptl_vote": Criterion("votes", _as_it_is),
-    "leverage": Criterion("moments", _leverage),
-    "greedy": Criterion("moments", _greedy),
-    "magnitude": Criterion("weights", _magnitude),
-    "random": Criterion("weights", _random),
+    "leverage": Criterion("moments", _leverage, blocks=Blockwise(finish=_block_leverage)),
+    "greedy": Criterion("moments", _greedy, blocks=Blockwise(finish=_block_greedy)),
+    "magnitude": Criterion("weights", _magnitude, blocks=Blockwise(finish=_block_magnitude)),
+    "random": Criterion("weights", _random, blocks=Blockwise(finish=_block_random)),
 }
 
 
 def criterion(name: str) -> Criterion:
     """The entry of CRITERIA or of a plugin, or UnknownName with the nearest names."""
     return lookup("criterion", CRITERIA, name, "neuron criterion")
+
+
+def blockwise(name: str, axes: Iterable[str]) -> Blockwise | None:
+    """What a criterion says of the units of these axes; None where there are none. UnknownName if it says nothing."""
+    asked, found = list(axes), criterion(name).blocks
+    if asked and found is None:
+        able = [n for n, entry in {**CRITERIA, **joined("criterion", {})}.items() if entry.blocks is not None]
+        raise RecipeError(
+            f"this criterion is one of neurons alone and says nothing of {', '.join(asked)}",
+            value=name,
+            valid=", ".join(able),
+            fix="another score.criterion, or no " + ", ".join(asked),
+        )
+    return found if asked else None
 
 
 # --------------------------------------------------------------------------------------------------- layer criteria

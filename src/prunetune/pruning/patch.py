@@ -30,12 +30,15 @@ class LayerFit:
         ridge: The chosen one, relative to the mean of C_kk's diagonal; None: no ridge helped, the layer is only cut.
         before: Error of plain pruning.
         after: Error of what was done; never above `before`.
+        readout: The matrix that was changed, by its name in the layer; empty: `down_proj`. Of `o_proj` the errors are
+            relative to the attention's output.
     """
 
     layer: int
     ridge: float | None
     before: float
     after: float
+    readout: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from prunetune.common.files import json_sha, write_json
 from prunetune.common.reading import read_model
 from prunetune.errors import NotFinite, OutOfReach, PlanError, shown
 from prunetune.models.axes import axes, axis_of
+from prunetune.pruning.blocks.choose import Others
 
 MOST_LAYERS, MOST_NEURONS = 10_000, 10_000_000
 """Some hundred times the deepest and the widest model there is."""
@@ -86,7 +87,7 @@ class PrunePlan(BaseModel):
         if unknown := {*self.drop, *self.sizes} - set(axes()):
             raise ValueError(f"{shown(min(unknown))} is no axis; there are {', '.join(axes())}")
         for name in self.drop:
-            if lost := {name, axis_of(name).within or name} - set(self.sizes):
+            if lost := set(axis_of(name).counts) - set(self.sizes):
                 raise ValueError(f"sizes does not say how many {min(lost)} the model has")
         for name in ("neurons", *self.drop):
             self._check_units(name)
@@ -212,8 +213,9 @@ def make_plan(
     period: int = 1,
     protected: Sequence[Row] | None = None,
     protect_share: float = 0.0,
+    others: Others | None = None,
 ) -> PrunePlan:
-    """The plan that removes the lowest scores: counts of neurons in every layer, and of layers. Pure.
+    """The plan that removes the lowest scores: counts of neurons in every layer, of layers, of other axes' units. Pure.
 
     Args:
         neurons: Neuron scores, [layers][width]; low = redundant.
@@ -226,6 +228,7 @@ def make_plan(
             (`families.period_of`); 1: each alone.
         protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
         protect_share: That share of the current width.
+        others: What goes of other axes, and its scores.
 
     Raises:
         OutOfReach: So many cannot go. NotFinite: A score is NaN or infinite, which has no order.
@@ -250,7 +253,17 @@ def make_plan(
                 )
             row = neurons[i]
             drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
-    return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop)
+    more = _others(others, [i for i in range(depth) if i not in drop_layers])
+    return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop, **more)
+
+
+def _others(others: Others | None, layers: Sequence[int]) -> dict[str, Any]:
+    """`sizes` and `drop` of a plan."""
+    if others is None:
+        return {}
+    for name, rows in others.scores.items():
+        _check_finite(rows, (), (), what=f"{name} scores")
+    return {"sizes": others.used, "drop": others.drops(layers)}
 
 
 def _runs(layers: Row, n_layers: int, period: int) -> list[int]:
@@ -299,9 +312,9 @@ def threshold_counts(
     return max(0, width - left), tuple(sorted(gone))
 
 
-def _check_finite(neurons: Sequence[Row], layers: Row, protected: Sequence[Row]) -> None:
+def _check_finite(neurons: Sequence[Row], layers: Row, protected: Sequence[Row], what: str = "neuron scores") -> None:
     """A sort by NaN is an arbitrary order, and `inf <= sigma` is false of a layer that nobody measured."""
-    kinds = (("neuron scores", neurons), ("layer score", [[x] for x in layers]), ("protected scores", protected))
+    kinds = ((what, neurons), ("layer score", [[x] for x in layers]), ("protected scores", protected))
     for kind, rows in kinds:
         for layer, row in enumerate(rows):
             if not all(map(math.isfinite, row)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError
+from prunetune.models.axes import shape_of
+from prunetune.pruning.blocks.units import own_axes
+from prunetune.pruning.blocks.walk import BlockMoments
 from prunetune.pruning.criteria import Criterion, layer_criterion
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import embed, one_layer, open_source
@@ -25,24 +29,40 @@ from prunetune.pruning.tap import Tap, at_real
 Batch = dict[str, Tensor]
 
 
+class Ranked(NamedTuple):
+    """What one walk through the layers tells.
+
+    Attributes:
+        neurons: A score for every neuron.
+        changes: How each layer changes the residual stream.
+        blocks: Axis -> a score for every unit of every layer, of the other axes that were asked for.
+    """
+
+    neurons: Float[Tensor, "layers width"]
+    changes: list[LayerChange]
+    blocks: dict[str, Float[Tensor, "layers units"]]
+
+
 def rank(
     model: PreTrainedModel | Path,
     batches: Sequence[Batch],
     chosen: Criterion,
-    *,
+    more: Sequence[str] = (),
     layers_by: str = "l2",
     seed: int = 0,
+    *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
-) -> tuple[Float[Tensor, "layers width"], list[LayerChange]]:
-    """(a score for every neuron, how each layer changes the residual stream), by a criterion that needs moments.
+) -> Ranked:
+    """Scores by a criterion that needs moments, and how each layer changes the residual stream.
 
     Args:
         model: The model, or its folder, whose layers are then read one by one.
         batches: {input_ids, attention_mask}; padded places never count.
         chosen: A criterion with `needs="moments"`.
+        more: Other axes whose units are scored in the same pass.
         layers_by: A name of `criteria.LAYER_CRITERIA`.
         seed: Handed to the criterion.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
@@ -58,30 +78,34 @@ def rank(
     if not sum(int(m.sum()) for m in masks):
         raise DataError("there are no tokens to score with", fix="raise the number of samples")
     change_of = layer_criterion(layers_by)
+    asked, values = own_axes(more), source.config.to_dict()
+    shape, eps = shape_of(values), float(values.get("rms_norm_eps") or 0)
     state = halfway.found(source.device) if halfway else None
     if state is None:
-        state = {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": []}
-    hidden, scores = state["hidden"], state["scores"]
+        state = {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": [], "others": []}
+    hidden, scores, others = state["hidden"], state["scores"], state["others"]
     changes = [LayerChange(change_of, *seen) for seen in state["changes"]]
     for layer in range(len(scores), source.depth):
         one, change = one_layer(source, layer), LayerChange(change_of)
         gram = Gram(source.config.intermediate_size, source.device)
-        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
+        blocks = BlockMoments(one.block, asked, source.family, eps)
+        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap, blocks:
             for i, real in enumerate(masks):
                 if progress:
                     progress(layer * len(masks) + i, source.depth * len(masks))
                 seen = tap.run(hidden[i], real)
                 gram.update(seen.weighted(at_real(seen.a, real)))
+                blocks.update(real)
                 change.update(at_real(hidden[i], real), at_real(seen.out, real))
                 hidden[i] = seen.out
             scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float())
+            others.append(blocks.scores(chosen, shape, layer, seed) if asked else {})
         changes.append(change)
         if progress:
             progress((layer + 1) * len(masks), source.depth * len(masks))
         if halfway:
-            halfway.reached(
-                layer + 1,
-                source.depth,
-                lambda: {"hidden": hidden, "scores": scores, "changes": [c.sums() for c in changes]},
-            )
-    return torch.stack([s.cpu() for s in scores]), changes
+            sums = [c.sums() for c in changes]
+            now = {"hidden": hidden, "scores": scores, "changes": sums, "others": others}
+            halfway.reached(layer + 1, source.depth, now.copy)
+    found = {axis.name: torch.stack([each[axis.name].cpu() for each in others]) for axis in asked}
+    return Ranked(torch.stack([s.cpu() for s in scores]), changes, found)

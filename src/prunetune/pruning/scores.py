@@ -14,28 +14,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, NotFinite
+from prunetune.models.axes import Axis, axes, shape_of
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
-from prunetune.pruning.criteria import Criterion, criterion, layer_criterion
+from prunetune.pruning.blocks.units import own_axes
+from prunetune.pruning.blocks.walk import BlockWalk
+from prunetune.pruning.criteria import Criterion, blockwise, criterion, layer_criterion
 from prunetune.pruning.gradients import backward_by_layer
 from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
 from prunetune.pruning.ranking import rank
 from prunetune.pruning.statistics import (
     LayerChange,
@@ -46,7 +47,7 @@ from prunetune.pruning.statistics import (
     statistic,
     vote_scores,
 )
-from prunetune.pruning.tensors import Shapes, read_tensors
+from prunetune.pruning.tensors import ScoresNote, check_shapes, read_tensors
 
 Batch = dict[str, Tensor]
 
@@ -64,6 +65,8 @@ class Scores:
         model_sha: `store.model_sha` of the model.
         data_sha: Hash of the sequences.
         tokens: Real tokens seen.
+        blocks: Axis -> the same for its units, if it was asked for (heads, query_heads: all those of a layer).
+        sizes: How many units the model has of those axes, and of those that they are in.
     """
 
     neurons: Float[Tensor, "layers width"]
@@ -74,20 +77,25 @@ class Scores:
     model_sha: str
     data_sha: str
     tokens: int
+    blocks: Mapping[str, Float[Tensor, "layers units"]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write as safetensors with the hashes as metadata."""
-        tensors = {"neurons": self.neurons, "layers": self.layers, "layers_max": self.layers_max}
+        tensors = {"neurons": self.neurons, "layers": self.layers, "layers_max": self.layers_max, **self.blocks}
         note = {k: getattr(self, k) for k in ("criterion", "layer_criterion", "model_sha", "data_sha", "tokens")}
+        note |= {"sizes": dict(self.sizes)} if self.sizes else {}
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"prunetune": json.dumps(note)})
 
     @staticmethod
     def read(path: Path) -> Scores:
         """Read back; BadCheckpoint if it is not a scores file."""
         fix = "make it anew with `prunetune score`"
-        note, tensors = read_tensors(path, _Note, "scores file", fix, _check_shapes)
+        note, tensors = read_tensors(path, ScoresNote, "scores file", fix, check_shapes)
         neurons, layers, layers_max = (tensors[name].float() for name in ("neurons", "layers", "layers_max"))
-        found = Scores(neurons, layers, layers_max, **note.model_dump())
+        blocks = {name: tensors[name].float() for name in tensors if name in axes()}
+        del blocks["neurons"], blocks["layers"]
+        found = Scores(neurons, layers, layers_max, **note.model_dump(), blocks=blocks)
         if (layer := found.not_finite()) is not None:
             raise NotFinite(
                 f"the scores of layer {layer} are NaN or infinite, so no plan can be made from them",
@@ -98,32 +106,8 @@ class Scores:
 
     def not_finite(self) -> int | None:
         """The first layer with a score that is NaN or infinite; None: all are numbers."""
-        kinds = (self.neurons, self.layers, self.layers_max)
+        kinds = (self.neurons, self.layers, self.layers_max, *self.blocks.values())
         return next((i for i in range(len(self.layers)) if not all(is_finite(x[i]) for x in kinds)), None)
-
-
-class _Note(BaseModel):
-    """What is written beside the tensors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    criterion: str = Field(max_length=200)
-    layer_criterion: str = Field(max_length=200)
-    model_sha: str = Field(max_length=200)
-    data_sha: str = Field(max_length=200)
-    tokens: StrictInt = Field(ge=0)
-
-
-def _check_shapes(note: _Note, shapes: Shapes) -> str | None:
-    if shapes.keys() != {"neurons", "layers", "layers_max"}:
-        return f"it holds {', '.join(sorted(shapes)) or 'no tensors'}, not neurons, layers and layers_max"
-    rows, width = shapes["neurons"] if len(shapes["neurons"]) == 2 else (0, 0)
-    if not 0 < rows <= MOST_LAYERS or not 0 < width <= MOST_NEURONS:
-        return f"neurons is {list(shapes['neurons'])}, not [layers, width]"
-    for name in ("layers", "layers_max"):
-        if shapes[name] != (rows,):
-            return f"{name} is {list(shapes[name])} beside neurons of {rows} layers"
-    return None
 
 
 def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:
@@ -150,6 +134,7 @@ def score(
     neuron_criterion: str = "contribution",
     reduce: str = "mean",
     layers_by: str = "l2",
+    more: Sequence[str] = (),
     vote_share: float = 0.5,
     seed: int = 0,
     model_sha: str = "",
@@ -157,7 +142,7 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
 ) -> Scores:
-    """Score every neuron and every layer of a model on the given sequences, in one pass.
+    """Score every neuron and every layer of a model on the given sequences, in one pass; units of other axes, if asked.
 
     Args:
         model: A causal language model of a supported family, in eval mode, in any floating dtype.
@@ -165,48 +150,57 @@ def score(
         neuron_criterion: A name of `criteria.CRITERIA`.
         reduce: Reduction over tokens where the criterion leaves it open: `mean`, `rms`, `max`, `q99`.
         layers_by: A name of `criteria.LAYER_CRITERIA`.
+        more: Other axes whose units are scored in the same pass, such as `heads`.
         vote_share: k of `ptl_vote`, as a share of the width.
         seed: For `random`.
         model_sha: Recorded in the result.
-        data_sha: Recorded in the result.
+        data_sha: Recorded, too.
         progress: Called with (batches done, batches in all).
         halfway: Where an earlier start may have left off, and where this one may.
 
     Raises:
-        NotFinite: Activations, gradients or weights of a layer are NaN or infinite.
+        NotFinite: A layer's activations, gradients or weights are. RecipeError: The criterion knows neurons alone.
     """
-    chosen = criterion(neuron_criterion)
-    family = family_of(model.config)
+    chosen, family, rule = criterion(neuron_criterion), family_of(model.config), blockwise(neuron_criterion, more)
+    shape, asked = shape_of(model.config.to_dict()), own_axes(more if rule else ())
     if chosen.needs == "moments":
-        neurons, changes = rank(
-            model, batches, chosen, layers_by=layers_by, seed=seed, progress=progress, halfway=halfway
+        neurons, changes, blocks = rank(
+            model, batches, chosen, more, layers_by, seed, progress=progress, halfway=halfway
         )
     else:
         walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
-        walk.run(batches, progress, halfway)
+        walk.add(asked, shape)
+        walk.run(batches, progress, None if asked else halfway)  # what blocks have gathered is not kept halfway
+        blocks = {name: block.scores(seed) for name, block in walk.blocks.items()}
         neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
         changes = walk.changes
-    reduced = chosen.needs in ("activations", "gradients") and not chosen.reduce
     found = Scores(
         neurons=neurons.float(),
         layers=torch.tensor([c.mean for c in changes], dtype=torch.float32),
         layers_max=torch.tensor([c.top for c in changes], dtype=torch.float32),
-        criterion=neuron_criterion + (f":{reduce}" if reduced else ""),
+        criterion=neuron_criterion + _reduction(chosen, reduce),
         layer_criterion=layers_by,
         model_sha=model_sha,
         data_sha=data_sha,
         tokens=sum(int(b["attention_mask"].sum()) for b in batches),
+        blocks=blocks,
+        sizes={name: shape[name] for axis in asked for name in axis.counts},
     )
-    if (i := found.not_finite()) is not None:
-        raise layer_overflow(model.get_submodule(f"{family.layers}.{i}"), i, "its scores", model.dtype)
-    return found
+    if (i := found.not_finite()) is None:
+        return found
+    raise layer_overflow(model.get_submodule(f"{family.layers}.{i}"), i, "its scores", model.dtype)
+
+
+def _reduction(chosen: Criterion, reduce: str) -> str:
+    """How scores say the reduction that a criterion left open."""
+    return f":{reduce}" if chosen.needs in ("activations", "gradients") and not chosen.reduce else ""
 
 
 class _Walk:
     """The hooks of one pass and what they gather."""
 
     def __init__(self, model: PreTrainedModel, family: Family, chosen: Criterion, reduce: str, layers_by: str) -> None:
-        self.model, self.family, self.chosen = model, family, chosen
+        self.model, self.family, self.chosen, self.reduce = model, family, chosen, reduce
         self.layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]  # by contract
         n = range(len(self.layers))
         self.stats: list[Statistic] = [Vote() if chosen.needs == "votes" else statistic(reduce) for _ in n]
@@ -215,6 +209,12 @@ class _Walk:
         self.real: Tensor | None = None  # flat places of real tokens in the batch in hand; None: all are real
         self.last = torch.zeros(0, dtype=torch.int64)  # flat place of each sample's last real token
         self.tokens = 0
+        self.blocks: dict[str, BlockWalk] = {}
+
+    def add(self, asked: Sequence[Axis], shape: Mapping[str, int]) -> None:
+        """Other axes whose units are scored in the same pass."""
+        for axis in asked:
+            self.blocks[axis.name] = BlockWalk(self.layers, axis, self.family, shape, self.chosen, self.reduce)
 
     def run(
         self, batches: Sequence[Batch], progress: Callable[[int, int], None] | None, halfway: Halfway | None = None
@@ -252,7 +252,9 @@ class _Walk:
         handles = [layer.register_forward_hook(self._layer_hook(i), with_kwargs=True)]
         if self.chosen.needs in ("activations", "gradients"):
             down = layer.get_submodule(self.family.down)
-            handles.append(down.register_forward_pre_hook(self._activation_hook(i)))
+            handles.append(down.register_forward_pre_hook(self._activation_hook(self.stats[i].update)))
+            for block in self.blocks.values():
+                handles.append(block.readout(layer).register_forward_pre_hook(self._activation_hook(block.update(i))))
         if self.chosen.needs == "votes":
             if any(cut.copies == 2 for cut in self.family.cuts):
                 handles.append(layer.get_submodule(self.family.gate).register_forward_hook(self._fused_vote_hook(i)))
@@ -273,13 +275,13 @@ class _Walk:
 
         return hook
 
-    def _activation_hook(self, i: int) -> Callable[..., None]:
+    def _activation_hook(self, update: Callable[[Tensor], None]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             a, plain = args[0], args[0].detach()
             if self.chosen.needs != "gradients":
-                self._add(i, plain)
+                self._add(update, plain)
             elif a.requires_grad:  # a hook that held `a` itself would keep the layer's whole graph: a circle
-                a.register_hook(lambda grad: self._add(i, plain.float() * grad.float()))
+                a.register_hook(lambda grad: self._add(update, plain.float() * grad.float()))
 
         return hook
 
@@ -297,7 +299,7 @@ class _Walk:
 
         return hook
 
-    def _add(self, i: int, x: Tensor) -> None:
+    def _add(self, update: Callable[[Tensor], None], x: Tensor) -> None:
         with _plain(x):
             flat = x.flatten(0, 1)
             n = block_rows(flat)
@@ -306,7 +308,7 @@ class _Walk:
             else:
                 parts = (flat.index_select(0, places) for places in self.real.split(n))
             for part in parts:
-                self.stats[i].update(part)
+                update(part)
 
     def _batch(self, batch: Batch) -> None:
         mask = batch["attention_mask"].bool()

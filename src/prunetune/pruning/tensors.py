@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunetune.common.reading import parse_json, regular_file, validated
 from prunetune.errors import BadCheckpoint, plain
+from prunetune.models.axes import axes, axis_of
+from prunetune.pruning.plan import MOST_LAYERS, MOST_NEURONS
 
 N = TypeVar("N", bound=BaseModel)
 
@@ -58,3 +60,40 @@ def read_tensors(
     except (SafetensorError, OSError) as e:
         raise bad(plain(str(e), 200)) from None
     return found, tensors
+
+
+# ------------------------------------------------------------------------------------------------------- a scores file
+
+
+class ScoresNote(BaseModel):
+    """What is written beside the tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    criterion: str = Field(max_length=200)
+    layer_criterion: str = Field(max_length=200)
+    model_sha: str = Field(max_length=200)
+    data_sha: str = Field(max_length=200)
+    tokens: StrictInt = Field(ge=0)
+    sizes: dict[str, StrictInt] = Field(default_factory=dict)
+
+
+def check_shapes(note: ScoresNote, shapes: Shapes) -> str | None:
+    """What is wrong with the tensors of a scores file; None: nothing."""
+    own = {"neurons", "layers", "layers_max"}
+    more = shapes.keys() & set(axes()) - own
+    if shapes.keys() - more != own:
+        return f"it holds {', '.join(sorted(shapes)) or 'no tensors'}, not neurons, layers and layers_max"
+    rows, width = shapes["neurons"] if len(shapes["neurons"]) == 2 else (0, 0)
+    if not 0 < rows <= MOST_LAYERS or not 0 < width <= MOST_NEURONS:
+        return f"neurons is {list(shapes['neurons'])}, not [layers, width]"
+    for name in ("layers", "layers_max"):
+        if shapes[name] != (rows,):
+            return f"{name} is {list(shapes[name])} beside neurons of {rows} layers"
+    for name in more:
+        axis = axis_of(name)
+        if any(note.sizes.get(of, 0) <= 0 for of in axis.counts):
+            return f"its note does not say how many {name} the model has"
+        if shapes[name] != (rows, axis.places(note.sizes)):
+            return f"{name} is {list(shapes[name])} beside neurons of {rows} layers and sizes {note.sizes}"
+    return None

@@ -55,6 +55,7 @@ class Axis:
         grain: The multiple that the number left should be of.
         within: Units are counted in each unit of this axis (query heads in each key/value group), each of which loses
             as many.
+        beside: Other axes whose counts `slices` and `within` need.
         unfit: Why a config cannot have what `resized` makes of it, since its class or stock code refuses; None: it can.
     """
 
@@ -66,7 +67,13 @@ class Axis:
     readout: Callable[[Family], str] | None = None
     grain: Callable[[Values], int] = lambda values: 1
     within: str | None = None
+    beside: tuple[str, ...] = ()
     unfit: Callable[[Family, Values], str | None] = lambda family, values: None
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The axes whose counts tell where its units are."""
+        return (self.name, *self.beside)
 
     def places(self, shape: Mapping[str, int]) -> int:
         """How many indices there are in a layer: the units, in all the units that they are counted in."""

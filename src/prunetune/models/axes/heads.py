@@ -71,5 +71,6 @@ HEADS = Axis(
     slices=_slices,
     called=("key/value group", "key/value groups"),
     readout=lambda family: family.o,
+    beside=("query_heads",),
     unfit=unfit,
 )

@@ -30,5 +30,6 @@ QUERY_HEADS = Axis(
     called=("query head", "query heads"),
     readout=lambda family: family.o,
     within="heads",
+    beside=("heads",),
     unfit=unfit,
 )

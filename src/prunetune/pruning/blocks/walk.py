@@ -1,0 +1,88 @@
+"""What a pass over the data gathers of units that are blocks: a statistic of each, or moments of their readout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prunetune.models.axes import Axis
+from prunetune.models.families import Family
+from prunetune.pruning.blocks.units import ReadoutTap, blocks_of
+from prunetune.pruning.criteria import Criterion, known
+from prunetune.pruning.least_squares import Gram
+from prunetune.pruning.statistics import statistic
+
+
+class BlockWalk:
+    """A statistic of the units of one axis, in all layers of a model."""
+
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        axis: Axis,
+        family: Family,
+        shape: Mapping[str, int],
+        chosen: Criterion,
+        reduce: str,
+    ) -> None:
+        self.axis, self.family, self.rule = axis, family, known(chosen.blocks)
+        self.units = [blocks_of(layer, axis, family, shape) for layer in layers]
+        self.stats = [statistic(reduce) for _ in self.units]
+
+    def readout(self, layer: nn.Module) -> nn.Module:
+        """The module of a layer whose input they are."""
+        return layer.get_submodule(known(self.axis.readout)(self.family))
+
+    def update(self, i: int) -> Callable[[Tensor], None]:
+        """What takes the tokens of layer i."""
+        value = known(self.rule.value)
+        return lambda x: self.stats[i].update(value(x, self.units[i]))
+
+    def scores(self, seed: int) -> Float[Tensor, "layers units"]:
+        """A score for every unit of every layer."""
+        finish = self.rule.finish
+        if finish is None:
+            return torch.stack([stat.finish() for stat in self.stats]).float().cpu()
+        return torch.stack([finish(None, blocks, i, seed) for i, blocks in enumerate(self.units)]).float().cpu()
+
+
+class BlockMoments:
+    """Second moments of the readouts of some axes in one layer; each readout is looked at once."""
+
+    def __init__(self, layer: nn.Module, axes: Sequence[Axis], family: Family, eps: float) -> None:
+        self.layer, self.axes, self.family, self.eps = layer, axes, family, eps
+        self.grams: dict[str, Gram] = {}
+        self.taps: dict[str, ReadoutTap] = {}
+
+    def __enter__(self) -> BlockMoments:
+        with ExitStack() as hooks:
+            for name in {known(axis.readout)(self.family) for axis in self.axes}:
+                module = self.layer.get_submodule(name)
+                weight = self.layer.get_parameter(f"{name}.weight")
+                self.grams[name] = Gram(weight.shape[1], weight.device)
+                self.taps[name] = hooks.enter_context(ReadoutTap(module, self.family, self.eps))
+            self.hooks = hooks.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.close()
+
+    def update(self, real: Tensor) -> None:
+        """Take what the readouts have seen of the batch in hand."""
+        for name, tap in self.taps.items():
+            self.grams[name].update(tap.taken(real)[0])
+
+    def scores(self, chosen: Criterion, shape: Mapping[str, int], layer: int, seed: int) -> dict[str, Tensor]:
+        """{axis: a score for each of its units}. Call it once."""
+        finish = known(known(chosen.blocks).finish)
+        means = {name: gram.finish() for name, gram in self.grams.items()}
+        return {
+            axis.name: finish(
+                means[known(axis.readout)(self.family)], blocks_of(self.layer, axis, self.family, shape), layer, seed
+            ).cpu()
+            for axis in self.axes
+        }
