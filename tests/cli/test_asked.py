@@ -25,6 +25,25 @@ def test_a_model_and_its_options_are_a_recipe():
     assert Recipe.parse(mapping_of(Asked(**MINE))).recover[0].tokens == TOKENS
 
 
+@pytest.mark.parametrize(("test", "taken"), [("frage", True), ("question", False)])
+def test_columns_serve_a_task_whose_rows_have_them(tmp_path, test, taken):
+    for name, head in (("train", "frage"), ("test", test)):
+        (tmp_path / f"{name}.csv").write_text(f"{head},answer\n1+1,2\n")
+    value = mapping_of(
+        Asked(
+            model="demo",
+            data=[str(tmp_path / "train.csv")],
+            target="60%",
+            columns="question=frage",
+            tasks=[f"mine={tmp_path / 'test.csv'}"],
+            verifier="number",
+        )
+    )
+    (source,), (task,) = value["data"], value["evaluate"]["tasks"]
+    assert source["columns"] == {"question": "frage"}
+    assert task.get("columns") == ({"question": "frage"} if taken else None)
+
+
 def test_options_win_over_a_recipe_and_leave_the_rest():
     plain, found = (
         Recipe.read("baselines/shortgpt"),

@@ -12,7 +12,7 @@ from tests.tiny_run import tiny_recipe
 
 from prunetune.common.progress import Watch
 from prunetune.common.stats import kept_share
-from prunetune.errors import RecipeError
+from prunetune.errors import OutOfReach, RecipeError
 from prunetune.loop import round as rounds
 from prunetune.loop.context import prepare
 from prunetune.loop.decide import Case, Decision, decide
@@ -327,6 +327,17 @@ def test_validation_problems_are_not_the_reported_ones(tmp_path):
     reported = {p.question for t in tasks for p in t.problems}
     assert len(found.problems) == 50
     assert not reported & {p.question for p in found.problems}
+
+
+def test_where_no_problems_are_left_to_decide_that_is_told_before_any_work(tmp_path):
+    recipe = tiny_recipe(tmp_path, stop_at={"accuracy": 0.9})
+    (task,) = recipe.evaluate.tasks
+    recipe = recipe.changed(
+        evaluate=recipe.evaluate.model_copy(update={"tasks": [task.model_copy(update={"n": None})]})
+    )
+    with pytest.raises(OutOfReach, match="no problems are left to decide with"):
+        prune_tune_loop(recipe, tmp_path / "run")
+    assert not (tmp_path / "run/original/stage.json").exists()
 
 
 @pytest.mark.parametrize(

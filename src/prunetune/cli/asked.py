@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.cli.options import judged_by, parse_task
-from prunetune.cli.texts import with_columns
+from prunetune.cli.texts import own_columns, with_columns
 from prunetune.errors import RecipeError
 from prunetune.recipe.said import changed, count, parse_data, share, target
 
@@ -107,7 +107,7 @@ def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
         raise RecipeError("--verifier needs a task to judge", value=asked.verifier, fix="--task mine=rows.jsonl")
     evaluate = dict(value["evaluate"]) if isinstance(value.get("evaluate"), dict) else {}
     if asked.tasks:
-        evaluate["tasks"] = judged_by([parse_task(t) for t in asked.tasks], asked.verifier)
+        evaluate["tasks"] = judged_by([own_columns(parse_task(t), asked.columns) for t in asked.tasks], asked.verifier)
     if asked.n is not None:
         tasks = evaluate.get("tasks") or []
         if not tasks:

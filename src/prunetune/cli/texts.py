@@ -65,6 +65,18 @@ def task_columns(name: str, path: str | None, columns: str | None) -> dict[str, 
     return {"columns": found} if found and (own or name in WITH_COLUMNS) else {}
 
 
+def own_columns(task: dict[str, Any], columns: str | None) -> dict[str, Any]:
+    """A task of a run with the columns of the command line, if its own rows have them; well-known names need none."""
+    from prunetune.data.files import expand_path, open_rows
+
+    path = task.get("path")
+    found = task_columns(str(task["name"]), path, columns)
+    if not found or path is None or not expand_path(path).is_file():
+        return task
+    first = next(iter(open_rows(expand_path(path))[1]), {})
+    return {**task, **found} if set(found["columns"].values()) <= set(first) else task
+
+
 def format_of(chat: bool) -> PromptFormat:
     """The prompt format of a command."""
     from prunetune.models.prompt import PromptFormat

@@ -26,6 +26,7 @@ from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
+from prunetune.loop.verdict import validation
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
@@ -99,6 +100,8 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
 
 def begin(context: Context, run: RunFolder) -> Case:
     """The untouched model measured, and what the first decision rests on."""
+    if (stop := context.recipe.stop_at) is not None:
+        validation(context.recipe, stop, context.tasks)  # there are problems to decide with
     first = (run.folder("original") / "stage.json").is_file()
     record = original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
     if context.journal is not None and not first:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from prunetune.common.files import write_json
 from prunetune.common.stats import kept_interval, kept_share, pair
+from prunetune.errors import OutOfReach
 from prunetune.evaluation.evaluate import read_samples
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import answer, samples_of
@@ -113,7 +114,7 @@ def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool], *
 
 
 def validation(recipe: Recipe, stop: StopConfig, tasks: tuple[Task, ...]) -> Task:
-    """The problems that decide: not among those that are reported (`tasks`)."""
+    """The problems that decide: not among those that are reported (`tasks`). OutOfReach if there are none left."""
     config = stop.task or recipe.evaluate.judged or recipe.evaluate.tasks[0]
     if stop.task is None:
         config = TaskConfig.model_validate({**config.model_dump(), "n": None, "seed": config.seed + 1})
@@ -122,6 +123,13 @@ def validation(recipe: Recipe, stop: StopConfig, tasks: tuple[Task, ...]) -> Tas
     task = build_task(config)
     reported = {p.question for t in tasks for p in t.problems}
     fresh = tuple(p for p in task.problems if p.question not in reported)[: stop.n]
+    if not fresh:
+        raise OutOfReach(
+            "no problems are left to decide with: keep (stop_at) needs others than those that are reported",
+            value=f"{len(task.problems):,} problems of {config.name}, all of them reported",
+            valid="more problems than are reported; a few hundred that decide tell 95 % from 90 %",
+            fix="report a part of them (--n 50: the others decide), or name others: stop_at.task",
+        )
     return dataclasses.replace(task, name="validation", problems=fresh)
 
 
