@@ -9,6 +9,7 @@ from typing import Any
 from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import own_columns, with_columns
 from prunetune.errors import RecipeError
+from prunetune.recipe.goals import seconds
 from prunetune.recipe.said import changed, count, parse_data, share, target
 
 USAGE = "prunetune run --model M --data D --target 0.6 --out RUN"
@@ -25,6 +26,7 @@ class Asked:
     step: float | None = None
     tokens: str | None = None
     keep: str | None = None
+    budget: str | None = None
     tasks: Sequence[str] = ()
     verifier: str | None = None
     n: int | None = None
@@ -38,7 +40,7 @@ class Asked:
     @property
     def changes(self) -> bool:
         """Whether the recipe of that name is run with something changed."""
-        return (self.target, self.keep, self.step, self.tokens, self.seed) != (None,) * 5 or bool(
+        return (self.target, self.keep, self.budget, self.step, self.tokens, self.seed) != (None,) * 6 or bool(
             self.data or self.sets or self.chat
         )
 
@@ -65,6 +67,8 @@ def mapping_of(asked: Asked) -> dict[str, Any]:
     value = _with_tasks(value, asked)
     if asked.tokens is not None:
         value["recover"] = _budget(value.get("recover"), count(asked.tokens, "--tokens"))
+    if asked.budget is not None:
+        value = _within(value, asked)
     value |= {k: v for k in ("seed", "device", "launcher") if (v := getattr(asked, k)) is not None}
     if asked.chat:
         value["prompt"] = {**(value.get("prompt") or {}), "template": "chat"}
@@ -99,6 +103,20 @@ def _with_goal(value: dict[str, Any], prune: dict[str, Any], asked: Asked) -> di
     if value.get("stop_at") or isinstance(value.get("keep"), str):  # models that stay on disk have the short name
         return {**value, "stop_at": {**(value.get("stop_at") or {}), "accuracy": wanted}}
     return {**value, "keep": wanted}
+
+
+def _within(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """`--budget`: the time of the whole run, so that a recipe's own control gives way."""
+    wanted = seconds(str(asked.budget))
+    if isinstance(wanted, str) or wanted <= 0:
+        raise RecipeError("--budget must be a time", value=asked.budget, valid="2h, 90min, 1h30m, 600s")
+    if asked.tokens is not None:
+        raise RecipeError(
+            "give either --budget or --tokens: a budget of time decides on the tokens", value=asked.tokens
+        )
+    value = {k: v for k, v in value.items() if k not in ("control", "within")}
+    short = "within" if value.get("budget") in ("equal", "damage") else "budget"
+    return {**value, short: asked.budget}
 
 
 def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:

@@ -52,12 +52,13 @@ PAPER: dict[str, Paper] = {
 }
 
 
-def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], str]:
+def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False) -> tuple[dict[str, Any], str]:
     """The steps of `describe.preview`, and what recovery in each would take: values for machines, text for people.
 
     Args:
         recipe: What to run.
         name: Its name, if it is a shipped one: the paper's recipes have the paper's figures and hardware beside them.
+        measured: Whether minutes of this machine are told besides: then none of another machine are.
     """
     from prunetune.cli.about_model import model_config
     from prunetune.cli.preview import preview
@@ -91,7 +92,7 @@ def forecast(recipe: Recipe, name: str | None = None) -> tuple[dict[str, Any], s
     value["assumptions"] = assumptions(recipe)
     if not recipe.foreseen:
         value["assumptions"].append("one round: more would share the same budget, at larger sizes")
-    return value, text + "\n\n" + _text(value)
+    return value, text + "\n\n" + _text(value, measured)
 
 
 def recovery(
@@ -193,7 +194,7 @@ def assumptions(recipe: Recipe) -> list[str]:
     return said
 
 
-def _text(value: dict[str, Any]) -> str:
+def _text(value: dict[str, Any], measured: bool) -> str:
     from prunetune.common.units import count, duration, size
 
     steps, hardware = value["steps"], value["hardware"]
@@ -210,7 +211,7 @@ def _text(value: dict[str, Any]) -> str:
         if not s.get("recover"):
             lines.append(line)
     where = f"{hardware['gpus']} x {hardware['gpu']}"
-    if value["hours"] is not None:
+    if value["hours"] is not None and (paper or not measured):
         said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""
         said = said or (" (the paper states no hours)" if paper else "")
         about = f"about {duration(3600 * value['hours'])}" if 60 * value["hours"] >= 1 else "less than a minute"

@@ -20,6 +20,9 @@ ModelName = Annotated[str | None, typer.Option("--model", help="Instead of a rec
 DataNames = Annotated[list[str] | None, typer.Option("--data", "-d", help="Reasoning data: FILE, preset:NAME, ...")]
 Target = Annotated[str | None, typer.Option(help="What to keep: a share (0.6, 60%) or parameters (3B).")]
 Keep = Annotated[str | None, typer.Option("--keep", help="As small as keeps this share of the accuracy, such as 95%.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Time of the whole run, such as 2h: what fits is told first.")
+]
 Step = Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")]
 Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole run, such as 20M.")]
 Tasks = Annotated[
@@ -39,6 +42,7 @@ def options_of_a_run(
     data: DataNames = None,
     target: Target = None,
     keep: Keep = None,
+    budget: Budget = None,
     tokens: Tokens = None,
     task: Tasks = None,
     verifier: VerifierOption = None,
@@ -56,6 +60,7 @@ def options_of_a_run(
         data=data or (),
         target=target,
         keep=keep,
+        budget=budget,
         tokens=tokens,
         tasks=task or (),
         verifier=verifier,
@@ -83,6 +88,7 @@ def run(
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
     from prunetune.cli.preview import check_inputs, closing, preview
+    from prunetune.loop.pacing.rehearsal import foretold, rehearsed
     from prunetune.recipe.schema import Recipe
 
     asked = replace(asked, recipe=recipe, step=step)
@@ -93,13 +99,16 @@ def run(
         from prunetune.cli.forecast import forecast
 
         check_recipe(read)
-        return emit(as_json, *forecast(read, None if asked.changes else recipe))
+        here, told = rehearsed(read, out, Watch(quiet=as_json), quiet_libraries)
+        value, text = forecast(read, None if asked.changes else recipe, measured=bool(here))
+        return emit(as_json, value | here, f"{text}\n\n{told}")
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
 
     watch = Watch()
     if not as_json:
         watch.line(preview(read)[1])
+        watch.line(foretold(read))
     ask = not yes and sys.stdin.isatty()  # a script has nobody to ask: it is told, and goes on
     summary = prune_tune_loop(read, out, watch, go_on=(lambda: typer.confirm("go on?", err=True)) if ask else None)
     emit(as_json, summary, closing(summary, out))

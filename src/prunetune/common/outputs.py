@@ -202,6 +202,15 @@ def own_folder(path: Path, what: str, known: Callable[[Path], bool] | None = Non
         what: What it is: `run`, `eval`.
         known: Recognises a folder of an earlier version, which had no mark.
     """
+    check_own(path, what, known)
+    with held(path / ".lock", path), disk_errors(path, denied=False):
+        with disk_errors(path):
+            mark(path, what)
+        yield
+
+
+def check_own(path: Path, what: str, known: Callable[[Path], bool] | None = None) -> None:
+    """NotWritable unless a folder that grows may be here, see `own_folder`. Nothing is written."""
     if os.path.lexists(path) and not path.is_dir():
         raise NotWritable("this is a file, not a folder", value=str(path), fix="name another folder")
     if path.is_dir() and not _is_own(path, what, known):
@@ -211,10 +220,6 @@ def own_folder(path: Path, what: str, known: Callable[[Path], bool] | None = Non
             valid=f"a new or an empty folder, or one that `prunetune {what}` made",
             fix="choose another --out",
         )
-    with held(path / ".lock", path), disk_errors(path, denied=False):
-        with disk_errors(path):
-            mark(path, what)
-        yield
 
 
 def _is_own(path: Path, what: str, known: Callable[[Path], bool] | None) -> bool:

@@ -19,6 +19,7 @@ from prunetune.data.decode import check_file
 from prunetune.data.fields import Row, unknown_column
 from prunetune.data.folders import folder_rows
 from prunetune.data.formats import reader_of
+from prunetune.data.hub import is_offline
 from prunetune.errors import DataError
 
 __all__ = ["Row", "expand_path", "hub_rows", "hub_version", "open_rows", "pick", "read_rows", "unknown_column"]
@@ -81,6 +82,13 @@ def hub_rows(
     import datasets
 
     where = f"{name} (config {config}, split {split})"
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___").lower()
+    if not kept.is_dir() and is_offline():
+        raise DataError(
+            "the hub cannot be reached, and there is no copy of this data set here",
+            value=where,
+            fix="check the network (and HF_HUB_OFFLINE), or use local files: type: file, path: …",
+        )
     streaming = limit is not None and not datasets.config.HF_HUB_OFFLINE
     with _hub_errors(where):
         rows: Any = datasets.load_dataset(name, config, split=split, data_dir=data_dir, streaming=streaming)

@@ -23,6 +23,7 @@ from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import OutOfReach
 from prunetune.loop.decide import planned_rounds
 from prunetune.loop.inputs import check_text
+from prunetune.loop.pacing.clock import Clock
 from prunetune.models.families import family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.prompt import encode
@@ -50,6 +51,7 @@ class Context:
         device: Where scoring and evaluation run.
         watch: Shows lines and bars.
         wanted: The recipe as it was given.
+        clock: The time that is left, where the run has one.
         journal: Where events go; None: nowhere.
     """
 
@@ -64,6 +66,7 @@ class Context:
     device: str
     watch: Watch
     wanted: Recipe
+    clock: Clock | None = None
     journal: Journal | None = None
 
     @property

@@ -20,6 +20,7 @@ from prunetune.loop.context import Context, prepare
 from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import answers, flops_of, latency, original
+from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
 from prunetune.loop.shapes import shaped
@@ -62,7 +63,7 @@ def prune_tune_loop(
         telling(run, recipe, watch) as (journal, told),
         watching(told),
     ):
-        context = prepare(recipe, source, told, journal)
+        context = within(prepare(recipe, source, told, journal), run)
         journal.stage = "original"
         case = begin(context, run)
         _doubt(context, run, go_on)

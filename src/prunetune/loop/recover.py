@@ -117,6 +117,7 @@ def _job(context: Context, part: Part, model: Path, work: Path, start: int, end:
         start=start,
         end=end,
         tokens=part.tokens,
+        seconds=part.seconds,
         seed=recipe.seed,
         fmt=recipe.prompt,
         teacher=context.source,

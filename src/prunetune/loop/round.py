@@ -13,6 +13,7 @@ from prunetune.common.files import is_made, write_json
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import Case, Decision
 from prunetune.loop.measure import figures_of, held_out_loss, line_of, stage_record
+from prunetune.loop.pacing.within import by_time_left
 from prunetune.loop.probe import (
     DECISIONS,
     PATCH,
@@ -63,6 +64,7 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
     parts = parts_of(
         context, case.stages, case.cursor, rounds=decision.rounds, share=decision.share, last=decision.last
     )
+    parts = by_time_left(context, timed, parts, decision.share)
     key = _recovery_key(context, case, plan, decision)
     recovered = recover(context, timed, pruned, parts, case.stages, case.cursor, key)
     made = _Made(plan, tuple(layer_origins(run)), parts, recovered, timed)

@@ -25,12 +25,14 @@ class Part:
         method: With its settings.
         samples: Examples; None: as many as it takes for `tokens`.
         tokens: Tokens; None: all of the examples.
+        seconds: Of training, at most; None: as long as it takes.
     """
 
     place: int
     method: TuneConfig
     samples: int | None
     tokens: int | None
+    seconds: float | None = None
 
 
 def active(recipe: Recipe, *, last: bool) -> list[tuple[int, TuneConfig]]:

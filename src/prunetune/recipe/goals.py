@@ -1,13 +1,19 @@
-"""What a recipe may say in a word of its goals, written out: `keep: 0.95`, before the recipe is validated.
+"""What a recipe may say in a word of its goals, written out: `keep: 0.95`, `budget: 2h`, before it is validated.
 
 written_out({"keep": 0.95, …})     # {"stop_at": {"accuracy": 0.95}, "prune": {"target": "smallest"}, …}
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from prunetune.schedule.wanted import SMALLEST
+
+_TIME = re.compile(
+    r"(?=[\d.])(?:(\d+(?:\.\d+)?)\s*(?:h|hours?))?\s*(?:(\d+(?:\.\d+)?)\s*(?:m|min|minutes?))?\s*"
+    r"(?:(\d+(?:\.\d+)?)\s*(?:s|sec|seconds?)?)?"
+)
 
 
 def written_out(value: dict[str, Any]) -> dict[str, Any]:
@@ -16,7 +22,25 @@ def written_out(value: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: What is said in a word contradicts what is said at length.
     """
-    return _searched(_kept(value))
+    return _searched(_kept(_timed(value)))
+
+
+def _timed(value: dict[str, Any]) -> dict[str, Any]:
+    """`budget: 2h`: `within: 2h`."""
+    said = value.get("budget")
+    if said is None or (isinstance(said, str) and not _TIME.fullmatch(said.strip())):
+        return value
+    if value.get("within", said) != said:
+        raise ValueError("give the time either as budget or as within, not both")
+    return {**{k: v for k, v in value.items() if k != "budget"}, "within": said}
+
+
+def seconds(value: Any) -> Any:
+    """A time as people write it, in seconds: `2h`, `1h30m`, `10min`, `90s`, `600`; what is none as it is."""
+    if not isinstance(value, str) or not (found := _TIME.fullmatch(value.strip())):
+        return value
+    hours, minutes, rest = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + rest
 
 
 def _kept(value: dict[str, Any]) -> dict[str, Any]:

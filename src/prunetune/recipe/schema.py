@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunetune.common.files import replacing
 from prunetune.common.yaml import dump_yaml, read_mapping
@@ -27,7 +27,7 @@ from prunetune.models.prompt import PromptFormat
 from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
-from prunetune.recipe.goals import written_out
+from prunetune.recipe.goals import seconds, written_out
 from prunetune.recipe.one_of import OneOf
 from prunetune.schedule.target import PruneConfig
 from prunetune.tasks.registry import TaskConfig, has_verifier
@@ -134,6 +134,8 @@ class Recipe(_Config):
     """Reasoning sequences (question and chain-of-thought answer) for scoring and recovery: one shuffled stream."""
     prune: PruneConfig
     """How far, and in which steps."""
+    within: Annotated[float, BeforeValidator(seconds)] | None = Field(None, gt=0)
+    """Time of the whole run: seconds, or 2h, 90min (short: `budget: 2h`); takes the place of the methods' budgets."""
     score: ScoreConfig = ScoreConfig()
     """How redundancy is measured."""
     compensate: Literal["none", "least-squares", "least-squares-neurons"] = "least-squares"
@@ -143,14 +145,14 @@ class Recipe(_Config):
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
     budget: Literal["equal", "damage"] = "damage"
-    """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it."""
+    """`damage`: probes decide how far each round goes and its share of the tokens; equal: as the paper has it. A time
+    (2h, 10min): short for `within`."""
     damage_per_round: float = Field(0.3, gt=0)
     """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
     do_no_harm: bool = True
     """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
-    """As small as possible while the wanted accuracy is kept; the target is then how far to try, and without one that
-    is `smallest`."""
+    """As small as possible while the wanted accuracy is kept; the target (none: `smallest`) is how far to try."""
     recover: list[TuneConfig] = Field(default_factory=_recovery)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -161,8 +163,7 @@ class Recipe(_Config):
     """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control. Where the run
     is one round itself, that would be the run again: the control is the bare cut (no compensation, `contribution`)."""
     keep: Literal["best", "all"] = "best"
-    """Models kept on disk: the newest and the best, or all. A share (0.95 or 95%): short for `stop_at` with that
-    `accuracy`."""
+    """Models kept on disk: the newest and the best, or all. A share (0.95, 95%): short for `stop_at`."""
     launcher: str | None = None
     """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -225,6 +226,8 @@ class Recipe(_Config):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
             )
+        if self.within and (self.stop_at or self.control != "none" or self.prune.by_threshold):
+            raise ValueError("a budget of time goes neither with stop_at, nor with a control, nor with thresholds")
         if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
             raise ValueError(
                 "stop_at needs problems to decide with: stop_at.task, or a task with a verifier under evaluate"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from prunetune.common.files import is_made, once, read_json, remove, write_json
 from prunetune.common.notes import verify
-from prunetune.common.outputs import own_folder
+from prunetune.common.outputs import check_own, own_folder
 from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint
 from prunetune.models.folders import model_sha
@@ -68,14 +68,27 @@ class RunFolder:
                 run.tidy(recipe.keep)  # a kill may have come first
             yield run
 
+    @staticmethod
+    def check(path: Path, recipe: Recipe, source: Path) -> None:
+        """What `open` would refuse. Nothing is written, nothing is held.
+
+        Raises:
+            RecipeChanged, NotWritable: As `open` does.
+        """
+        check_own(path, "run", is_run)
+        RunFolder(path, source)._check(recipe)
+
     def adopt(self, recipe: Recipe) -> None:
         """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts."""
+        self._check(recipe)
+        recipe.write(self.path / "recipe.yaml")
+
+    def _check(self, recipe: Recipe) -> None:
         file = self.path / "recipe.yaml"
         if file.is_file():
             before = read_yaml(file, "recipe", error=BadCheckpoint)
             if (free := self._free()) is not None:
                 check_unchanged(before or {}, recipe.model_dump(mode="json"), free)
-        recipe.write(file)
 
     def _free(self) -> tuple[str, ...] | None:
         """What a recipe may change before the first finished round without throwing away what is made; None: all."""

@@ -65,6 +65,8 @@ class TuneJob(BaseModel):
     """One past the last; None: to the end of the stream."""
     tokens: int | None = Field(default=None, gt=0)
     """Stop taking examples of [start, end) once they hold this many tokens."""
+    seconds: float | None = Field(default=None, gt=0)
+    """End training, with what is learnt so far, once it has taken so long; None: never."""
     seed: int = 0
     """Seed of everything random in this step."""
     fmt: PromptFormat = PromptFormat()

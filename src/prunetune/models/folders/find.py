@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prunetune.common.files import file_sha, json_sha
 from prunetune.common.notes import verify
+from prunetune.data.hub import is_offline
 from prunetune.errors import MissingPath
 from prunetune.models.folders.check import check_weights
 from prunetune.models.folders.gguf import from_gguf
@@ -82,16 +83,33 @@ def hub_config(ref: str) -> Path:
     return snapshot(ref, ["config.json"])
 
 
+def is_here(ref: str) -> bool:
+    """Whether a model's weights are on this machine: no name of a hub, or one that has a copy."""
+    path = Path(ref).expanduser()
+    if ref == "demo" or ref.startswith("package:") or ref.endswith(".gguf") or path.exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(ref, "config.json")
+    except HFValidationError:
+        return True  # no name at all: what is wrong with it is told where it is read
+    return isinstance(config, str) and any(Path(config).parent.glob("*.safetensors"))
+
+
 def snapshot(ref: str, patterns: list[str]) -> Path:
     """The local folder of a hub model, with the files that match fetched. MissingPath if the hub does not give it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    offline = is_offline()
     try:
-        return Path(snapshot_download(ref, allow_patterns=patterns))
+        return Path(snapshot_download(ref, allow_patterns=patterns, local_files_only=offline))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        why = "the hub cannot be reached, and there is no copy here" if offline else type(e).__name__
         raise MissingPath(
-            f"neither a local folder nor a model that the hub gave us ({type(e).__name__})",
+            f"neither a local folder nor a model that the hub gave us ({why})",
             value=ref,
             valid=VALID,
             fix="check the name and the network, or pass a local folder",

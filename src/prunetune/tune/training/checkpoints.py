@@ -84,6 +84,22 @@ class Clock(TrainerCallback):
             stopping.stop()
 
 
+class Deadline(TrainerCallback):
+    """Ends training after so many seconds, at the next step; over several processes the first decides for all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the clock."""
+        over = time.monotonic() >= self.end
+        if args.world_size > 1:
+            flag = torch.tensor([float(over)], device=args.device)
+            torch.distributed.broadcast(flag, 0)
+            over = bool(flag.item())
+        control.should_training_stop = control.should_training_stop or over
+
+
 class Steps(TrainerCallback):
     """Reports (done, total) after every optimiser step."""
 

@@ -19,7 +19,7 @@ from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.cost import Shape, training_flops
 from prunetune.tune.trackers import PROJECT, plugged_callbacks, reported, run_name
-from prunetune.tune.training.checkpoints import Clock, Guard, Steps, job_key, newest_checkpoint
+from prunetune.tune.training.checkpoints import Clock, Deadline, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.given import Stage, Trained
 from prunetune.tune.training.machine import compute_type, is_sharded, pick_memory_plan, product_flops
 from prunetune.tune.training.telling import Telling, TokensAt
@@ -136,7 +136,8 @@ class Frame:
         job = self.stage.job
         clock = Clock(job.work, self.key, job.method.checkpoint_minutes * 60, self.before, copies)
         told = [Steps(self.stage.progress), Telling(job, tokens_at)]
-        return [clock, guard, *told, *plugged_callbacks(self._log)]
+        late = [Deadline(job.seconds - self.before)] if job.seconds else []
+        return [*late, clock, guard, *told, *plugged_callbacks(self._log)]
 
     def run(self, trainer: Trainer) -> Finished:
         """Train to the end; a signal stops it after a checkpoint."""

@@ -201,7 +201,7 @@ def _notes(made: Rows, method: Method, done: int, steps: int) -> list[str]:
     if made.empty:
         notes.append(f"{made.empty} of {made.used} examples had no token that counts and were not trained on")
     if done < steps:
-        notes.append(f"ended after {done} of {steps} steps: the loss had flattened")
+        notes.append(f"ended after {done} of {steps} steps: its time was over")
     if method.average:
         notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
     return notes

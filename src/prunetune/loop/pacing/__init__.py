@@ -1,0 +1,5 @@
+"""Time on this machine: how fast each kind of work is (`pace`), what a run takes (`minutes`), what fits (`within`).
+
+Others take `within.within` and `by_time_left`, `clock.Clock`, and the dry run of `rehearsal`.
+To add another kind of work: one figure in `pace.Pace`, its part in `minutes.minutes`.
+"""

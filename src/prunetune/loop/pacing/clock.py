@@ -1,0 +1,40 @@
+"""The time that a run has left, and how fast its recovery is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+def process_began() -> float:
+    """When this process began, on the clock of `time.monotonic`."""
+    import psutil
+
+    age = time.time() - float(psutil.Process().create_time())
+    return time.monotonic() - age
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A deadline.
+
+    Attributes:
+        within: Seconds of the whole run.
+        spent: Of them in earlier starts.
+        each: Seconds a token of each recovery method.
+        least: Tokens that each gets at least in a round.
+        after: Seconds that are needed after recovery.
+        begun: This start, as `time.monotonic` has it, without what the process did before it.
+    """
+
+    within: float
+    spent: float
+    each: tuple[float, ...]
+    least: tuple[int, ...]
+    after: float
+    begun: float = field(default_factory=process_began)
+
+    def left(self) -> float:
+        """Seconds that recovery may take from now on, so that all ends in time; never negative."""
+        gone = time.monotonic() - self.begun + self.spent
+        return max(0.0, self.within - gone - self.after)

@@ -1,0 +1,116 @@
+"""A dry run on this machine: all that a run reads is read, a few batches of each kind of work are done and timed.
+
+    value, text = rehearsed(recipe, out, watch, begin)     # fails where the run would before training, with its message
+    foretold(recipe)                                       # a run's first line: what the dry run has found
+
+Nothing is written but the figure, in the user's cache. Weights are not fetched: of a hub model without a copy here it
+is told whether the hub can be reached. Data sets are read as the run reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.common.progress import Watch
+
+if TYPE_CHECKING:
+    from prunetune.loop.context import Context
+    from prunetune.recipe.schema import Recipe
+
+CACHE = Path("~/.cache/prunetune/pace")
+KEPT = 3
+"""Models of a run that are on its disk at once: the newest, the best, the one that is made."""
+
+
+def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]) -> tuple[dict[str, Any], str]:
+    """What a run would take of this machine, as values and in words; the values are empty where it is not known.
+
+    Args:
+        recipe: What a run would do.
+        out: Its folder.
+        watch: Shows lines and bars.
+        begin: Called before libraries are at work.
+
+    Raises:
+        PrunetuneError: What the run itself would say before it trains.
+    """
+    from prunetune.data.hub import is_offline
+    from prunetune.models.folders import is_here
+
+    if not is_here(recipe.model):
+        away = " and the hub cannot be reached, so that a run would fail" if is_offline() else ""
+        return {}, f"minutes on this machine: not known, for {recipe.model} is not here{away}"
+    from prunetune.loop.context import prepare
+    from prunetune.loop.pacing.minutes import minutes
+    from prunetune.loop.pacing.pace import measured
+    from prunetune.models.folders import resolve_model
+    from prunetune.runs.folder import RunFolder
+
+    begin()
+    source = resolve_model(recipe.model)
+    RunFolder.check(out, recipe, source)
+    context = prepare(recipe, source, watch)
+    space, told = room(context, out)
+    found = minutes(context, measured(context))
+    value = {"minutes": found.total / 60, "parts": dict(found.parts), **space}
+    _keep(recipe, found.text())
+    return value, f"{found.text()}\n{told}"
+
+
+def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
+    """Disk and memory that a run needs, against what is there. NotWritable where the disk is too small."""
+    import shutil
+
+    from prunetune.common.disk import check_space
+    from prunetune.common.units import size
+    from prunetune.models.cost import cost_of, state_bytes
+    from prunetune.tune.training.machine import pick_device, total_bytes
+
+    cost = cost_of(context.config)
+    held = state_bytes(average=any(m.average for m in context.recipe.recover))
+    weights = sum(p.stat().st_size for p in context.source.glob("*.safetensors"))
+    disk = KEPT * weights + (16 * cost.params if context.recipe.recover else 0)  # a checkpoint: fp32 and two moments
+    check_space(out, disk, "the run's models and one checkpoint")
+    at = out.absolute()
+    while not at.exists():
+        at = at.parent
+    memory = cost.scoring_bytes(context.recipe.score.batch_tokens)
+    for method in context.recipe.recover:
+        whole = held * cost.params + cost.activation_bytes((method.micro_batch_size or 1) * method.max_length)
+        memory = max(memory, round(whole))
+    free, there = shutil.disk_usage(at).free, total_bytes(pick_device(context.recipe.device))
+    lacks = "" if memory <= there else " (too little: LoRA, or a launcher that shares it out)"
+    told = f"disk: up to {size(disk)} of {size(free)} free; memory: about {size(memory)} of {size(there)}{lacks}"
+    return {"disk_bytes": disk, "free_bytes": free, "memory_bytes": memory, "there_bytes": there}, told
+
+
+def foretold(recipe: Recipe) -> str:
+    """What the last dry run of this recipe has found on this machine, or how to know."""
+    file = _file(recipe)
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    return "how long it takes on this machine: the same command with --dry-run measures it"
+
+
+def _keep(recipe: Recipe, text: str) -> None:
+    from prunetune.common.files import replacing
+
+    file = _file(recipe)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as tmp:
+            tmp.write_text(text + "\n", encoding="utf-8")
+    except OSError:  # a home that cannot be written: then the run does not know
+        return
+
+
+def _file(recipe: Recipe) -> Path:
+    from prunetune.common.files import json_sha
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    machine = (platform.node(), os.cpu_count(), threads)
+    return CACHE.expanduser() / f"{json_sha([recipe.model_dump(mode='json'), machine])}.txt"

@@ -1,0 +1,218 @@
+"""A run within a time: what of it fits is planned from the measured pace, and each recovery from what time is left.
+
+    context = within(context, run)                 # the recipe as it fits, told; the same when the run goes on
+    parts = by_time_left(context, timed, parts, share)     # a round's recovery, as the clock has it
+
+Recovery is what fills the time: its tokens are what is left over. Where even the least of them do not fit, fewer
+problems are asked, then no latency is measured, nothing is probed, and fewer sequences are scored; then it is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from prunetune.common.files import once, read_json, write_json
+from prunetune.common.reading import read_model
+from prunetune.common.units import count, duration
+from prunetune.errors import OutOfReach
+from prunetune.loop.context import Context
+from prunetune.loop.pacing.clock import Clock
+from prunetune.loop.pacing.minutes import Minutes, minutes, tokens_of
+from prunetune.loop.pacing.pace import Pace, measured
+from prunetune.loop.shares import Part
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.folder import RunFolder, Timed
+
+LEAST_STEPS = 10
+"""Optimiser steps that each method gets at least."""
+MOST_EPOCHS = 16
+"""More passes over the same data hardly help (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)."""
+LEAST_ASKED, LEAST_SCORED = 50, 32
+OVERHEAD = 0.25
+"""Share of the time that rounds beyond the first may cost beside their recovery."""
+LATE = 1.15
+"""Recovery is ended where it has taken so many times what it was given."""
+PLAN = ".time.json"
+
+
+class Fitted(BaseModel):
+    """RUN/.time.json: the recipe as it fits, and what it rests on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    asked: int | None
+    each: tuple[float, ...]
+    least: tuple[int, ...]
+    after: float
+    told: tuple[str, ...]
+
+
+def within(context: Context, run: RunFolder) -> Context:
+    """The context with the recipe as it fits into its time. The first call measures, later ones read.
+
+    Raises:
+        OutOfReach: The time is too short for the least that a run does.
+    """
+    recipe, path = context.recipe, run.path / PLAN
+    if recipe.within is None:
+        return context
+    spent = _spent(run)
+
+    def make(tmp: Path) -> None:
+        pace = measured(context)
+        tmp.write_text(fitted(context, pace).model_dump_json(), encoding="utf-8")
+
+    once(path, {"recipe": recipe.model_dump(mode="json")}, make)
+    found = read_model(path, Fitted, "plan of the time", fix="start again in a new --out")
+    for line in found.told:
+        context.watch.line(line)
+    clock = Clock(recipe.within, spent, found.each, found.least, found.after)
+    tasks = tuple(t.first(found.asked) for t in context.tasks)
+    return dataclasses.replace(context, recipe=found.recipe, tasks=tasks, clock=clock)
+
+
+def _spent(run: RunFolder) -> float:
+    """Seconds that earlier starts of this run have worked."""
+    notes = sum(float(read_json(p)) for p in run.path.glob("[0-9]*-*/.*.seconds"))
+    first = run.path / "original" / "stage.json"
+    return notes + (sum(run.original.seconds.values()) if first.is_file() else 0.0)
+
+
+def fitted(context: Context, pace: Pace) -> Fitted:
+    """What of a recipe fits into its time. Pure but for the context's data."""
+    seconds = float(context.recipe.within or 0)
+    if pace.untimed:
+        raise OutOfReach(
+            "a run within a time needs work that can be timed",
+            value=", ".join(pace.untimed),
+            fix="leave it out, or leave out the budget of time",
+        )
+    seconds -= pace.spent
+    for tried, asked, cuts in _smaller(context, pace, seconds):
+        less = dataclasses.replace(context, recipe=tried, tasks=tuple(t.first(asked) for t in context.tasks))
+        found = _scaled(minutes(less, pace), context, tried, pace)
+        rest = found.total - found.parts.get("recovery", 0.0) + sum(t.beside for t in pace.tune if t)
+        if rest + _least(less, pace) <= seconds:
+            return _filled(less, pace, seconds - rest, asked, cuts, found)
+    raise OutOfReach(
+        "not even the least that a run does fits into this time, on this machine",
+        value=duration(context.recipe.within),
+        valid=f"at least {duration(math.ceil((rest + _least(less, pace) + pace.spent) * 1.1))}",
+        fix="more time, a smaller model, or another task",
+    )
+
+
+def _scaled(found: Minutes, context: Context, tried: Recipe, pace: Pace) -> Minutes:
+    """The same with fewer scored sequences than were timed."""
+    share = tried.score.samples / context.recipe.score.samples
+    parts = dict(found.parts)
+    for name in ("scoring", "probes and compensation"):
+        if name in parts:
+            parts[name] *= max(share, 0.25)  # what does not depend on them
+    return dataclasses.replace(found, parts=parts)
+
+
+def _smaller(context: Context, pace: Pace, seconds: float) -> Iterator[tuple[Recipe, int | None, list[str]]]:
+    """The recipe and what it may be cut down to, in order, with what was cut."""
+    recipe, cuts = context.recipe, list[str]()
+    more = minutes(context, pace).more
+    rounds = 1 + int(OVERHEAD * seconds / more) if more else recipe.prune.max_rounds
+    prune = (
+        recipe.prune.model_copy(update={"max_rounds": min(rounds or 6, recipe.prune.max_rounds or 6)}) if more else None
+    )
+    recipe = recipe.changed(prune=prune) if prune else recipe
+    yield recipe, None, cuts
+    most = max((len(t.problems) for t in context.tasks), default=0)
+    asked = most
+    while asked > LEAST_ASKED:
+        asked = max(LEAST_ASKED, asked // 2)
+        yield recipe, asked, [f"{asked} problems a task, not {most}"]
+    cuts = [f"{asked} problems a task, not {most}"] if asked < most else []
+    if recipe.evaluate.latency_repeats:
+        recipe = recipe.changed(evaluate=recipe.evaluate.model_copy(update={"latency_repeats": 0}))
+        cuts = [*cuts, "no latency"]
+        yield recipe, asked or None, cuts
+    if recipe.probed:
+        recipe = recipe.changed(prune=recipe.prune.model_copy(update={"rounds": 1}))
+        cuts = [*cuts, "no probes: one round"]
+        yield recipe, asked or None, cuts
+    samples = recipe.score.samples
+    while samples > LEAST_SCORED:
+        samples = max(LEAST_SCORED, samples // 2)
+        score = recipe.score.model_copy(update={"samples": samples})
+        yield (
+            recipe.changed(score=score),
+            asked or None,
+            [*cuts, f"{samples} scored sequences, not {recipe.score.samples}"],
+        )
+
+
+def _least(context: Context, pace: Pace) -> float:
+    """Seconds of the least recovery."""
+    pairs = zip(context.recipe.recover, pace.tune, strict=True)
+    return sum(LEAST_STEPS * m.batch_size * t.tokens_a_sample * t.each for m, t in pairs if t is not None)
+
+
+def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cuts: list[str], found: Minutes) -> Fitted:
+    """The recipe with recovery that takes the seconds that are left, up to what the data are good for."""
+    recipe, methods, told = context.recipe, [], []
+    timed = [t for t in pace.tune if t is not None]
+    for i, (method, t) in enumerate(zip(recipe.recover, timed, strict=True)):
+        bare = method.changed(samples=None, tokens=None, epochs=1, per="run")
+        once_over = tokens_of(context, i, bare, t.tokens_a_sample, 1)
+        wanted = seconds / len(timed) / t.each
+        epochs = max(1, min(MOST_EPOCHS, math.ceil(wanted / once_over)))
+        tokens = max(1, round(min(wanted / epochs, once_over)))
+        methods.append(bare.changed(tokens=tokens, epochs=epochs))
+        over = f", {epochs} times over" if epochs > 1 else ""
+        told.append(f"{method.type} {count(tokens * epochs)} tokens{over}")
+        if wanted > 1.1 * MOST_EPOCHS * once_over:
+            cuts = [
+                *cuts,
+                f"the data hold {count(once_over)} tokens, of which {MOST_EPOCHS} passes are used: it ends earlier",
+            ]
+    problems = max((len(t.problems) for t in context.tasks), default=0)
+    told += [f"{problems} problems a task"] if problems else []
+    told += [f"at most {recipe.prune.max_rounds or 1} rounds" if found.more else f"{found.rounds} rounds"]
+    lines = [f"within {duration(recipe.within)}, as measured here: {', '.join(told)}"]
+    lines += [f"  cut down: {'; '.join(cuts)}"] if cuts else []
+    after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing")) + sum(t.beside for t in timed)
+    after += sum(pace.ask[t.name].time(len(t.problems)) for t in context.tasks) + 4 * (pace.load + pace.loss)
+    return Fitted(
+        recipe=recipe.changed(recover=methods),
+        asked=asked,
+        each=tuple(t.each for t in timed),
+        least=tuple(
+            round(LEAST_STEPS * m.batch_size * t.tokens_a_sample) for m, t in zip(recipe.recover, timed, strict=True)
+        ),
+        after=after,
+        told=tuple(lines),
+    )
+
+
+def by_time_left(context: Context, timed: Timed, parts: Sequence[Part], share: float | None) -> list[Part]:
+    """A round's recovery by the time that is left; decided once, and kept in the round's folder."""
+    clock = context.clock
+    if clock is None or not parts:
+        return list(parts)
+
+    def make(tmp: Path) -> None:
+        seconds = clock.left() * (1.0 if share is None else share) / len(parts)
+        found = []
+        for part in parts:
+            fits = round(seconds / clock.each[part.place] / part.method.epochs)
+            tokens = max(1, clock.least[part.place] // part.method.epochs, min(fits, 2 * (part.tokens or fits)))
+            found.append([tokens, LATE * max(seconds, clock.least[part.place] * clock.each[part.place])])
+        write_json(tmp, found)
+
+    decided = read_json(once(timed.at / PLAN, {"parts": [p.tokens for p in parts]}, make))
+    return [
+        dataclasses.replace(p, tokens=int(tokens), samples=None, seconds=float(seconds))
+        for p, (tokens, seconds) in zip(parts, decided, strict=True)
+    ]

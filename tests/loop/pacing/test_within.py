@@ -1,0 +1,144 @@
+"""A run within a time: what is planned, what is cut down and in which order, what the clock leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny_run import tiny_recipe
+
+from prunetune.common.progress import Watch
+from prunetune.errors import OutOfReach, RecipeError
+from prunetune.loop.context import Context, prepare
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.pacing import within as module
+from prunetune.loop.pacing.clock import Clock
+from prunetune.loop.pacing.pace import Asking, Pace, Tuning
+from prunetune.loop.pacing.within import MOST_EPOCHS, fitted
+from prunetune.models.folders import resolve_model
+from prunetune.recipe.goals import seconds
+from prunetune.tune.job import TuneJob
+from prunetune.tune.stage import run_job
+
+QUIET = Watch(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("within")
+
+
+def context(place: Path, within: float, n: int = 150, **changes: Any) -> Context:
+    values = {"prune": {"target": 0.8, "align": 4, "rounds": "auto"}, "budget": "damage", "within": within, **changes}
+    recipe = tiny_recipe(place, **values)
+    evaluate = recipe.evaluate.model_dump(mode="json")
+    evaluate["tasks"][0]["n"] = n
+    evaluate |= {"round_n": None, "latency_repeats": 5}
+    recipe = type(recipe).parse({**recipe.model_dump(mode="json"), "evaluate": evaluate})
+    return prepare(recipe, resolve_model(recipe.model), QUIET)
+
+
+PACE = Pace(
+    load=0.0, score=8.0, compensate=0.0, loss=1.0, ask={"sums": Asking(batch=10, seconds=2.0, tokens=4)},
+    latency=0.5, write=1.0, tune=(Tuning(each=0.01, beside=1.0, tokens_a_sample=20.0),), start=2.0, spent=5.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("2h", 7200), ("1h30m", 5400), ("10min", 600), ("90 s", 90), ("600", 600), ("1.5h", 5400), (600, 600), ("x", "x")],
+)
+def test_times_as_people_write_them(text: Any, wanted: Any) -> None:
+    assert seconds(text) == wanted
+
+
+def test_recovery_fills_what_is_left(place: Path) -> None:
+    at = context(place, 400)
+    found = fitted(at, PACE)
+    (method,) = found.recipe.recover
+    trained = method.tokens * method.epochs * 0.01
+    asked = 2 * 15 * 2.0  # the original and the final model, 150 problems, ten at once
+    rest = 5 + 2 + asked + 1 + 8 + 2 + 4 + 1 + 12 + 1 + 1
+    assert trained == pytest.approx(400 - rest, rel=0.1)
+    assert found.asked is None and not any("cut down" in line for line in found.told)
+    assert "sums" not in found.told[0] and "150 problems a task" in found.told[0]
+
+
+def test_more_passes_than_help_are_not_made(place: Path) -> None:
+    found = fitted(context(place, 100_000), PACE)
+    (method,) = found.recipe.recover
+    assert method.epochs == MOST_EPOCHS
+    assert "it ends earlier" in found.told[-1]
+
+
+def test_what_is_cut_down_is_told_in_order(place: Path) -> None:
+    """From a time that holds all to one that holds next to nothing."""
+    orders = ("problems a task, not", "no latency", "no probes", "scored sequences, not")
+    seen: list[list[str]] = []
+    for time_ in (400, 130, 100, 75, 68, 62):
+        try:
+            told = fitted(context(place, time_, score={"samples": 64, "held_out": 4, "max_length": 64}), PACE).told
+        except OutOfReach as e:
+            seen.append([*orders, str(e.valid)])
+            continue
+        cut = told[-1] if "cut down" in told[-1] else ""
+        seen.append([o for o in orders if o in cut])
+    lengths = [len(s) for s in seen]
+    assert lengths == sorted(lengths) and lengths[0] == 0 and lengths[-1] >= 2, seen
+    assert all(s[: len(a)] == a for a, s in itertools.pairwise(seen)), seen
+
+
+def test_a_time_that_is_too_short_is_refused_with_the_least(place: Path) -> None:
+    with pytest.raises(OutOfReach) as e:
+        fitted(context(place, 20), PACE)
+    assert "at least" in str(e.value)
+
+
+def test_work_that_cannot_be_timed_is_refused(place: Path) -> None:
+    with pytest.raises(OutOfReach, match="timed"):
+        fitted(context(place, 400), dataclasses.replace(PACE, untimed=("grpo",)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"control": "once"}, {"stop_at": {"accuracy": 0.9}}, {"budget": "2h", "within": "1h"}]
+)
+def test_what_does_not_go_with_a_time(place: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        tiny_recipe(place, **{"within": "1h", **changes})
+
+
+def test_the_clock_counts_earlier_starts_and_what_comes_after() -> None:
+    clock = Clock(within=100.0, spent=30.0, each=(0.1,), least=(1,), after=20.0, begun=time.monotonic() - 10.0)
+    assert clock.left() == pytest.approx(40.0, abs=1.0)
+    assert dataclasses.replace(clock, within=10.0).left() == 0.0
+
+
+def test_a_run_recovers_for_what_is_left_and_goes_on_with_its_plan(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(place, within=400, budget="damage", prune={"target": 0.8, "align": 4, "rounds": 1})
+    slow = dataclasses.replace(PACE, tune=(Tuning(each=0.2, beside=1.0, tokens_a_sample=20.0),))
+    monkeypatch.setattr(module, "measured", lambda context: slow)
+    monkeypatch.setattr("prunetune.loop.pacing.clock.process_began", time.monotonic)
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    (tuned,) = summary.stages[0].tune
+    assert 900 < (tuned.tokens or 0) < 1.25 * 400 / 0.2  # what is left of 400 s, a fifth of a second each
+    assert (tmp_path / "out" / ".time.json").is_file()
+    monkeypatch.setattr(module, "measured", lambda context: pytest.fail("measured again"))
+    again = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert again.stages == summary.stages
+
+
+def test_training_ends_when_its_time_is_over(place: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(place)
+    job = TuneJob(
+        model=place / "model", out=tmp_path / "out", work=tmp_path / "work", sources=tuple(recipe.data), end=160,
+        method=recipe.recover[0].changed(samples=None), seconds=1e-6, fmt=recipe.prompt,
+    )  # fmt: skip
+    found = run_job(job)
+    assert found.steps == 1 and "its time was over" in found.notes[-1]
+    assert (tmp_path / "out" / "config.json").is_file()
