@@ -1,6 +1,6 @@
 """What a smaller vocabulary costs: a model, and the same one with the tokens of GSM8K's training text, on unseen answers.
 
-    .venv/bin/python studies/14-axes/vocabulary.py MODEL --out DIR [--keep N] [--wikitext] [--n 200]
+    .venv/bin/python studies/14-axes/vocabulary.py MODEL --out DIR [--keep N] [--wikitext] [--n 60]
 
 Needs $PRUNETUNE_DATA (gsm8k/, wikitext2/). Nothing is trained. The loss is that of the answers of `n` test questions
 after their prompt, end token included, divided by the answers' bytes; the interval is over questions, paired. Prints one
@@ -39,10 +39,10 @@ def losses(folder: Path, examples: Sequence[Example]) -> list[float]:
     model, tokenizer, found = load_model(folder, torch.float32), load_tokenizer(folder), []
     for example in examples:
         row = encode(tokenizer, example, PromptFormat(), None)
-        ids = torch.tensor([row.input_ids])
+        ids, answer = torch.tensor([row.input_ids]), torch.tensor(row.input_ids[row.prompt_length :])
         with torch.inference_mode():
-            logits = model(ids).logits[0, row.prompt_length - 1 : -1].float()
-        found.append(float(torch.nn.functional.cross_entropy(logits, ids[0, row.prompt_length :], reduction="sum")))
+            logits = model(ids, logits_to_keep=len(answer) + 1).logits[0, :-1]
+        found.append(float(torch.nn.functional.cross_entropy(logits, answer, reduction="sum")))
     return found
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", type=int)
     parser.add_argument("--wikitext", action="store_true", help="WikiText-2's validation text is a guard")
-    parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--n", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -17,6 +17,7 @@ from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.models.folders import model_sha
 from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.vocabulary.tokenizer import RECORD
 from prunetune.publish import check as module
 from prunetune.publish import child as children
 from prunetune.publish import engines
@@ -145,6 +146,10 @@ def test_llama_cpp_is_used_where_it_is(folder, greedy, tmp_path, monkeypatch) ->
     assert (ok, "other greedy tokens than plain transformers on 6 of 6 prompts" in reason) == (False, True)
     _tool(tmp_path, "convert_hf_to_gguf.py", "raise SystemExit('unknown architecture')\n")
     assert asked() == (False, "unknown architecture")
+    cut = shutil.copytree(folder / "final", tmp_path / "cut")
+    (cut / RECORD).write_text("{}")
+    ok, reason = engines.llama_cpp(cut, greedy)
+    assert (ok, "its vocabulary is cut" in reason, "unknown architecture" in reason) == (False, True, True)
 
 
 def test_a_binding_is_asked_with_token_ids(folder, greedy, tmp_path, monkeypatch) -> None:
