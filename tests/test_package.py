@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,26 @@ def test_the_guide_s_python_example_runs(tmp_path, monkeypatch):
     small, model = space["small"], space["model"]
     assert small.config.intermediate_size == model.config.intermediate_size - 16
     assert sorted(p.name for p in tmp_path.iterdir()) == [whole.name], "nothing is left behind"
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    """A wheel in an environment of its own has no tools of the developers'; what others bring is named with who brings it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        d for name, group in project["optional-dependencies"].items() if name not in ("dev", "docs") for d in group
+    ]
+    asked = {re.split(r"[^\w-]", d)[0].lower().replace("-", "_") for d in [*project["dependencies"], *extras]}
+    brought = {"huggingface_hub": "transformers", "tokenizers": "transformers", "pyarrow": "datasets", "sympy": "math_verify",
+               "pydantic_core": "pydantic", "yaml": "pyyaml", "trackio": "", "wandb": ""}  # fmt: skip
+    assert {by for by in brought.values() if by} <= asked
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in (n.partition(".")[0] for n in names):
+                assert name in sys.stdlib_module_names or name in {"prunetune", *asked, *brought}, (
+                    f"{path.name}: {name}"
+                )
 
 
 def test_a_path_or_a_name_will_do_as_a_recipe(tmp_path):
