@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -69,6 +70,9 @@ def apply(source: Path, out: Path) -> None:
     from prunetune.common.progress import Watch
     from prunetune.models.folders import model_sha, resolve_model
     from prunetune.pruning.plan import make_plan
+
+    for name in ("apply", "patch"):  # which the command imports as it needs them
+        import_module(f"prunetune.pruning.{name}")
 
     layers, draw = json.loads((source / "config.json").read_text())["num_hidden_layers"], random.Random(0)
     scores = [[draw.random() for _ in range(CONFIG["intermediate_size"])] for _ in range(layers)]

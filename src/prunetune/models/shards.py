@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,12 +92,8 @@ class ShardReader:
 class ShardWriter:
     """A safetensors file whose tensors are written one by one, in the order of `infos`, which is known beforehand.
 
-    While the next tensor is read and cut, the last one is written and hashed, in two threads, and what lies in the
-    system's cache goes to the disk in a third: the file's note needs no second reading, and its end waits for little.
+    It is hashed beside the writing, so that its note needs no second reading.
     """
-
-    FLUSH = 1 << 28
-    """Bytes after which the disk is given what was written."""
 
     def __init__(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
         self.path, self.infos, self._left = path, dict(infos), list(infos)
@@ -114,13 +109,11 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         start = len(text).to_bytes(8, "little") + text
-        self._digest, self._threads = hashlib.sha256(start), ThreadPoolExecutor(3)
-        self._pending: list[Future[object]] = []
-        self._flushing: Future[object] | None = None
-        self._unflushed = 0
+        self._digest, self._hashing = hashlib.sha256(start), ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
         with disk_errors(path):
-            self._file = path.open("wb", buffering=0)
-            self._write(start)
+            self._file = path.open("wb")
+            self._file.write(start)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor; ValueError if it is not the one that the header announced."""
@@ -130,34 +123,23 @@ class ShardWriter:
         if tensor.numel():
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             self._settle()
-            self._pending = [self._threads.submit(job, raw.data) for job in (self._digest.update, self._write)]
-            self._unflushed += raw.nbytes
-            if self._unflushed > self.FLUSH and (self._flushing is None or self._flushing.done()):
-                self._flushing = self._threads.submit(os.fdatasync, self._file.fileno())
-                self._unflushed = 0
-
-    def _write(self, data: bytes | memoryview) -> None:
-        """All of it: a single call writes at most 2 GiB."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+            self._pending = self._hashing.submit(self._digest.update, raw.data)
+            with disk_errors(self.path):
+                self._file.write(raw.data)
 
     def _settle(self) -> None:
-        """Wait for the last tensor: at most two are held."""
-        with disk_errors(self.path):
-            for job in self._pending:
-                job.result()
+        """Wait for the last tensor's hash: at most two tensors are held."""
+        if self._pending is not None:
+            self._pending.result()
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            self._settle()
-        finally:
-            self._threads.shutdown()
-            with disk_errors(self.path):
-                self._file.close()
+        self._settle()
+        self._hashing.shutdown()
+        with disk_errors(self.path):
+            self._file.close()
         if kind is None and not self._left:
             remember(self.path, self._digest.hexdigest())
         if kind is None and self._left:

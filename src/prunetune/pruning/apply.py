@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -117,12 +116,10 @@ def apply_on_disk(
     names = [name for infos in shards.values() for name in infos]
     _check_complete(plan, family, names)
     _check_patch(patch, names)
+    plan.check_model(model_sha(source), source)
     cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
     text = to_json_text(config, ensure_ascii=False) + "\n"
-    with ThreadPoolExecutor(1) as hashing, fresh(out) as tmp:
-        sha = hashing.submit(model_sha, source)  # beside the work, if it takes more than a moment
-        if wait([sha], timeout=0.5).done:
-            plan.check_model(sha.result(), source)
+    with fresh(out) as tmp:
         size = sum(info.nbytes for kept in cut.values() for _, info in kept.values())
         check_space(out, size + (1 << 20), "the cut model")
         tmp.mkdir()
@@ -133,7 +130,6 @@ def apply_on_disk(
         for name in EXTRA_FOLDERS:
             if (source / name).is_dir():
                 shutil.copytree(source / name, tmp / name)
-        plan.check_model(sha.result(), source)
 
 
 def _cut_infos(plan: PrunePlan, family: Family, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
