@@ -142,6 +142,17 @@ def test_minutes_disk_and_memory_are_told_and_the_run_says_the_same(
     assert code == 0 and line in err
 
 
+def test_a_dry_run_within_a_time_tells_the_plan_or_refuses(
+    at: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe(at)))
+    code, text, _ = call(capsys, "run", file, "--out", tmp_path / "out", "--dry-run", "--budget", "1h")
+    assert code == 0 and "within 60 min 00 s, as measured here: cpt " in text.replace("1 h 00 min", "60 min 00 s")
+    code, _, err = call(capsys, "run", file, "--out", tmp_path / "out", "--dry-run", "--budget", "1s")
+    assert code == 2 and "not even the least" in err and "at least" in err
+
+
 def test_what_is_counted_is_the_amounts_times_the_seconds(at: Path) -> None:
     """By hand: two neuron rounds and one layer round of the tiny recipe, paper's way."""
     from prunetune.common.progress import Watch

@@ -47,6 +47,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     from prunetune.loop.context import prepare
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
+    from prunetune.loop.pacing.within import fitted
     from prunetune.models.folders import resolve_model
     from prunetune.runs.folder import RunFolder
 
@@ -55,7 +56,12 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     RunFolder.check(out, recipe, source)
     context = prepare(recipe, source, watch)
     space, told = room(context, out)
-    found = minutes(context, measured(context))
+    pace = measured(context)
+    if recipe.within is not None:
+        plan = fitted(context, pace)
+        _keep(recipe, "\n".join(plan.told))
+        return {"minutes": recipe.within / 60, "plan": list(plan.told), **space}, "\n".join([*plan.told, told])
+    found = minutes(context, pace)
     value = {"minutes": found.total / 60, "parts": dict(found.parts), **space}
     _keep(recipe, found.text())
     return value, f"{found.text()}\n{told}"
