@@ -44,6 +44,7 @@ def score_file(
     device: str,
     watch: Watch,
     chat: bool = False,
+    more: Sequence[str] = (),
 ) -> Scores:
     """Score a model on the first `samples` of the data, and write the scores."""
     from prunetune.pruning.scores import make_batches, score
@@ -58,6 +59,7 @@ def score_file(
         max_length,
         seed,
         *(["chat"] if chat else []),
+        *([f"axis {name}" for name in more]),
     ]
     with output_file(out, is_scores, key, watch.line) as tmp:
         folder = resolve_model(model)
@@ -72,6 +74,7 @@ def score_file(
                 neuron_criterion=criterion,
                 reduce=reduce,
                 layers_by=layer_criterion,
+                more=more,
                 seed=seed,
                 model_sha=model_sha(folder),
                 data_sha=stream.sha,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,16 +32,19 @@ def score(
     max_length: Annotated[int, typer.Option(min=2, max=MOST, help="Longer sequences are cut.")] = 1024,
     columns: Columns = None,
     chat: Chat = False,
+    axis: Annotated[list[str] | None, typer.Option(help="Score units of this axis, too: heads, query_heads.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
+    from prunetune.pruning.criteria import blockwise
     from prunetune.pruning.criteria import criterion as find
     from prunetune.pruning.criteria import layer_criterion as find_layer
     from prunetune.pruning.statistics import statistic
 
-    find(criterion), find_layer(layer_criterion), statistic(reduce)
+    more = _axes(axis or ())
+    find(criterion), find_layer(layer_criterion), statistic(reduce), blockwise(criterion, more)
     quiet_libraries()
     from prunetune.cli.commands import score_file
 
@@ -57,6 +61,7 @@ def score(
         device=device,
         watch=Watch(),
         chat=chat,
+        more=more,
     )
     layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
     emit(
@@ -73,6 +78,9 @@ def plan(
     layers: Annotated[int, typer.Option(min=0, max=MOST, help="Layers that go.")] = 0,
     protect: Annotated[Path | None, typer.Option(help="Scores on a corpus whose neurons stay.")] = None,
     protect_share: Annotated[float, typer.Option(min=0, max=1, help="Top share that stays.")] = 0.05,
+    cut: Annotated[
+        list[str] | None, typer.Option(help="Units of another axis that go: heads=1, query_heads=1.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Decide what goes: a reviewable JSON file."""
@@ -83,8 +91,9 @@ def plan(
 
     found = Scores.read(scores)
     guarded = Scores.read(protect).neurons.tolist() if protect else None
-    if not neurons and not layers:
-        raise RecipeError("this plan would remove nothing", valid="--neurons N and/or --layers N")
+    amounts = _amounts(cut or ())
+    if not neurons and not layers and not any(amounts.values()):
+        raise RecipeError("this plan would remove nothing", valid="--neurons N, --layers N and/or --cut heads=N")
     made = make_plan(
         found.neurons.tolist(),
         found.layers.tolist(),
@@ -93,14 +102,40 @@ def plan(
         n_layers=layers,
         protected=guarded,
         protect_share=protect_share if protect else 0.0,
+        others=found.others(amounts),
     )
     with output_file(out, is_plan) as tmp:
         made.write(tmp)
     emit(
         as_json,
         made.model_dump(mode="json"),
-        f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}: {out}",
+        f"{made.depth} -> {made.new_depth} layers, width {made.width} -> {made.new_width}"
+        + "".join(f", {n} {made.sizes[n]} -> {made.new_shape[n]}" for n in made.drop)
+        + f": {out}",
     )
+
+
+def _axes(names: Sequence[str]) -> list[str]:
+    """Axes that can be scored beside layers and neurons; UnknownName for another."""
+    from prunetune.errors import UnknownName
+    from prunetune.models.axes import axes
+
+    able = [name for name, axis in axes().items() if axis.readout is not None and name != "neurons"]
+    if wrong := [name for name in names if name not in able]:
+        raise UnknownName("axis", wrong[0], able)
+    return list(dict.fromkeys(names))
+
+
+def _amounts(said: Sequence[str]) -> dict[str, int]:
+    """`heads=1` -> {"heads": 1}."""
+    found = {}
+    for text in said:
+        name, _, number = text.partition("=")
+        _axes([name])
+        if not number.isdecimal() or len(number) > 9:
+            raise RecipeError("how many units go is a whole number", value=text, valid=f"{name}=1")
+        found[name] = int(number)
+    return found
 
 
 def compensate(
@@ -135,7 +170,10 @@ def compensate(
         chat=chat,
     )
     before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))
-    fits = [{"layer": f.layer, "ridge": f.ridge, "before": f.before, "after": f.after} for f in patch.fits]
+    fits = [
+        {"layer": f.layer, "ridge": f.ridge, "before": f.before, "after": f.after, "readout": f.readout}
+        for f in patch.fits
+    ]
     kept = f"{after / before:.1%} of the error left" if before else "nothing to make up for"
     emit(
         as_json,

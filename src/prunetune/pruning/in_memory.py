@@ -63,23 +63,39 @@ def score(
     criterion: str = "greedy",
     layer_criterion: str = "l2",
     reduce: str = "mean",
+    more: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Scores:
-    """How redundant every neuron and layer of a model is (Eq. 2-6); low = redundant. See `scores.score`."""
+    """How redundant every neuron and layer of a model is (Eq. 2-6); low = redundant. See `scores.score`.
+
+    Units of other axes are scored where `more` names them: `more=("heads",)`.
+    """
     return scoring.score(
         model,
         _plain(batches),
         neuron_criterion=criterion,
         layers_by=layer_criterion,
         reduce=reduce,
+        more=more,
         seed=seed,
         progress=progress,
     )
 
 
-def plan(scores: Scores, *, neurons: int = 0, layers: int = 0, which_layers: Sequence[int] | None = None) -> PrunePlan:
-    """What goes: the lowest scores, so many neurons of every layer and so many layers. OutOfReach if they cannot."""
+def plan(
+    scores: Scores,
+    *,
+    neurons: int = 0,
+    layers: int = 0,
+    which_layers: Sequence[int] | None = None,
+    more: Mapping[str, int] | None = None,
+) -> PrunePlan:
+    """What goes: the lowest scores, so many neurons of every layer and so many layers. OutOfReach if they cannot.
+
+    Of other axes that were scored `more` says how many: `{"heads": 1, "query_heads": 1}` takes a key/value group of
+    every layer, and a query head of every group that stays.
+    """
     return make_plan(
         scores.neurons.tolist(),
         scores.layers.tolist(),
@@ -87,6 +103,7 @@ def plan(scores: Scores, *, neurons: int = 0, layers: int = 0, which_layers: Seq
         n_neurons=neurons,
         n_layers=layers,
         which_layers=which_layers,
+        others=scores.others(more) if more else None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockMoments
 from prunetune.pruning.criteria import Criterion, layer_criterion
 from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.layerwise import embed, one_layer, open_source
+from prunetune.pruning.layerwise import LayerSource, embed, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
 from prunetune.pruning.tap import Tap, at_real
@@ -74,15 +74,10 @@ def rank(
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
     """
     source = open_source(model, device=device, dtype=dtype, quick=True)
-    masks = [b["attention_mask"].bool().to(source.device) for b in batches]
-    if not sum(int(m.sum()) for m in masks):
-        raise DataError("there are no tokens to score with", fix="raise the number of samples")
-    change_of = layer_criterion(layers_by)
+    masks, change_of = _masks(source, batches), layer_criterion(layers_by)
     asked, values = own_axes(more), source.config.to_dict()
     shape, eps = shape_of(values), float(values.get("rms_norm_eps") or 0)
-    state = halfway.found(source.device) if halfway else None
-    if state is None:
-        state = {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": [], "others": []}
+    state = (halfway.found(source.device) if halfway else None) or _start(source, batches)
     hidden, scores, others = state["hidden"], state["scores"], state["others"]
     changes = [LayerChange(change_of, *seen) for seen in state["changes"]]
     for layer in range(len(scores), source.depth):
@@ -104,8 +99,20 @@ def rank(
         if progress:
             progress((layer + 1) * len(masks), source.depth * len(masks))
         if halfway:
-            sums = [c.sums() for c in changes]
-            now = {"hidden": hidden, "scores": scores, "changes": sums, "others": others}
+            now = {"hidden": hidden, "scores": scores, "changes": [c.sums() for c in changes], "others": others}
             halfway.reached(layer + 1, source.depth, now.copy)
     found = {axis.name: torch.stack([each[axis.name].cpu() for each in others]) for axis in asked}
     return Ranked(torch.stack([s.cpu() for s in scores]), changes, found)
+
+
+def _masks(source: LayerSource, batches: Sequence[Batch]) -> list[Tensor]:
+    """The real places of each batch; DataError if there are none at all."""
+    masks = [b["attention_mask"].bool().to(source.device) for b in batches]
+    if not sum(int(m.sum()) for m in masks):
+        raise DataError("there are no tokens to score with", fix="raise the number of samples")
+    return masks
+
+
+def _start(source: LayerSource, batches: Sequence[Batch]) -> dict[str, Any]:
+    """The state of a walk before the first layer."""
+    return {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": [], "others": []}

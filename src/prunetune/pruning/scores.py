@@ -32,6 +32,7 @@ from prunetune.models.axes import Axis, axes, shape_of
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import Family, family_of
 from prunetune.models.finite import is_finite, layer_overflow
+from prunetune.pruning.blocks.choose import Others
 from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockWalk
 from prunetune.pruning.criteria import Criterion, blockwise, criterion, layer_criterion
@@ -104,6 +105,10 @@ class Scores:
             )
         return found
 
+    def others(self, amounts: Mapping[str, int]) -> Others:
+        """What is asked of other axes (`{"heads": 1}`), with their scores, as `make_plan` takes it."""
+        return Others(amounts, {name: rows.tolist() for name, rows in self.blocks.items()}, self.sizes)
+
     def not_finite(self) -> int | None:
         """The first layer with a score that is NaN or infinite; None: all are numbers."""
         kinds = (self.neurons, self.layers, self.layers_max, *self.blocks.values())
@@ -161,12 +166,11 @@ def score(
     Raises:
         NotFinite: A layer's activations, gradients or weights are. RecipeError: The criterion knows neurons alone.
     """
-    chosen, family, rule = criterion(neuron_criterion), family_of(model.config), blockwise(neuron_criterion, more)
-    shape, asked = shape_of(model.config.to_dict()), own_axes(more if rule else ())
+    chosen, family, values = criterion(neuron_criterion), family_of(model.config), model.config.to_dict()
+    shape, asked = shape_of(values), own_axes(more if blockwise(neuron_criterion, more) else ())
     if chosen.needs == "moments":
-        neurons, changes, blocks = rank(
-            model, batches, chosen, more, layers_by, seed, progress=progress, halfway=halfway
-        )
+        ways: Any = {"progress": progress, "halfway": halfway}
+        neurons, changes, blocks = rank(model, batches, chosen, more, layers_by, seed, **ways)
     else:
         walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
         walk.add(asked, shape)
@@ -186,9 +190,14 @@ def score(
         blocks=blocks,
         sizes={name: shape[name] for axis in asked for name in axis.counts},
     )
+    return _checked(found, model)
+
+
+def _checked(found: Scores, model: PreTrainedModel) -> Scores:
     if (i := found.not_finite()) is None:
         return found
-    raise layer_overflow(model.get_submodule(f"{family.layers}.{i}"), i, "its scores", model.dtype)
+    layer = model.get_submodule(f"{family_of(model.config).layers}.{i}")
+    raise layer_overflow(layer, i, "its scores", model.dtype)
 
 
 def _reduction(chosen: Criterion, reduce: str) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_model
+from tests.tiny import tiny_folder, tiny_model
 from transformers import PreTrainedModel
 
+from prunetune.cli import app
 from prunetune.errors import OutOfReach, RecipeError
 from prunetune.models.families import FAMILIES
+from prunetune.models.folders import load_model
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.blocks.choose import Others
 from prunetune.pruning.compensate import compensate
+from prunetune.pruning.in_memory import plan
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Scores, make_batches, score
@@ -234,3 +239,39 @@ def test_the_walk_goes_on_with_what_the_cut_model_computes(family: str) -> None:
             mask = batch["attention_mask"].bool()
             a, b = (m(**batch).logits[mask] for m in (model, cut))
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
+
+
+def main(words: list[str]) -> int:
+    before, sys.argv = sys.argv, ["prunetune", *words]
+    try:
+        app.main()
+    except SystemExit as e:
+        return int(e.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def test_by_hand_and_in_python_the_same_plan_and_patch(tmp_path: Path) -> None:
+    """`score --axis`, `plan --cut`, `compensate`, `apply`: the folder is what the calls in Python give, bit for bit."""
+    folder = tiny_folder(tmp_path / "model", num_attention_heads=8, num_key_value_heads=4)
+    rows = [{"question": f"{i} + {i}?", "answer": f"it is {2 * i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    at = {name: str(tmp_path / name) for name in ("s.safetensors", "p.json", "patch.safetensors", "out")}
+    data = ["--data", str(tmp_path / "rows.jsonl"), "--samples", "12"]
+    for call in (
+        ["score", str(folder), *data, "-o", at["s.safetensors"], "--axis", "heads", "--axis", "query_heads"],
+        ["plan", at["s.safetensors"], "-o", at["p.json"], "--neurons", "8", "--cut", "heads=2"],
+        ["compensate", at["p.json"], str(folder), *data, "-o", at["patch.safetensors"]],
+        ["apply", at["p.json"], str(folder), at["out"], "--patch", at["patch.safetensors"]],
+    ):
+        assert main(call) == 0, call
+    found = Scores.read(Path(at["s.safetensors"]))
+    made = plan(found, neurons=8, more={"heads": 2})
+    assert PrunePlan.read(Path(at["p.json"])) == made
+    patch = Patch.read(Path(at["patch.safetensors"]))
+    small, cut = load_model(Path(at["out"])), apply_in_memory(load_model(folder), made, patch.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), cut.state_dict().values(), strict=True))
+    assert small.config.num_key_value_heads == 2
+    for wrong in (["--cut", "heads=x"], ["--cut", "wings=1"], ["--cut", "heads=4"], ["--cut", "heads=0"]):
+        assert main(["plan", at["s.safetensors"], "-o", str(tmp_path / "no.json"), *wrong]) == 2
