@@ -39,15 +39,43 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "phi3": {"sliding_window": 8},
     "smollm3": {"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
-}
+    "ministral": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
+    "gemma": {},
+    "olmo": {"clip_qkv": 2.0},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "granite": {
+        "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.5, "attention_multiplier": 0.3,
+        "mlp_bias": True,
+    },
+    "seed_oss": {"attention_out_bias": True},
+    "exaone4": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "glm": {},
+    "glm4": {},
+    "cohere": {"logit_scale": 0.3, "use_qk_norm": True},
+    "cohere2": {"logit_scale": 0.3, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "hunyuan_v1_dense": {},
+    "ernie4_5": {"use_bias": True},
+    "helium": {},
+    "stablelm": {"use_qkv_bias": True},
+    "arcee": {"mlp_bias": True},
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "nemotron": {"mlp_bias": True, "attention_bias": True},
+    "starcoder2": {"sliding_window": 8},
+    "gpt_neox": {},
+    "phi": {},
+}  # fmt: skip
 assert set(EXTRA) == set(FAMILIES)
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> Any:
     """A config of `family` with four layers of width 48 and hidden size 32."""
     values = {**BASE, **EXTRA[family], **changes}
-    if family in ("qwen2", "phi3"):
+    if family in ("qwen2", "phi3", "gpt_neox"):
         values.pop("head_dim")
+    if family == "gpt_neox":
+        values.pop("num_key_value_heads")
     return CONFIG_MAPPING[family](**values)
 
 
@@ -59,6 +87,21 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrain
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model.eval()
+
+
+def layers_of(model: PreTrainedModel) -> Any:
+    """The decoder layers of a model of any family."""
+    return model.get_submodule(FAMILIES[model.config.model_type].layers)
+
+
+def down_of(model: PreTrainedModel, layer: int) -> Any:
+    """The down projection of a layer."""
+    return layers_of(model)[layer].get_submodule(FAMILIES[model.config.model_type].down)
+
+
+def o_of(model: PreTrainedModel, layer: int) -> Any:
+    """The projection of a layer whose input is the attention heads."""
+    return layers_of(model)[layer].get_submodule(FAMILIES[model.config.model_type].o)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from records import Records
 
-from prunetune.models.cost import Cost, Shape, cost_of
+from prunetune.models.cost import Cost, cost_of
+from prunetune.models.shape import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from prunetune.errors import UnknownName, UnsupportedModel
-from prunetune.models.cost import Cost, Shape, cost_of, layer_params, neuron_params, params, state_bytes
+from prunetune.models.cost import Cost, cost_of, layer_params, neuron_params, params, state_bytes
 from prunetune.models.families import FAMILIES
 from prunetune.models.gpus import GPUS, gpu_of
+from prunetune.models.shape import Shape
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f: (f, {}) for f in FAMILIES},

@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING
 
 from prunetune.common.files import write_json
 from prunetune.errors import UnsupportedModel
-from prunetune.models.families import FAMILIES, engine_pattern, family_of, is_special, period_of
+from prunetune.models.families import FAMILIES, family_of
+from prunetune.models.families.pattern import engine_pattern, is_special, period_of
 from prunetune.models.folders import load_config
 
 

@@ -7,6 +7,7 @@ import torch
 from tests.tiny import tiny_model
 
 from prunetune.models.families import FAMILIES
+from prunetune.models.head import head_of
 from prunetune.models.head_loss import IGNORED, chunk_tokens, counted, next_token_loss
 
 
@@ -27,9 +28,10 @@ def test_equals_the_models_own_loss_and_gradients(family: str) -> None:
 
     out = model(input_ids=ids, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
     hidden, targets = counted(out.hidden_states[-1], labels)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    assert (cap is not None) == (family == "gemma2")
-    loss = next_token_loss(hidden, model.get_output_embeddings().weight, targets, softcap=cap, chunk=7) / len(targets)
+    head = head_of(model)
+    assert (head.softcap is not None) == (family == "gemma2")
+    assert (head.scale != 1) == (family in ("cohere", "cohere2", "granite"))
+    loss = next_token_loss(head.reads(hidden), head.weight(), targets, softcap=head.softcap, chunk=7) / len(targets)
     loss.backward()
     torch.testing.assert_close(loss, want, rtol=1e-5, atol=0)
     got = _grads(model)

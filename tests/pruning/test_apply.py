@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import EXTRA, tiny_folder, tiny_model, tiny_tokenizer
+from tests.tiny import EXTRA, down_of, layers_of, tiny_folder, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunetune.common.files import file_sha, read_json, write_json
@@ -45,9 +45,9 @@ def oracle(model: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
     model = copy.deepcopy(model)
     for layer, neurons in plan.drop_neurons.items():
         with torch.no_grad():
-            model.model.layers[layer].mlp.down_proj.weight[:, list(neurons)] = 0
+            down_of(model, layer).weight[:, list(neurons)] = 0
     for layer in plan.drop_layers:
-        model.model.layers[layer].register_forward_hook(lambda _module, args, _out: args[0])
+        layers_of(model)[layer].register_forward_hook(lambda _module, args, _out: args[0])
     return model
 
 
@@ -84,7 +84,7 @@ def test_logits_equal_the_oracle(case: str, drop_layers: tuple[int, ...]) -> Non
     expected = logits(oracle(model, plan))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     pruned = apply_in_memory(model, plan)
-    assert len(pruned.model.layers) == pruned.config.num_hidden_layers == 4 - len(drop_layers)
+    assert len(layers_of(pruned)) == pruned.config.num_hidden_layers == 4 - len(drop_layers)
     assert pruned.config.intermediate_size == 28
     torch.testing.assert_close(logits(pruned), expected, atol=1e-5, rtol=1e-5)
     assert (logits(model) - expected).abs().max() > 1e-2  # else the oracle shows nothing

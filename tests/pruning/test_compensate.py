@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_folder, tiny_model
+from tests.tiny import down_of, layers_of, tiny_folder, tiny_model
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, PlanError, UnknownName, UnsupportedModel
@@ -50,7 +50,8 @@ def masked(model: PreTrainedModel, plan: PrunePlan, patch: Patch) -> PreTrainedM
     """The whole-width model that computes what the compensated one computes."""
     model = copy.deepcopy(model)
     for layer in plan.kept_layers:
-        down, name = model.model.layers[layer].mlp.down_proj, f"model.layers.{layer}.mlp.down_proj"
+        down, family = down_of(model, layer), FAMILIES[model.config.model_type]
+        name = f"{family.layers}.{layer}.{family.down}"
         with torch.no_grad():
             down.weight[:, list(plan.drop_neurons.get(layer, ()))] = 0
             if f"{name}.weight" in patch.tensors:
@@ -58,17 +59,17 @@ def masked(model: PreTrainedModel, plan: PrunePlan, patch: Patch) -> PreTrainedM
             if f"{name}.bias" in patch.tensors:
                 down.bias.copy_(patch.tensors[f"{name}.bias"])
     for layer in plan.drop_layers:
-        model.model.layers[layer].register_forward_hook(lambda _module, args, _out: args[0])
+        layers_of(model)[layer].register_forward_hook(lambda _module, args, _out: args[0])
     return model
 
 
 def activations(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
     """The input of every layer's down_proj over real tokens."""
-    seen: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+    seen: list[list[torch.Tensor]] = [[] for _ in layers_of(model)]
     hooks = []
-    for i, layer in enumerate(model.model.layers):
+    for i, layer in enumerate(layers_of(model)):
         hook = lambda _m, args, i=i: seen[i].append(args[0].detach())  # noqa: E731
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(hook))
+        hooks.append(layer.get_submodule(FAMILIES[model.config.model_type].down).register_forward_pre_hook(hook))
     with torch.no_grad():
         for b in batches:
             model.model(**b, use_cache=False)
@@ -89,7 +90,7 @@ def test_held_out_errors_are_what_they_claim_and_never_rise(case: str) -> None:
     assert patch.held_out_tokens == 12 * 24 - 16
     new = masked(model, plan, patch)
     for fit, a in zip(patch.fits, [x for i, x in enumerate(activations(new, HELD_OUT)) if i != 1], strict=True):
-        old_down, new_down = (m.model.layers[fit.layer].mlp.down_proj for m in (model, new))
+        old_down, new_down = (down_of(m, fit.layer) for m in (model, new))
         cut = a.clone()
         cut[:, list(plan.drop_neurons[fit.layer])] = 0
         with torch.no_grad():
@@ -124,7 +125,7 @@ def test_redundant_neurons_leave_no_trace(case: str) -> None:
     model = tiny_model(family, **changes)
     plan = PrunePlan(model_sha="", depth=4, width=48, drop_neurons={i: tuple(range(24)) for i in range(4)})
     with torch.no_grad():
-        for layer in model.model.layers:
+        for layer in layers_of(model):
             for cut in FAMILIES[family].cuts:
                 if cut.dim == 0 and (parameter := dict(layer.named_parameters()).get(cut.suffix)) is not None:
                     for rows in parameter.view(cut.copies, 48, -1):
@@ -211,7 +212,7 @@ def test_bias_is_fitted_along() -> None:
     """Removed neurons that are constant can be made up for by the bias alone."""
     model = tiny_model("llama", mlp_bias=True)
     with torch.no_grad():
-        for layer in model.model.layers:
+        for layer in layers_of(model):
             layer.mlp.gate_proj.weight[:4] = layer.mlp.up_proj.weight[:4] = 0
             layer.mlp.gate_proj.bias[:4] = layer.mlp.up_proj.bias[:4] = 2.0
     plan = PrunePlan(model_sha="", depth=4, width=48, drop_neurons={i: (0, 1, 2, 3) for i in range(4)})
@@ -240,7 +241,7 @@ def stream_error(model: PreTrainedModel, pruned: PreTrainedModel) -> float:
     """How far the final hidden states are apart on held-out tokens."""
     real = HELD_OUT[0]["attention_mask"].bool()
     with torch.no_grad():
-        a, b = (m.model(**HELD_OUT[0], use_cache=False).last_hidden_state[real] for m in (model, pruned))
+        a, b = (m.base_model(**HELD_OUT[0], use_cache=False).last_hidden_state[real] for m in (model, pruned))
     return float((a - b).square().mean())
 
 
@@ -265,7 +266,7 @@ def test_auto_is_the_stream_where_layers_go_and_it_can() -> None:
 def test_stream_target_absorbs_what_its_neurons_can_express() -> None:
     """The removed layer is a copy of the next one, their attention silent: the next layer can stand for both."""
     model = tiny_model("llama")
-    one, two = model.model.layers[1], model.model.layers[2]
+    one, two = layers_of(model)[1], layers_of(model)[2]
     with torch.no_grad():
         for layer in (one, two):
             layer.self_attn.o_proj.weight.zero_()
@@ -297,7 +298,7 @@ def test_ranking_uses_each_layers_own_moments(family: str) -> None:
     scores = score(model, CALIBRATION, neuron_criterion="leverage").neurons
     assert scores.shape == (4, 48)
     for layer, seen in enumerate(activations(model, CALIBRATION)):
-        down, a = model.model.layers[layer].mlp.down_proj.weight.detach(), seen.double()
+        down, a = down_of(model, layer).weight.detach(), seen.double()
         if FAMILIES[family].post_ffn_norm:
             a *= (a @ down.double().T).square().mean(1, keepdim=True).rsqrt()
         torch.testing.assert_close(scores[layer], leverage(a.T @ a / len(a), down), atol=1e-5, rtol=1e-3)
@@ -305,7 +306,7 @@ def test_ranking_uses_each_layers_own_moments(family: str) -> None:
 
 def test_selection_aware_of_compensation_leaves_less_error() -> None:
     model = tiny_model("llama")
-    norms = torch.stack([x.mlp.down_proj.weight.norm(dim=0) for x in model.model.layers])
+    norms = torch.stack([down_of(model, i).weight.norm(dim=0) for i in range(4)])
     plain = torch.stack([a.abs().mean(0) for a in activations(model, CALIBRATION)]) * norms
 
     def left(scores: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_config, tiny_folder, tiny_model
+from tests.tiny import down_of, layers_of, o_of, tiny_config, tiny_folder, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunetune.common.files import read_json
@@ -25,7 +25,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-bias": ("qwen3", {"attention_bias": True}),
     "phi3-partial": ("phi3", {"partial_rotary_factor": 0.5}),
 }
-CASES = {**{f: (f, dict[str, Any]()) for f in FAMILIES}, **MORE}
+CUT = [name for name, family in FAMILIES.items() if not family.heads_stay]
+CASES = {**{f: (f, dict[str, Any]()) for f in CUT}, **MORE}
 SIZES = {"heads": 4, "query_heads": 2}
 GROUPS = {"heads": {i: ((i + 1) % 4, 3) if (i + 1) % 4 < 3 else (0, 3) for i in range(4)}}
 QUERIES = {"query_heads": {i: tuple(2 * g + (g + i) % 2 for g in range(4)) for i in range(4)}}
@@ -56,11 +57,11 @@ def plan_of(drop: dict[str, Any], *, every: bool = False, sha: str = "") -> Prun
 def oracle(model: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
     """The whole model with the columns of what goes at zero; layers that go do nothing."""
     masked = copy.deepcopy(model)
-    for i, layer in enumerate(masked.model.layers):
+    for i, layer in enumerate(layers_of(masked)):
         if i in plan.drop_layers:
             layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
             continue
-        for readout, blocks in ((layer.mlp.down_proj, 48), (layer.self_attn.o_proj, 8)):
+        for readout, blocks in ((down_of(masked, i), 48), (o_of(masked, i), 8)):
             columns = readout.weight.data.unflatten(1, (blocks, -1))
             if blocks == 48:
                 columns[:, list(plan.drop_neurons.get(i, ()))] = 0
@@ -122,7 +123,7 @@ def test_disk_equals_memory_and_plain_transformers_goes_on_with_and_without_a_ca
     assert torch.equal(cached, disk.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **options))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CUT)
 def test_what_a_config_class_refuses_is_refused_before_the_cut(family: str) -> None:
     """Three heads do not divide a hidden size of 32: some classes mind, though the heads' width is given."""
     config = tiny_config(family, num_attention_heads=4, num_key_value_heads=4)
@@ -146,9 +147,18 @@ def test_what_a_config_class_refuses_is_refused_before_the_cut(family: str) -> N
 
 def _without_first(model: PreTrainedModel) -> PreTrainedModel:
     masked = copy.deepcopy(model)
-    for layer in masked.model.layers:
-        layer.self_attn.o_proj.weight.data.unflatten(1, (4, -1))[:, 0] = 0
+    for i in range(len(layers_of(masked))):
+        o_of(masked, i).weight.data.unflatten(1, (4, -1))[:, 0] = 0
     return masked
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(CUT)))
+def test_heads_that_cannot_go_alone_are_refused(family: str) -> None:
+    model = tiny_model(family)
+    groups = model.config.to_dict().get("num_key_value_heads") or 4
+    drop, sizes = {"heads": {i: (0,) for i in range(4)}}, {"heads": groups, "query_heads": 4 // groups}
+    with pytest.raises(UnsupportedModel, match="head"):
+        apply_in_memory(model, PrunePlan(model_sha="", depth=4, width=48, sizes=sizes, drop=drop))
 
 
 def test_long_rope_of_phi3_has_as_many_factors_as_its_class_expects() -> None:

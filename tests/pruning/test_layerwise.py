@@ -36,10 +36,12 @@ def test_equals_the_whole_model_bit_for_bit(family: str, tmp_path: Path) -> None
     model = load_model(folder)
     ids, mask = padded_batch()
     with torch.no_grad():
-        whole = model.model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+        whole = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
     real = mask.bool()
     with torch.no_grad():
-        from_memory, from_disk = (model.model.norm(walked(open_source(x))) for x in (model, folder))
+        from_memory, from_disk = (
+            model.get_submodule(FAMILIES[family].final_norm)(walked(open_source(x))) for x in (model, folder)
+        )
     assert torch.equal(from_memory[real], whole[real])
     assert torch.equal(from_disk[real], whole[real])
 

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, down_of, layers_of, tiny_model
 
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.models.families import family_of
@@ -52,7 +52,7 @@ def test_contribution_identity(family):
     found = score(model, make_batches(SEQUENCES, 0)).neurons
     acts, _ = one_by_one(model)
     layer, j = 1, 7
-    down = model.get_submodule(family_of(model.config).layers)[layer].get_submodule("mlp.down_proj")
+    down = down_of(model, layer)
     a = acts[layer]
     with torch.no_grad():
         without = a.clone()
@@ -118,10 +118,10 @@ def test_taylor_equals_autograd_through_the_whole_model(family):
     model = tiny_model(family)
     found = score(model, make_batches(SEQUENCES, 0), neuron_criterion="taylor")
     down = family_of(model.config).down
-    kept = [[] for _ in model.model.layers]
+    kept = [[] for _ in layers_of(model)]
     handles = [
         layer.get_submodule(down).register_forward_pre_hook(lambda m, a, k=k: (a[0].retain_grad(), k.append(a[0]))[0])
-        for layer, k in zip(model.model.layers, kept, strict=True)
+        for layer, k in zip(layers_of(model), kept, strict=True)
     ]
     for row in SEQUENCES:
         ids = torch.tensor([row])

@@ -13,7 +13,7 @@ from tests.tiny_run import tiny_recipe
 from prunetune.cli.preview import about_periods, preview
 from prunetune.common.progress import Watch
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.models.families import engine_pattern
+from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import config_values
 from prunetune.pruning.plan import make_plan
 from prunetune.schedule.damage import path

@@ -6,7 +6,8 @@ import pytest
 from tests.tiny import tiny_config
 
 from prunetune.errors import OutOfReach
-from prunetune.models.cost import Cost, Shape, cost_of
+from prunetune.models.cost import Cost, cost_of
+from prunetune.models.shape import Shape
 from prunetune.schedule.fitting import fits, stored_bytes
 from prunetune.schedule.target import PruneConfig, Sizes, final_shape
 from prunetune.schedule.wanted import bytes_of, read_target, times_of

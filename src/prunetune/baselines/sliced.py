@@ -31,7 +31,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prunetune.models.cost import Shape
+from prunetune.models.shape import Shape
 
 MODEL_TYPE = "prunetune-slicegpt"
 ARTEFACT = "a research artefact of prunetune (SliceGPT), not a stock architecture: only prunetune.baselines loads it"

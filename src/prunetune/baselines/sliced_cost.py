@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunetune.errors import OutOfReach, UnsupportedModel
-from prunetune.models.cost import Cost, Shape, params
+from prunetune.models.cost import Cost, params
 from prunetune.models.families import family_of
+from prunetune.models.shape import Shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose layers are norm, attention, norm, FFN, each norm at a block's entrance or inside its heads."""
@@ -41,7 +42,7 @@ def sliced_cost(config: Any, kept: int, dtype_bytes: int = 2) -> SlicedCost:
     """
     check_family(config)
     full, family = Shape.of(config), family_of(config)
-    extra = full.layer_extra - family.norms * full.hidden + 2 * kept * kept
+    extra = full.layer_extra - len(family.norms) * full.hidden + 2 * kept * kept
     if getattr(config, "attention_bias", False):
         extra -= full.hidden - kept  # the bias of the output projection
     shape = replace(full, hidden=kept, tied=False, layer_extra=extra)

@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from prunetune.schedule.steps import Ahead
     from prunetune.schedule.target import Sizes
 
-PARTS = {"embed_tokens": "embeddings", "lm_head": "embeddings", "self_attn": "attention", "mlp": "FFN"}
-"""A word of a tensor's name -> the part that it belongs to; all others are norms."""
-
 
 def number(target: float) -> float | int:
     """A target from the command line: above 1 and whole, it is a count of parameters."""
@@ -67,14 +64,12 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Parameters of each part of a model: embeddings (with a head of their own), attention, FFN, norms."""
     import math
 
-    from prunetune.models.tensors import expected_tensors
+    from prunetune.models.families import family_of
+    from prunetune.models.tensors import expected_tensors, part_of
 
-    found = dict.fromkeys(("embeddings", "attention", "FFN", "norms"), 0)
+    family, found = family_of(dict(config)), dict.fromkeys(("embeddings", "attention", "FFN", "norms"), 0)
     for name, shape in expected_tensors(config).items():
-        words = name.split(".")
-        norm = any("norm" in word for word in words)
-        part = "norms" if norm else next((p for w, p in PARTS.items() if w in words), "norms")
-        found[part] += math.prod(shape)
+        found[part_of(family, name)] += math.prod(shape)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunetune.common.files import file_sha, once, read_json
 from prunetune.common.outputs import output_new
 from prunetune.common.progress import Watch
-from prunetune.models.families import engine_pattern
+from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import config_values, resolve_model
 
 if TYPE_CHECKING:

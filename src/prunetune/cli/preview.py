@@ -127,7 +127,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
 
 def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:
     """What the layers that go mean for engines that hard-code the family's pattern; nothing where there is none."""
-    from prunetune.models.families import engine_pattern
+    from prunetune.models.families.pattern import engine_pattern
     from prunetune.schedule.target import final_shape, period_in
 
     values = config if isinstance(config, dict) else config.to_dict()

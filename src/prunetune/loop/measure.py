@@ -19,8 +19,9 @@ from prunetune.evaluation.evaluate import EvalResult, evaluate
 from prunetune.evaluation.latency import Latency, measure
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
-from prunetune.models.cost import Cost, Shape, cost_of
+from prunetune.models.cost import Cost, cost_of
 from prunetune.models.folders import model_sha
+from prunetune.models.shape import Shape
 from prunetune.report.speed import ENOUGH
 from prunetune.runs.folder import RunFolder, Timed
 from prunetune.runs.records import CostRecord, EvalRecord, Figures, StageRecord, Verdict

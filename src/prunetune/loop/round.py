@@ -27,7 +27,7 @@ from prunetune.loop.probe import (
 from prunetune.loop.recover import recover, taken
 from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
-from prunetune.models.families import engine_pattern
+from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import load_config, model_sha
 from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.compensate import Patch

@@ -14,164 +14,17 @@ tests/test_cost.py holds all of this against torch.utils.flop_counter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
-from prunetune.errors import UnsupportedModel
-from prunetune.models import axes
-from prunetune.models.families import Family, family_of
 from prunetune.models.gpus import gpu_of
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of a config that decide its cost. All families are one formula over these.
-
-    `layer_extra` is what a layer holds besides its matrices: norms and the output projection's bias; `qkv_bias` and
-    `mlp_bias` tell whether the others have theirs, whose size follows the shape.
-    `sliding` is how many layers attend to the last `window` tokens only.
-    """
-
-    depth: int
-    width: int
-    hidden: int
-    vocab: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tied: bool
-    mlp_bias: bool
-    qkv_bias: bool
-    layer_extra: int
-    window: int | None
-    sliding: int
-
-    @staticmethod
-    def of(config: Any) -> Shape:
-        """From a `PretrainedConfig` or a config.json dict; UnsupportedModel as `family_of`."""
-        family = family_of(config)
-        if isinstance(config, dict):
-            config = _spelled_out(config, family) or _by_its_class(config, family)
-        hidden, heads = config.hidden_size, config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or hidden // heads
-        kv_heads = config.num_key_value_heads
-        bias = bool(getattr(config, "attention_bias", False))
-        extra = family.norms * hidden + (2 * head_dim if family.qk_norm else 0) + (hidden if bias else 0)
-        window = getattr(config, "sliding_window", None)
-        types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-        sliding = types.count("sliding_attention") if window else 0
-        return Shape(
-            depth=config.num_hidden_layers,
-            width=config.intermediate_size,
-            hidden=hidden,
-            vocab=config.vocab_size,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            tied=bool(config.tie_word_embeddings),
-            mlp_bias=bool(getattr(config, "mlp_bias", False)),
-            qkv_bias=bias or family.qkv_bias,
-            layer_extra=extra,
-            window=window if sliding else None,
-            sliding=sliding,
-        )
-
-    @staticmethod
-    def loose(config: Any) -> Shape:
-        """Of any config with these names, of a family of ours or not: enough for the cost of training alone."""
-        heads = config.num_attention_heads
-        return Shape(
-            depth=config.num_hidden_layers,
-            width=config.intermediate_size,
-            hidden=config.hidden_size,
-            vocab=config.vocab_size,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            tied=True,
-            mlp_bias=False,
-            qkv_bias=False,
-            layer_extra=0,
-            window=None,
-            sliding=0,
-        )
-
-    def resized(self, shape: Mapping[str, int]) -> Shape:
-        """The same model cut to so many units of each axis named; the share of sliding layers is kept, rounded."""
-        changed = axes.resized(self._values(), shape)
-        new = replace(self, **{_KEYS[key]: value for key, value in changed.items()})
-        return replace(new, sliding=round(self.sliding * new.depth / self.depth))
-
-    def counts(self) -> dict[str, int]:
-        """How many there are of what can be cut, by axis; heads are key/value groups."""
-        return {**axes.shape_of(self._values()), "vocabulary": self.vocab}
-
-    def _values(self) -> dict[str, int]:
-        return {key: getattr(self, name) for key, name in _KEYS.items()}
-
-    @property
-    def attention_weights(self) -> int:
-        """Elements of a layer's query, key, value and output matrices."""
-        return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-
-
-_KEYS = {  # of a config, as axes read and write them -> fields of a `Shape`
-    "num_hidden_layers": "depth",
-    "intermediate_size": "width",
-    "hidden_size": "hidden",
-    "vocab_size": "vocab",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "head_dim": "head_dim",
-}
-_COUNTS = [key for key in _KEYS if key != "head_dim"]
-
-
-def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
-    """What `Shape.of` reads, without the config's class, whose import takes seconds; None: only the class can tell.
-
-    tests/test_cost.py holds this against the classes.
-    """
-    given = {"tie_word_embeddings": False, **family.silent, **config}
-    if not all(type(given.get(key)) is int and given[key] > 0 for key in _COUNTS):
-        return None
-    if given["hidden_size"] % given["num_attention_heads"] and (family.even_heads or given.get("head_dim") is None):
-        return None
-    if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
-        return None
-    if "use_sliding_window" in family.silent and not given["use_sliding_window"]:
-        if "sliding_attention" in (given.get("layer_types") or ()):
-            return None
-        given["sliding_window"] = None
-    if given.get("sliding_window") and given.get("layer_types") is None:
-        if (n := family.full_every) is None:
-            return None
-        full = [n > 0 and (i + 1) % n == 0 for i in range(given["num_hidden_layers"])]
-        given["layer_types"] = ["full_attention" if f else "sliding_attention" for f in full]
-    return SimpleNamespace(**given)
-
-
-def _by_its_class(config: dict[str, Any], family: Family) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    try:
-        return CONFIG_MAPPING[family.model_type](**config)
-    except MemoryError:
-        raise
-    except Exception as e:  # config classes compute with whatever a file says: any error of theirs is one of the file
-        said = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UnsupportedModel(
-            f"transformers cannot read this config ({said[:300]})",
-            value=family.model_type,
-            fix="mend the key that it names in config.json",
-        ) from e
+from prunetune.models.shape import Shape
 
 
 def neuron_params(config: Any) -> int:
-    """Parameters that one neuron of one layer holds: two rows, a column, and two biases where the family has them."""
+    """Parameters that one neuron of one layer holds: its rows and its column, and biases where the family has them."""
     shape = _shape(config)
-    return 3 * shape.hidden + (2 if shape.mlp_bias else 0)
+    return shape.ffn_matrices * shape.hidden + (shape.ffn_matrices - 1 if shape.mlp_bias else 0)
 
 
 def layer_params(config: Any, width: int | None = None) -> int:
@@ -179,14 +32,14 @@ def layer_params(config: Any, width: int | None = None) -> int:
     shape = _shape(config)
     ffn = neuron_params(shape) * (shape.width if width is None else width) + (shape.hidden if shape.mlp_bias else 0)
     biases = (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
-    return shape.attention_weights + biases + shape.layer_extra + ffn
+    return shape.attention_weights + biases + shape.qk_norm_weights + shape.layer_extra + ffn
 
 
 def params(config: Any, depth: int | None = None, width: int | None = None) -> int:
     """Parameters of the whole model, tied embeddings counted once: affine in depth, and in width at a fixed depth."""
     shape = _shape(config)
-    embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
-    return embeddings + shape.hidden + (shape.depth if depth is None else depth) * layer_params(shape, width)
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2) + (shape.vocab if shape.head_bias else 0)
+    return embeddings + shape.model_extra + (shape.depth if depth is None else depth) * layer_params(shape, width)
 
 
 def _shape(config: Any) -> Shape:
@@ -273,7 +126,7 @@ class Cost:
     def forward_flops(self, tokens: int, past: int = 0, head_tokens: int | None = None) -> int:
         """FLOPs of a forward pass of `tokens` after `past` cached ones; the head runs on `head_tokens` (all)."""
         s = self.shape
-        weights = s.depth * (s.attention_weights + 3 * s.hidden * s.width)
+        weights = s.depth * (s.attention_weights + s.ffn_matrices * s.hidden * s.width)
         head = s.hidden * s.vocab * (tokens if head_tokens is None else head_tokens)
         sliding_keys = tokens + (min(past, s.window - 1) if s.window else past)
         keys = (s.depth - s.sliding) * (past + tokens) + s.sliding * sliding_keys
@@ -288,7 +141,7 @@ class Cost:
     def train_flops(self, tokens: int, length: int = 1024, passes: int = 3) -> int:
         """FLOPs of training in sequences of `length`: see `training_flops`."""
         s = self.shape
-        products = s.depth * (s.attention_weights + 3 * s.hidden * s.width) + s.hidden * s.vocab
+        products = s.depth * (s.attention_weights + s.ffn_matrices * s.hidden * s.width) + s.hidden * s.vocab
         return round(training_flops(tokens, length, products, s.depth * s.heads * s.head_dim, passes))
 
     def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:

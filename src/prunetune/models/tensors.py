@@ -8,51 +8,74 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunetune.models.cost import Shape
 from prunetune.models.families import Family, family_of
+from prunetune.models.shape import Shape
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# Norms of width d in a layer, by how many there are.
-_NORMS = {
-    2: ("input_layernorm", "post_attention_layernorm"),
-    4: ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-}
+Sizes = dict[str, tuple[int, ...]]
 
 
-def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model, a tied head apart. UnsupportedModel where `family_of` raises it."""
+def expected_tensors(config: Mapping[str, Any]) -> Sizes:
+    """Every parameter of the model, a tied head apart. UnsupportedModel where `family_of` raises it."""
     values = dict(config)
     family, shape = family_of(values), Shape.of(values)
-    layer = _layer(family, shape, attention_bias=bool(values.get("attention_bias", False)))
-    found: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocab, shape.hidden)}
+    layer = _layer(family, shape)
+    found: Sizes = {f"{family.embedding}.weight": (shape.vocab, shape.hidden)}
     for i in range(shape.depth):
         found |= {f"{family.layers}.{i}.{suffix}": size for suffix, size in layer.items()}
-    found["model.norm.weight"] = (shape.hidden,)
+    found |= _norm(family, family.final_norm, shape.hidden)
     if not shape.tied:
-        found[HEAD] = (shape.vocab, shape.hidden)
+        found[f"{family.head}.weight"] = (shape.vocab, shape.hidden)
+    if shape.head_bias:
+        found[f"{family.head}.bias"] = (shape.vocab,)
     return found
 
 
-def _layer(family: Family, shape: Shape, *, attention_bias: bool) -> dict[str, tuple[int, ...]]:
+def part_of(family: Family, name: str) -> str:
+    """What a tensor belongs to: `embeddings` (with the head), `attention`, `FFN` or `norms`."""
+    if name.startswith((f"{family.embedding}.", f"{family.head}.")):
+        return "embeddings"
+    norms = (*family.norms, *(family.qk_norm.names if family.qk_norm else ()))
+    if name.startswith(f"{family.final_norm}.") or any(f".{norm}." in name for norm in norms):
+        return "norms"
+    return "FFN" if f".{family.down.split('.')[0]}." in name else "attention"
+
+
+def _norm(family: Family, name: str, *size: int) -> Sizes:
+    kinds = [k for k, there in (("weight", family.norm_weight), ("bias", family.norm_bias)) if there]
+    return {f"{name}.{kind}": size for kind in kinds}
+
+
+def _layer(family: Family, shape: Shape) -> Sizes:
+    found = _attention(family, shape)
+    for norm in family.norms:
+        if not (shape.parallel and norm in family.parallel_lacks):
+            found |= _norm(family, norm, shape.hidden)
+    for cut in family.cuts:
+        rows = shape.width * cut.copies
+        if cut.suffix.endswith(".weight"):
+            found[cut.suffix] = (rows, shape.hidden) if cut.dim == 0 else (shape.hidden, rows)
+        elif shape.mlp_bias:
+            found[cut.suffix] = (rows,)
+    if shape.mlp_bias:
+        found[f"{family.down}.bias"] = (shape.hidden,)
+    return found | {suffix: (size,) for suffix, size in family.extra.items()}
+
+
+def _attention(family: Family, shape: Shape) -> Sizes:
     queries, keys, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
     parts = (queries, keys, keys)
     rows = dict(zip(family.qkv, parts if len(family.qkv) == 3 else (sum(parts),), strict=True))
-    found: dict[str, tuple[int, ...]] = {f"{n}.weight": (r, hidden) for n, r in rows.items()}
+    found: Sizes = {f"{n}.weight": (r, hidden) for n, r in rows.items()}
     found[f"{family.o}.weight"] = (hidden, queries)
-    if attention_bias or family.qkv_bias:
+    if shape.qkv_bias:
         found |= {f"{n}.bias": (r,) for n, r in rows.items()}
-    if attention_bias:
+    if shape.o_bias:
         found[f"{family.o}.bias"] = (hidden,)
-    if family.qk_norm:
-        found |= {f"self_attn.{n}.weight": (shape.head_dim,) for n in ("q_norm", "k_norm")}
-    found |= {f"{n}.weight": (hidden,) for n in _NORMS[family.norms]}
-    for cut in family.cuts:
-        rows_of = shape.width * cut.copies
-        if cut.suffix.endswith(".weight"):
-            found[cut.suffix] = (rows_of, hidden) if cut.dim == 0 else (hidden, rows_of)
-        elif shape.mlp_bias:
-            found[cut.suffix] = (rows_of,)
-    if shape.mlp_bias:
-        found[f"{family.down}.bias"] = (hidden,)
+    if family.qk_norm and shape.qk_norm:
+        sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+            "head": ((shape.head_dim,), (shape.head_dim,)),
+            "each": ((shape.heads, shape.head_dim), (shape.kv_heads, shape.head_dim)),
+            "all": ((queries,), (keys,)),
+        }
+        found |= {f"{n}.weight": size for n, size in zip(family.qk_norm.names, sizes[shape.qk_norm], strict=True)}
     return found

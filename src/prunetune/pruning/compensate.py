@@ -230,6 +230,7 @@ def _fit(
     """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from."""
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
+    scale = source.family.number(source.family.residual_scale, source.config)  # of what the FFN adds to the stream
     apart, left, halves = adds(one, source, layer, streams.hidden[-1]), MEMORY, list[_Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         lost = tap.down.weight.float()[:, gone].T
@@ -242,7 +243,7 @@ def _fit(
                 missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
             missing = seen.weighted(missing)
             if streams.truth is not None:
-                missing += at_real(streams.truth[i], real).float() - at_real(seen.out, real).float()
+                missing += (at_real(streams.truth[i], real).float() - at_real(seen.out, real).float()) / scale
             features = seen.weighted(at_real(stay, real))
             if tap.down.bias is not None:
                 one_more = torch.ones_like(features[:, :1]) if seen.weight is None else seen.weight

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunetune.models.families import family_of
+from prunetune.models.head import head_of
 from prunetune.models.head_loss import IGNORED, counted, next_token_loss
 
 
@@ -30,8 +32,9 @@ def backward_by_layer(model: PreTrainedModel, layers: Iterable[nn.Module], batch
         layers: Its decoder layers, in order.
         batch: {input_ids, attention_mask}, each [batch, places], padded on either side.
     """
-    base: Any = model.get_submodule("model")
-    calls, last = [_Call(layer) for layer in layers], _Call(base.norm)
+    family = family_of(model.config)
+    base = model.get_submodule(family.base)
+    calls, last = [_Call(layer) for layer in layers], _Call(model.get_submodule(family.final_norm))
     mask = batch["attention_mask"].bool()
     labels = batch["input_ids"].masked_fill(~mask, IGNORED)
     labels[:, 1:].masked_fill_(~mask[:, :-1], IGNORED)  # nothing real stands before it
@@ -56,9 +59,8 @@ def _head_gradient(model: PreTrainedModel, norm: _Call, labels: Tensor) -> Float
     """The gradient of the loss with respect to the last layer's output."""
     hidden = norm.input().requires_grad_()
     states, targets = counted(norm.module(hidden), labels)
-    head: Any = model.get_output_embeddings()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    loss = next_token_loss(states, head.weight, targets, softcap=cap, compute=model.dtype)
+    head = head_of(model)
+    loss = next_token_loss(head.reads(states), head.weight(), targets, softcap=head.softcap, compute=model.dtype)
     (grad,) = torch.autograd.grad(loss, hidden)
     return grad
 

@@ -128,7 +128,8 @@ def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict
     for name in found:
         if (at := layer_of(family, name)) and at[0] in names:
             names[at[0]][at[1]] = name
-    embedding = [name for name in found if name.endswith("embed_tokens.weight")]
+    inner = family.embedding.removeprefix(f"{family.base}.")
+    embedding = [name for name in found if name in (f"{family.embedding}.weight", f"{inner}.weight")]
     if len(embedding) != 1 or not all(names.values()):
         raise BadCheckpoint(
             "this checkpoint lacks layers or the embedding", value=sorted(found)[:3], fix="save it anew"
@@ -144,7 +145,8 @@ def one_layer(source: LayerSource, layer: int) -> OneLayer:
     config = _one_layer_config(source, layer)
     with torch.device("meta"):
         model = _BASE_MODELS[type(config)](config)
-    model.embed_tokens = model.norm = nn.Identity()
+    for name in (source.family.embedding, source.family.final_norm):
+        setattr(model, name.removeprefix(f"{source.family.base}."), nn.Identity())
     model.rotary_emb = type(model.rotary_emb)(config).to(source.device)  # its buffers are computed, not loaded
     block: nn.Module = model.layers[0]
     found, wanted = source.layer_tensors(layer), set(block.state_dict())
@@ -164,6 +166,8 @@ def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
     for key, value in cut_config(plan, source.family, values, values).items():
         if value != values.get(key):
             setattr(config, key, value)
+    if source.family.embedding_scale:  # done once, by `embed`
+        setattr(config, source.family.embedding_scale, 1.0)
     return config
 
 
@@ -174,7 +178,8 @@ def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
     config.vocab_size, config.pad_token_id, config.intermediate_size = 1, None, 1
     table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
     table.weight = nn.Parameter(source.read(source.embedding).to(source.device, source.dtype), requires_grad=False)
-    return [table(ids.to(source.device)) for ids in batches]
+    scale = source.family.number(source.family.embedding_scale, source.config)
+    return [table(ids.to(source.device)) * scale for ids in batches]
 
 
 @torch.no_grad()

@@ -265,10 +265,11 @@ class _Walk:
             for block in self.blocks.values():
                 handles.append(block.readout(layer).register_forward_pre_hook(self._activation_hook(block.update(i))))
         if self.chosen.needs == "votes":
-            if any(cut.copies == 2 for cut in self.family.cuts):
+            if self.family.fused:
                 handles.append(layer.get_submodule(self.family.gate).register_forward_hook(self._fused_vote_hook(i)))
-            else:
-                for name, votes in ((self.family.gate, self.stats[i]), (self.family.up, self.up_votes[i])):
+            else:  # without a gate the up projection votes alone
+                names = (self.family.gate or self.family.up, self.family.up)
+                for name, votes in zip(names, (self.stats[i], self.up_votes[i]), strict=True):
                     module = layer.get_submodule(name)
                     handles.append(module.register_forward_hook(self._vote_hook(votes)))
         return handles
@@ -330,7 +331,7 @@ class _Walk:
             backward_by_layer(self.model, self.layers, batch)
         else:
             with torch.no_grad():
-                self.model.get_submodule("model")(**batch, use_cache=False)
+                self.model.get_submodule(self.family.base)(**batch, use_cache=False)
         for i, change in enumerate(self.changes):
             if not math.isfinite(change.total):
                 raise layer_overflow(self.layers[i], i, "its scores", self.model.dtype)

@@ -134,9 +134,9 @@ def statistic(reduce: str) -> Statistic:
 
 @dataclass(frozen=True)
 class Neurons:
-    """The weights of one layer's neurons: row j of gate and up, column j of down."""
+    """The weights of one layer's neurons: row j of gate (None: there is none) and up, column j of down."""
 
-    gate: Float[Tensor, "width hidden"]
+    gate: Float[Tensor, "width hidden"] | None
     up: Float[Tensor, "width hidden"]
     down: Float[Tensor, "hidden width"]
 
@@ -145,19 +145,22 @@ class Neurons:
         return self.down.float().square().sum(0).sqrt()
 
     def norm(self) -> Float[Tensor, " width"]:
-        """Norm of all three weight vectors of a neuron, in fp32."""
-        squares = self.gate.float().square().sum(1) + self.up.float().square().sum(1)
-        return (squares + self.down.float().square().sum(0)).sqrt()
+        """Norm of all weight vectors of a neuron, in fp32."""
+        squares = self.down.float().square().sum(0)
+        for rows in (self.up, self.gate):
+            if rows is not None:
+                squares += rows.float().square().sum(1)
+        return squares.sqrt()
 
 
 def neurons_of(layer: nn.Module, family: Family) -> Neurons:
     """The weight vectors of a decoder layer's neurons (the halves apart where gate and up are fused)."""
     down = layer.get_parameter(f"{family.down}.weight")
-    if any(cut.copies == 2 for cut in family.cuts):
-        gate, up = layer.get_parameter(f"{family.gate}.weight").chunk(2, dim=0)
-    else:
-        gate, up = (layer.get_parameter(f"{name}.weight") for name in (family.gate, family.up))
-    return Neurons(gate, up, down)
+    if family.fused:
+        both = layer.get_parameter(f"{family.up}.weight").chunk(2, dim=0)
+        return Neurons(both[0], both[1], down)
+    gate = layer.get_parameter(f"{family.gate}.weight") if family.gate else None
+    return Neurons(gate, layer.get_parameter(f"{family.up}.weight"), down)
 
 
 def vote_scores(gate: Float[Tensor, " width"], up: Float[Tensor, " width"], share: float) -> Float[Tensor, " width"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.common.files import read_json
-from prunetune.models.families import engine_pattern
+from prunetune.models.families.pattern import engine_pattern
 from prunetune.pruning.vocabulary.tokenizer import RECORD
 from prunetune.publish.child import ISOLATED, ChildError, child, run
 from prunetune.publish.greedy import NEW_TOKENS, Greedy, parting, parting_texts, said

@@ -12,7 +12,7 @@ from prunetune.common import units as human
 from prunetune.common.files import read_json
 from prunetune.common.yaml import parse_yaml
 from prunetune.errors import RecipeError
-from prunetune.models.families import engine_pattern
+from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import DEMO_MODEL
 from prunetune.report.render import render
 from prunetune.report.view import model_name, view

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from prunetune.common import units
 from prunetune.errors import OutOfReach
 from prunetune.models.axes import axes
-from prunetune.models.cost import Cost, Shape, layer_params, neuron_params, params
-from prunetune.models.families import period_of
+from prunetune.models.cost import Cost, layer_params, neuron_params, params
+from prunetune.models.families.pattern import period_of
+from prunetune.models.shape import Shape
 from prunetune.schedule.fitting import bytes_at, fits, stored_bytes
 from prunetune.schedule.search import NEURONS, frontier
 from prunetune.schedule.wanted import SMALLEST, bytes_of, read_target, times_of

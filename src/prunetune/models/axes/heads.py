@@ -1,7 +1,7 @@
 """The axis `heads`: key/value groups, each with all of its query heads (method, section 9).
 
 A group is rows of the query, key and value projections (and of their biases) and columns of the output projection.
-Norms of queries and keys are of one head's width and stay, as does what scales the products: `head_dim` is written out.
+Norms of queries and keys are of one head's width and stay (of each head's own they go with it), as does what scales the products: `head_dim` is written out.
 """
 
 from __future__ import annotations
@@ -39,11 +39,16 @@ def attention(family: Family, queries: int, keys: int, fixed: int = 0) -> tuple[
     else:
         parts = zip(family.qkv, (queries, keys, keys), strict=True)
         found = [Slice(f"{n}.{k}", 0, (b,), scaled=True) for n, b in parts if b for k in ("weight", "bias")]
+    if family.qk_norm and family.qk_norm.per == "each":
+        sizes = zip(family.qk_norm.names, (queries, keys), strict=True)
+        found += [Slice(f"{name}.weight", 0, (heads,)) for name, heads in sizes if heads]
     return (*found, Slice(f"{family.o}.weight", 1, (queries,), scaled=True))
 
 
 def unfit(family: Family, values: Values) -> str | None:
     """Some config classes check hidden size / heads, though `head_dim` is given and is what counts."""
+    if family.heads_stay:
+        return family.heads_stay
     hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
     if family.even_heads and hidden % heads:
         return f"its config class wants the hidden size ({hidden}) to be a multiple of the attention heads ({heads})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunetune.models.axes.axis import Axis
-from prunetune.models.families import period_of
+from prunetune.models.families.pattern import period_of
 
 LAYERS = Axis(
     name="layers",

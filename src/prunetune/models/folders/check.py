@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prunetune.common.memory import is_memory
 from prunetune.errors import BadCheckpoint, MissingPath, TooLittleMemory, UnsupportedModel
-from prunetune.models.cost import Shape
-from prunetune.models.families import families, family_of
+from prunetune.models.families import Family, families, family_of, named
 from prunetune.models.folders.config import CONFIG, check_ids, config_values
 from prunetune.models.folders.faults import (
     Faults,
@@ -30,7 +29,8 @@ from prunetune.models.folders.faults import (
     told,
 )
 from prunetune.models.headers import Headers, read_headers, there
-from prunetune.models.tensors import EMBEDDING, HEAD, expected_tensors
+from prunetune.models.shape import Shape
+from prunetune.models.tensors import expected_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,24 +113,26 @@ def _check_files_there(path: Path) -> None:
 
 def _check_family(config: Mapping[str, Any], headers: Headers, path: Path) -> None:
     """Names and shapes of a supported family, without transformers."""
-    family_of(dict(config))
+    family = family_of(dict(config))
+    embedding, head = f"{family.embedding}.weight", f"{family.head}.weight"
     found = {name: stored.shape for tensors in headers.values() for name, stored in tensors.items()}
     wanted, tied = expected_tensors(config), Shape.of(dict(config)).tied
-    if tied and HEAD in found:  # the file may hold the shared table under both names
-        wanted[HEAD] = wanted[EMBEDDING]
-    found = _with_model(found)
-    check_uneven(found, path)
-    faults = compare(found, wanted, path)
+    if tied and head in found:  # the file may hold the shared table under both names
+        wanted[head] = wanted[embedding]
+    found = _with_base(found, family)
+    check_uneven(found, family, path)
+    faults = compare({n: s for n, s in found.items() if not n.endswith(family.buffers)}, wanted, path)
     if faults:
         raise told(faults, found, config, path)
-    if tied and HEAD in wanted:
-        check_own_head(headers, path)
+    if tied and head in wanted:
+        check_own_head(headers, path, embedding, head)
 
 
-def _with_model(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _with_base(found: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, tuple[int, ...]]:
     """Names as a causal language model has them: a base model's file lacks the `model.` in front."""
-    if any(name.startswith("layers.0.") for name in found) and not any(n.startswith("model.") for n in found):
-        return {name if name.startswith("lm_head.") else f"model.{name}": size for name, size in found.items()}
+    base, found = f"{family.base}.", {family.stored.get(n, n): size for n, size in found.items()}
+    if any(name.startswith("layers.0.") for name in found) and not any(n.startswith(base) for n in found):
+        return {n if n.startswith(f"{family.head}.") else f"{base}{n}": size for n, size in found.items()}
     return dict(found)
 
 
@@ -167,7 +169,7 @@ def _check_by_transformers(path: Path) -> None:
         raise UnsupportedModel(
             f"transformers cannot build this model ({type(e).__name__}: {said[:200]})",
             value=str(path),
-            valid=f"causal language models of transformers; for cutting: {', '.join(families())}",
+            valid=f"causal language models of transformers; for cutting: {named(str(config.model_type))}",
         ) from e
     finally:
         logging.set_verbosity(verbosity)

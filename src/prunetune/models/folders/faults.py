@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.errors import BadCheckpoint, PrunetuneError, UnsupportedModel
+from prunetune.models.families import Family, layer_of
 from prunetune.models.folders.raw import same_bytes
 from prunetune.models.headers import Headers
-from prunetune.models.tensors import EMBEDDING, HEAD
 
 Sizes = Mapping[str, tuple[int, ...]]
+
+HEAD = "lm_head.weight"
+"""Of the models of transformers, of a family that is cut here or not."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def check_depth(config: Mapping[str, Any], headers: Headers, path: Path) -> None
         )
 
 
-def check_own_head(headers: Headers, path: Path, source: str = EMBEDDING, target: str = HEAD) -> None:
+def check_own_head(headers: Headers, path: Path, source: str, target: str) -> None:
     """Raise if config.json says that head and embedding are one table, and the file holds two different ones."""
     if not same_bytes(headers, source, target):
         raise BadCheckpoint(
@@ -119,10 +122,10 @@ def check_own_head(headers: Headers, path: Path, source: str = EMBEDDING, target
 # ------------------------------------------------------------------------------------------------------------ shapes
 
 
-def check_uneven(found: Sizes, path: Path) -> None:
+def check_uneven(found: Sizes, family: Family, path: Path) -> None:
     """Raise if layers have FFNs of different widths: other pruners make them, and their config names one."""
-    down = {name: re.fullmatch(r"model\.layers\.(\d+)\.mlp\.down_proj\.weight", name) for name in found}
-    widths = {int(at[1]): found[name][-1] for name, at in down.items() if at and found[name]}
+    at = {name: layer_of(family, name) for name in found}
+    widths = {a[0]: found[n][-1] for n, a in at.items() if a and a[1] == f"{family.down}.weight" and found[n]}
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"layer {i}: {w}" for i, w in sorted(widths.items())[:6])
         raise UnsupportedModel(
@@ -176,7 +179,7 @@ def told(
             "config and weights disagree: " + "; ".join(shown) + (f"; and {more} more" if more else ""),
             "copy config.json and the weights from the same model, or mend the size in config.json",
         )
-    if faults.missing == [HEAD]:
+    if [n for n in faults.missing if not n.endswith(".bias")] == [HEAD]:
         return _bad(
             path,
             f"these weights have no head: {HEAD} is missing, and by config.json it is not tied to the embedding",

@@ -19,7 +19,7 @@ from prunetune.common.files import file_sha, once
 from prunetune.common.memory import filling, is_memory
 from prunetune.common.progress import bar
 from prunetune.errors import BadCheckpoint, MissingExtra, PrunetuneError, TooLittleMemory, UnsupportedModel
-from prunetune.models.families import FAMILIES
+from prunetune.models.families import FAMILIES, named
 from prunetune.models.folders.config import check_config
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -141,7 +141,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     arch = header.values.get("general.architecture")
     model_type = _TYPES.get(str(arch), str(arch))
     if model_type not in FAMILIES:
-        raise UnsupportedModel("this model family is not supported", value=arch, valid=", ".join(FAMILIES))
+        raise UnsupportedModel("this model family is not supported", value=arch, valid=named(model_type))
     config: dict[str, Any] = {k: header.values.get(f"{arch}.{v}") for k, v in _KEYS.items()}
     config = {k: v for k, v in config.items() if v is not None}
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
@@ -151,7 +151,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     uneven = next((k for k, v in config.items() if isinstance(v, list)), None)
     if uneven is not None and len(set(config[uneven])) > 1:
         raise UnsupportedModel(
-            f"this model ({arch}) has another {uneven} in each layer", valid=f"dense models of {', '.join(FAMILIES)}"
+            f"this model ({arch}) has another {uneven} in each layer", valid=f"dense models of {named(model_type)}"
         )
     config = {k: v[0] if isinstance(v, list) and v else v for k, v in config.items()}
     biases = {name.split(".", 2)[2] for name in header.tensors if name.startswith("blk.0.") and name.endswith(".bias")}

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from prunetune.common.device import device_of
-from prunetune.models.cost import Cost, Shape, state_bytes
+from prunetune.models.cost import Cost, state_bytes
+from prunetune.models.shape import Shape
 from prunetune.tune.methods.base import Method
 
 

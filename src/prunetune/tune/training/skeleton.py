@@ -17,7 +17,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.models.cost import Shape, training_flops
+from prunetune.models.cost import training_flops
+from prunetune.models.shape import Shape
 from prunetune.tune.trackers import PROJECT, plugged_callbacks, reported, run_name
 from prunetune.tune.training.checkpoints import Clock, Deadline, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.given import Stage, Trained
@@ -231,9 +232,9 @@ def log_entry(log: dict[str, Any]) -> dict[str, Any]:
 
 def utilisation(stage: Stage, tokens: int, mean_length: float, seconds: float, compute: torch.dtype) -> float:
     """FLOPs of the model a second, over what a plain matrix product reaches on this device."""
-    names = {n: p.numel() for n, p in stage.model.named_parameters()}
-    tied = not any(n.endswith("lm_head.weight") for n in names)
-    products = sum(names.values()) - sum(size for n, size in names.items() if "embed_tokens" in n and not tied)
+    table = stage.model.get_input_embeddings().get_parameter("weight")
+    tied = getattr(stage.model.get_output_embeddings(), "weight", None) is table
+    products = sum(p.numel() for p in stage.model.parameters()) - (0 if tied else table.numel())
     shape = Shape.loose(stage.model.config)
     flops = training_flops(tokens, mean_length, products, shape.depth * shape.heads * shape.head_dim)
     return flops / max(seconds, 1e-9) / product_flops(stage.device, compute)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from prunetune.common.files import json_sha, once
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_config, load_model, load_tokenizer, model_sha, resolve_model
+from prunetune.models.head import head_of
 from prunetune.models.head_loss import IGNORED, Term, chunk_tokens, counted
 from prunetune.tune.methods.distill import Distill
 from prunetune.tune.training.batches import Row, Rows, collate
@@ -82,8 +83,8 @@ def states(model: PreTrainedModel, inputs: dict[str, Any], labels: Tensor, compu
     given = {k: v for k, v in inputs.items() if k != "index"}
     out = model(**given, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
     hidden, _ = counted(out.hidden_states[-1], labels)
-    head: Any = model.get_output_embeddings()
-    return Whole(hidden, head.weight, getattr(model.config, "final_logit_softcapping", None), compute)
+    head = head_of(model)
+    return Whole(head.reads(hidden), head.weight(), head.softcap, compute)
 
 
 class Cached:

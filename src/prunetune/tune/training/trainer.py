@@ -19,7 +19,9 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from prunetune.errors import TuneError
+from prunetune.models.families import families
 from prunetune.models.folders import pad_id
+from prunetune.models.head import head_of
 from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
 from prunetune.tune.methods.base import Method
 from prunetune.tune.training.average import Average, covered
@@ -72,11 +74,12 @@ class BoundedTrainer(Trainer):
         output = model(**inputs, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
         hidden, targets = counted(output.hidden_states[-1], labels)
         plain = self.accelerator.unwrap_model(model)
+        head = head_of(plain)
         return chunked(
-            hidden,
-            plain.get_output_embeddings().weight,
+            head.reads(hidden),
+            head.weight(),
             self._term({**inputs, "index": index}, labels, targets),
-            softcap=getattr(plain.config, "final_logit_softcapping", None),
+            softcap=head.softcap,
             compute=self.compute,
         )
 
@@ -163,6 +166,7 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
     """The trainer of a stage, with what it does beside training."""
     stage = frame.stage
     method, pad, work = stage.job.method, pad_id(stage.tokenizer), stage.job.work
+    known = stage.model.config.model_type in families()  # else its forward alone knows what becomes of the logits
     guard = Guard(work, method.diverged_at)
     real = [0, *accumulate(row.real for row in rows)]
 
@@ -171,7 +175,7 @@ def _trainer(frame: Frame, rows: list[Row], steps: int, objective: Objective | N
 
     trainer = BoundedTrainer(
         compute=frame.compute,
-        head="plain" if method.loss_head == "plain" or is_sharded() else "bounded",
+        head="plain" if method.loss_head == "plain" or is_sharded() or not known else "bounded",
         objective=objective,
         model=stage.model,
         args=frame.arguments(TrainingArguments, steps, train_sampling_strategy="sequential"),

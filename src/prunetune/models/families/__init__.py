@@ -1,0 +1,103 @@
+"""Where each model family keeps what can be cut, data, one entry a family; and what is refused.
+
+A neuron is one row of the gate and up projections (and their biases) and one column of the down projection; where
+there is no gate, of up and down (method, section 1). An entry says what its projections and norms are called, how a
+layer is laid out, what multiplies what, which config lists have one entry a layer. Nothing else names a tensor.
+Others take `family_of`, `families`, `layer_of`, `Family`, and of `pattern` what engines assume of a family's layers.
+To add a family: one entry in `entries.py` (`prunetune family MODEL` drafts it), its config in tests/tiny.py,
+`prunetune family --table` for docs/families.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from prunetune.common.plugins import joined
+from prunetune.errors import UnsupportedModel
+from prunetune.models.families.entries import FAMILIES
+from prunetune.models.families.family import Cut, Family, QkNorm
+
+__all__ = ["FAMILIES", "Cut", "Family", "QkNorm", "families", "family_of", "layer_of", "named"]
+
+# Config keys that mean "this cannot be cut by dropping neurons and layers alone", with the reason.
+_REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"), "a mixture of experts"),
+    (("quantization_config",), "already quantised"),
+    (("is_encoder_decoder",), "an encoder-decoder"),
+    (
+        ("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs"),
+        "not uniform over its layers",
+    ),
+)
+
+
+# Config keys that give sizes; as a list with different numbers they give one a layer, as other pruners do.
+_WIDTHS = re.compile(r"(inter|ffn|mlp|hidden|head).*(size|dim|num|width|heads)|num.*heads")
+
+
+def family_of(config: Any) -> Family:
+    """The family of a `PretrainedConfig` or a config.json dict; UnsupportedModel, naming what is supported, if none.
+
+    Raises before any weight is read: an unknown `model_type`, a mixture of experts, per-layer widths, an
+    encoder-decoder, and quantised weights are refused.
+    """
+    d: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
+    model_type = str(d.get("model_type") or "")
+    for keys, reason in _REFUSED:
+        for key in keys:
+            if d.get(key) not in (None, False, 0, [], {}):
+                raise UnsupportedModel(
+                    f"this model ({model_type}) is {reason}",
+                    value=f"{key}: {d[key]}",
+                    valid=f"dense models of {named(model_type)}",
+                )
+    for key, value in d.items():
+        if (
+            _WIDTHS.search(key)
+            and isinstance(value, list)
+            and (key == "intermediate_size" or len(set(map(str, value))) > 1)
+        ):
+            raise UnsupportedModel(
+                f"this model ({model_type}) has another FFN width or other heads in each layer",
+                value=f"{key}: {str(value)[:60]}",
+                valid=f"dense models of {named(model_type)}, all layers alike",
+            )
+    found = families()
+    if model_type not in found:
+        raise UnsupportedModel(
+            "this model family is not supported",
+            value=d.get("model_type"),
+            valid=named(model_type),
+            fix="a family is one entry of data: `prunetune family MODEL` drafts it from the config and the tensors' "
+            "names (models/families/entries.py; a plugin can bring it, as `family.NAME`)",
+        )
+    family = found[model_type]
+    for key, reason in family.refused.items():
+        if d.get(key):
+            raise UnsupportedModel(f"this model ({model_type}) {reason}", value=f"{key}: {d[key]}")
+    return family
+
+
+def named(wanted: str = "", most: int = 10) -> str:
+    """The supported families for a message: all, or where they are many those with the nearest names and a number."""
+    found = sorted(families())
+    if len(found) <= most:
+        return ", ".join(found)
+    near = difflib.get_close_matches(wanted, found, n=3, cutoff=0.5)
+    near += [name for name in found if len(wanted) > 3 and name.startswith(wanted[:4])]
+    shown = list(dict.fromkeys([*near, "llama", "qwen3", "gemma3_text", "mistral", "phi3"]))[:6]
+    return f"{len(found)} families: {', '.join(shown)}, …; `prunetune family` lists them"
+
+
+def families() -> dict[str, Family]:
+    """All families by `model_type`: ours, and what plugins add."""
+    return joined("family", FAMILIES)
+
+
+def layer_of(family: Family, name: str) -> tuple[int, str] | None:
+    """(layer, suffix) of a tensor inside a decoder layer, else None. `model.` may be missing (a base model's file)."""
+    prefix, _, last = family.layers.rpartition(".")
+    found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else None

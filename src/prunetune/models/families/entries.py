@@ -1,0 +1,181 @@
+"""The entries, one a family, in the order of their kinds."""
+
+from __future__ import annotations
+
+from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
+
+_QWEN = {"use_sliding_window": False, "sliding_window": 4096}
+_GEMMA = {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256}
+_FUSED = "mlp.gate_up_proj"
+
+_GATED = (
+    Family("llama", full_every=0, even_heads=True, mlp_bias="mlp_bias"),
+    Family("mistral", silent={"sliding_window": 4096}, full_every=0, qkv_bias=False, o_bias=False),
+    Family("ministral", silent={"sliding_window": 4096}, full_every=0, qkv_bias=False, o_bias=False),
+    Family("ministral3", silent={"head_dim": 128}, full_every=0, qkv_bias=False, o_bias=False),
+    Family("qwen2", layer_count_keys=("max_window_layers",), qkv_bias=True, o_bias=False, silent=_QWEN),
+    Family("qwen3", layer_count_keys=("max_window_layers",), qk_norm=QkNorm(), silent={**_QWEN, "head_dim": 128}),
+    Family("gemma", silent={"tie_word_embeddings": True, "head_dim": 256}),
+    Family("gemma2", post_ffn_norm=True, norms=SANDWICH, silent=_GEMMA, full_every=2, period=2, even_heads=True),
+    Family(
+        "gemma3_text", post_ffn_norm=True, norms=SANDWICH, qk_norm=QkNorm(), silent=_GEMMA, period=6, even_heads=True
+    ),
+    Family(
+        "phi3",
+        full_every=0,
+        gate=_FUSED,
+        up=_FUSED,
+        qkv=("self_attn.qkv_proj",),
+        qkv_bias=False,
+        o_bias=False,
+        rope_by_hidden=True,
+    ),
+    Family(
+        "smollm3",
+        per_layer_keys=("layer_types", "no_rope_layers"),
+        mlp_bias="mlp_bias",
+        silent={"tie_word_embeddings": True, "use_sliding_window": False},
+        period=4,
+        special=("no_rope_layers", 0),
+        special_means="it has no rotary embedding",
+    ),
+    Family("olmo", norms=(), norm_weight=False, silent={"tie_word_embeddings": False}),
+    Family("olmo2", post_ffn_norm=True, norms=POST, qk_norm=QkNorm("all")),
+    Family(
+        "olmo3",
+        post_ffn_norm=True,
+        norms=POST,
+        qk_norm=QkNorm("all"),
+        silent={"sliding_window": 4096},
+        full_every=4,
+        period=4,
+    ),
+    Family(
+        "granite",
+        mlp_bias="mlp_bias",
+        embedding_scale="embedding_multiplier",
+        residual_scale="residual_multiplier",
+        logit_divisor="logits_scaling",
+    ),
+    Family(
+        "seed_oss", mlp_bias="mlp_bias", o_bias="attention_out_bias", silent={"attention_bias": True, "head_dim": 128}
+    ),
+    Family(
+        "exaone4",
+        post_ffn_norm=True,
+        norms=POST,
+        qk_norm=QkNorm(),
+        qkv_bias=False,
+        o_bias=False,
+        silent={"sliding_window": 4096},
+        period=4,
+    ),
+    Family("glm", gate=_FUSED, up=_FUSED, o_bias=False, silent={"attention_bias": True, "head_dim": 128}),
+    Family(
+        "glm4",
+        gate=_FUSED,
+        up=_FUSED,
+        o_bias=False,
+        post_ffn_norm=True,
+        norms=("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+        silent={"attention_bias": True, "head_dim": 128},
+    ),
+    Family(
+        "cohere",
+        parallel=True,
+        norms=("input_layernorm",),
+        qk_norm=QkNorm("each", when="use_qk_norm"),
+        logit_scale="logit_scale",
+        silent={"tie_word_embeddings": True, "logit_scale": 0.0625},
+    ),
+    Family(
+        "cohere2",
+        parallel=True,
+        norms=("input_layernorm",),
+        logit_scale="logit_scale",
+        own_head_dim=False,
+        silent={"tie_word_embeddings": True, "logit_scale": 0.0625, "sliding_window": 4096},
+        period=4,
+    ),
+    Family("hunyuan_v1_dense", qk_norm=QkNorm(names=("self_attn.query_layernorm", "self_attn.key_layernorm"))),
+    Family(
+        "ernie4_5",
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        silent={"tie_word_embeddings": True, "head_dim": 128},
+    ),
+    Family("helium", mlp_bias="mlp_bias", o_bias=False, own_head_dim=False),
+    Family(
+        "stablelm",
+        own_head_dim=False,
+        qkv_bias="use_qkv_bias",
+        o_bias=False,
+        norm_bias=True,
+        parallel="use_parallel_residual",
+        parallel_lacks=("post_attention_layernorm",),
+        refused={"qk_layernorm": "has a norm of its own for every head"},
+    ),
+)
+
+_TWO_MATRICES = (
+    Family("arcee", gate="", mlp_bias="mlp_bias", silent={"head_dim": 80}),
+    Family(
+        "apertus",
+        gate="",
+        norms=("attention_layernorm", "feedforward_layernorm"),
+        qk_norm=QkNorm(),
+        extra={"mlp.act_fn.alpha_p": 1, "mlp.act_fn.alpha_n": 1},
+        buffers=("mlp.act_fn.beta", "mlp.act_fn.eps"),
+    ),
+    Family("nemotron", gate="", mlp_bias="mlp_bias", norm_bias=True, silent={"head_dim": 128}),
+    Family(
+        "starcoder2",
+        gate="",
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        norm_bias=True,
+        silent={"use_bias": True, "tie_word_embeddings": True},
+        full_every=0,
+    ),
+    Family(
+        "gpt_neox",
+        layers="gpt_neox.layers",
+        stored={"embed_out.weight": "lm_head.weight"},
+        embedding="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm",
+        gate="",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+        o="attention.dense",
+        qkv=("attention.query_key_value",),
+        qkv_by_head=True,
+        grouped=False,
+        own_head_dim=False,
+        mlp_bias=True,
+        norm_bias=True,
+        parallel="use_parallel_residual",
+        silent={"attention_bias": True, "use_parallel_residual": True},
+    ),
+    Family(
+        "phi",
+        final_norm="model.final_layernorm",
+        gate="",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        o="self_attn.dense",
+        norms=("input_layernorm",),
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        norm_bias=True,
+        parallel=True,
+        refused={"qk_layernorm": "has norms on queries and keys, which no published phi has"},
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_GATED, *_TWO_MATRICES)}

@@ -1,0 +1,185 @@
+"""What an entry of a family says: where a model keeps what can be cut, and all that surgery and cost must know of it.
+
+Values only. A flag is True, False, or the config key that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Flag = bool | str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One tensor of a layer that loses neurons: `suffix` inside the layer, the dimension, how many fused copies."""
+
+    suffix: str
+    dim: int
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class QkNorm:
+    """Norms of queries and of keys.
+
+    Attributes:
+        per: The weights' shape. `head`: [head_dim], all heads alike. `each`: [heads, head_dim]. `all`: [heads x
+            head_dim], over all heads together.
+        names: Of the two, inside the layer.
+        when: Whether they are there.
+    """
+
+    per: Literal["head", "each", "all"] = "head"
+    names: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
+    when: Flag = True
+
+
+PRE = ("input_layernorm", "post_attention_layernorm")
+"""Norms before attention and before the FFN: Llama's, whose second name says what it comes after."""
+POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+"""Norms after both, none before."""
+SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""Before and after both."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps what can be cut.
+
+    Attributes:
+        model_type: `model_type` of config.json.
+        per_layer_keys: Config lists with one entry a layer; sliced by the kept layers, never regenerated.
+        layer_count_keys: Config numbers n that mean "the first n layers"; become the number of kept ones below n.
+        silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
+        refused: Config keys that, where they are set, make it a model that is not served, with the reason.
+
+        layers: Where the decoder layers are in the model.
+        embedding: The embedding.
+        final_norm: The norm before the head.
+        head: The head.
+        down: The projection whose input is the neurons, inside a layer.
+        up: The up projection.
+        gate: The gate projection. The same as `up`: both in one tensor, gate first. "": an FFN of two matrices.
+        o: The projection whose input is the attention heads, side by side.
+        qkv: The projections of queries, keys and values; or the one that fuses them, in that order.
+        qkv_by_head: The fused one holds them head after head: q, k, v of the first, q, k, v of the second.
+        norms: Norms of width d in a layer.
+        qk_norm: Norms on queries and keys.
+        extra: Parameters of a layer that nothing cuts: {suffix: elements} ([elements]).
+        stored: What transformers calls otherwise in files: {its name there: in the model}.
+        buffers: Tensors of a layer in checkpoints that are no parameters; a file may lack them.
+
+        qkv_bias: Biases on queries, keys and values.
+        o_bias: A bias on `o`.
+        mlp_bias: Biases on the FFN's projections.
+        head_bias: A bias on the head.
+        norm_bias: Norms have biases (LayerNorm).
+        norm_weight: Norms have weights.
+
+        parallel: Attention and FFN read the same input, and both outputs are added to it. Eq. 2, Eq. 5 and least
+            squares hold as they are: the FFN's output is a term of the layer's.
+        parallel_lacks: Norms that a parallel block does not have.
+        post_ffn_norm: A norm follows the FFN, and one the attention, so that Eq. 2 holds before it (method, section 2).
+        embedding_scale: Config key of a number that multiplies the embeddings outside the embedding module.
+        residual_scale: Config key of a number that multiplies what attention and FFN add to the stream.
+        logit_scale: Config key of a number that multiplies the logits.
+        logit_divisor: Config key of a number that divides them.
+
+        grouped: It has `num_key_value_heads`; else every head has its own keys and values.
+        own_head_dim: A head's width may be another than hidden size / heads, by `head_dim`.
+        even_heads: Its config class refuses a hidden size that is no multiple of the attention heads.
+        rope_by_hidden: Its config class expects as many LongRoPE factors as hidden size / heads asks for.
+        full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
+            if there is one; 0: all see the window; None: only the class knows.
+        period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
+            or has no rotary embedding. 0: they read each layer's kind, or all are alike. A model keeps its meaning
+            there only if layers go in whole periods (method, section 9).
+        special: The config list that says which layers those are, and its value for them.
+        special_means: What makes them special, in words.
+    """
+
+    model_type: str
+    per_layer_keys: tuple[str, ...] = ("layer_types",)
+    layer_count_keys: tuple[str, ...] = ()
+    silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    down: str = "mlp.down_proj"
+    up: str = "mlp.up_proj"
+    gate: str = "mlp.gate_proj"
+    o: str = "self_attn.o_proj"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    qkv_by_head: bool = False
+    norms: tuple[str, ...] = PRE
+    qk_norm: QkNorm | None = None
+    extra: Mapping[str, int] = field(default_factory=dict, hash=False)
+    buffers: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    qkv_bias: Flag = "attention_bias"
+    o_bias: Flag = "attention_bias"
+    mlp_bias: Flag = False
+    head_bias: bool = False
+    norm_bias: bool = False
+    norm_weight: bool = True
+
+    parallel: Flag = False
+    parallel_lacks: tuple[str, ...] = ()
+    post_ffn_norm: bool = False
+    embedding_scale: str = ""
+    residual_scale: str = ""
+    logit_scale: str = ""
+    logit_divisor: str = ""
+
+    grouped: bool = True
+    own_head_dim: bool = True
+    even_heads: bool = False
+    rope_by_hidden: bool = False
+    full_every: int | None = None
+    period: int = 0
+    special: tuple[str, Any] = ("layer_types", "full_attention")
+    special_means: str = "it sees all tokens, the others a window"
+
+    @property
+    def base(self) -> str:
+        """The model without its head."""
+        return self.layers.rpartition(".")[0]
+
+    @property
+    def heads_stay(self) -> str | None:
+        """Why no attention heads can go; None: they can."""
+        if self.qk_norm and self.qk_norm.per == "all":
+            return "a norm runs over the queries of all heads together, so that no head goes without changing the others"
+        if not self.own_head_dim:
+            return "its class takes a head's width from hidden size / heads"
+        return None
+
+    @property
+    def fused(self) -> bool:
+        """Gate and up are one tensor, gate first."""
+        return self.gate == self.up
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The tensors of a layer that hold its neurons. A suffix that a model lacks (a bias) is simply not there."""
+        rows = (self.up,) if self.fused or not self.gate else (self.gate, self.up)
+        copies = 2 if self.fused else 1
+        halves = tuple(Cut(f"{name}.{kind}", 0, copies) for name in rows for kind in ("weight", "bias"))
+        return (*halves, Cut(f"{self.down}.weight", 1))
+
+    def flag(self, value: Flag, config: Any) -> bool:
+        """What a flag says of a config (an object or a dict); a key that the config lacks is as `silent` has it."""
+        return bool(self.number(value, config, 0)) if isinstance(value, str) else value
+
+    def number(self, key: str, config: Any, default: float = 1.0) -> float:
+        """The number under a config key; `default` where there is no key or nothing under it."""
+        values = config if isinstance(config, Mapping) else vars(config)
+        found = values.get(key, self.silent.get(key)) if key else None
+        return default if found is None else float(found)

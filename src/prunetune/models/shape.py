@@ -1,0 +1,179 @@
+"""The numbers of a config that decide a model's cost: all families are one formula over these (models/cost.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from prunetune.errors import UnsupportedModel
+from prunetune.models import axes
+from prunetune.models.families import Family, family_of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a config that decide its cost.
+
+    `ffn_matrices` is 3, or 2 without a gate. `qk_norm` is how norms of queries and keys are shaped (`QkNorm.per`; "":
+    none). `layer_extra` is what a layer holds besides all that: norms and the output projection's bias; `model_extra`
+    the same of the model: the final norm. The biases tell whether there are some, whose size follows the shape.
+    `sliding` is how many layers attend to the last `window` tokens only.
+    """
+
+    depth: int
+    width: int
+    hidden: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    mlp_bias: bool
+    qkv_bias: bool
+    layer_extra: int
+    window: int | None
+    sliding: int
+    ffn_matrices: int = 3
+    qk_norm: str = ""
+    o_bias: bool = False
+    head_bias: bool = False
+    parallel: bool = False
+    model_extra: int = 0
+
+    @staticmethod
+    def of(config: Any) -> Shape:
+        """From a `PretrainedConfig` or a config.json dict; UnsupportedModel as `family_of`."""
+        family = family_of(config)
+        if isinstance(config, dict):
+            config = _spelled_out(config, family) or _by_its_class(config, family)
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        given = getattr(config, "head_dim", None) if family.own_head_dim else None
+        o_bias, parallel = family.flag(family.o_bias, config), family.flag(family.parallel, config)
+        norm = hidden * (family.norm_weight + family.norm_bias)
+        norms = len(family.norms) - (len(family.parallel_lacks) if parallel else 0)
+        window = getattr(config, "sliding_window", None)
+        types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        sliding = types.count("sliding_attention") if window else 0
+        return Shape(
+            depth=config.num_hidden_layers,
+            width=config.intermediate_size,
+            hidden=hidden,
+            vocab=config.vocab_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=given or hidden // heads,
+            tied=bool(config.tie_word_embeddings),
+            mlp_bias=family.flag(family.mlp_bias, config),
+            qkv_bias=family.flag(family.qkv_bias, config),
+            layer_extra=norms * norm + (hidden if o_bias else 0) + sum(family.extra.values()),
+            window=window if sliding else None,
+            sliding=sliding,
+            ffn_matrices=3 if family.gate else 2,
+            qk_norm=family.qk_norm.per if family.qk_norm and family.flag(family.qk_norm.when, config) else "",
+            o_bias=o_bias,
+            head_bias=family.head_bias,
+            parallel=parallel,
+            model_extra=norm,
+        )
+
+    @staticmethod
+    def loose(config: Any) -> Shape:
+        """Of any config with these names, of a family of ours or not: enough for the cost of training alone."""
+        heads = config.num_attention_heads
+        return Shape(
+            depth=config.num_hidden_layers,
+            width=config.intermediate_size,
+            hidden=config.hidden_size,
+            vocab=config.vocab_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            tied=True,
+            mlp_bias=False,
+            qkv_bias=False,
+            layer_extra=0,
+            window=None,
+            sliding=0,
+        )
+
+    def resized(self, shape: Mapping[str, int]) -> Shape:
+        """The same model cut to so many units of each axis named; the share of sliding layers is kept, rounded."""
+        changed = axes.resized(self._values(), shape)
+        new = replace(self, **{_KEYS[key]: value for key, value in changed.items()})
+        return replace(new, sliding=round(self.sliding * new.depth / self.depth))
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of what can be cut, by axis; heads are key/value groups."""
+        return {**axes.shape_of(self._values()), "vocabulary": self.vocab}
+
+    def _values(self) -> dict[str, int]:
+        return {key: getattr(self, name) for key, name in _KEYS.items()}
+
+    @property
+    def attention_weights(self) -> int:
+        """Elements of a layer's query, key, value and output matrices."""
+        return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+
+    @property
+    def qk_norm_weights(self) -> int:
+        """Elements of a layer's norms of queries and keys."""
+        if self.qk_norm == "head":
+            return 2 * self.head_dim
+        return (self.heads + self.kv_heads) * self.head_dim if self.qk_norm else 0
+
+
+_KEYS = {  # of a config, as axes read and write them -> fields of a `Shape`
+    "num_hidden_layers": "depth",
+    "intermediate_size": "width",
+    "hidden_size": "hidden",
+    "vocab_size": "vocab",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+}
+_COUNTS = [key for key in _KEYS if key not in ("head_dim", "num_key_value_heads")]
+
+
+def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
+    """What `Shape.of` reads, without the config's class, whose import takes seconds; None: only the class can tell.
+
+    tests/test_cost.py holds this against the classes.
+    """
+    given = {"tie_word_embeddings": False, **family.silent, **config}
+    if not family.grouped:
+        given["num_key_value_heads"] = given.get("num_attention_heads")
+    if not all(type(given.get(key)) is int and given[key] > 0 for key in (*_COUNTS, "num_key_value_heads")):
+        return None
+    odd = given["hidden_size"] % given["num_attention_heads"]
+    if odd and (family.even_heads or not family.own_head_dim or given.get("head_dim") is None):
+        return None
+    if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
+        return None
+    if "use_sliding_window" in family.silent and not given["use_sliding_window"]:
+        if "sliding_attention" in (given.get("layer_types") or ()):
+            return None
+        given["sliding_window"] = None
+    if given.get("sliding_window") and given.get("layer_types") is None:
+        if (n := family.full_every) is None:
+            return None
+        full = [n > 0 and (i + 1) % n == 0 for i in range(given["num_hidden_layers"])]
+        given["layer_types"] = ["full_attention" if f else "sliding_attention" for f in full]
+    return SimpleNamespace(**given)
+
+
+def _by_its_class(config: dict[str, Any], family: Family) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[family.model_type](**config)
+    except MemoryError:
+        raise
+    except Exception as e:  # config classes compute with whatever a file says: any error of theirs is one of the file
+        said = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UnsupportedModel(
+            f"transformers cannot read this config ({said[:300]})",
+            value=family.model_type,
+            fix="mend the key that it names in config.json",
+        ) from e
