@@ -24,7 +24,9 @@ def test_the_parts_add_up_to_the_model(family):
     parts = parts_of(config.to_dict())
     assert sum(parts.values()) == model.num_parameters()
     ffn = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n)
-    attention = sum(p.numel() for n, p in model.named_parameters() if ".self_attn." in n and "norm" not in n)
+    attention = sum(
+        p.numel() for n, p in model.named_parameters() if ("self_attn." in n or ".attention." in n) and "norm" not in n
+    )
     assert (parts["FFN"], parts["attention"]) == (ffn, attention)
 
 

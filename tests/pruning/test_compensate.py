@@ -72,7 +72,7 @@ def activations(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) 
         hooks.append(layer.get_submodule(FAMILIES[model.config.model_type].down).register_forward_pre_hook(hook))
     with torch.no_grad():
         for b in batches:
-            model.model(**b, use_cache=False)
+            model.base_model(**b, use_cache=False)
     for h in hooks:
         h.remove()
     real = [b["attention_mask"].bool() for b in batches]
@@ -301,7 +301,7 @@ def test_ranking_uses_each_layers_own_moments(family: str) -> None:
         down, a = down_of(model, layer).weight.detach(), seen.double()
         if FAMILIES[family].post_ffn_norm:
             a *= (a @ down.double().T).square().mean(1, keepdim=True).rsqrt()
-        torch.testing.assert_close(scores[layer], leverage(a.T @ a / len(a), down), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(scores[layer], leverage(a.T @ a / len(a), down), atol=1e-5, rtol=2e-3)
 
 
 def test_selection_aware_of_compensation_leaves_less_error() -> None:

@@ -62,7 +62,7 @@ class Shape:
             hidden=hidden,
             vocab=config.vocab_size,
             heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=config.num_key_value_heads if family.grouped else heads,
             head_dim=given or hidden // heads,
             tied=bool(config.tie_word_embeddings),
             mlp_bias=family.flag(family.mlp_bias, config),

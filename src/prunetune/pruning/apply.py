@@ -67,14 +67,14 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     for key, value in cut_config(plan, family, resolved, resolved).items():
         if value != resolved.get(key):
             setattr(config, key, value)
-    state = {}
+    state, in_files = {}, {ours: theirs for theirs, ours in family.stored.items()}
     source = model.state_dict()
     _check_complete(plan, family, source)
     _check_patch(patch, source)
     for name, tensor in source.items():
         new, new_name = cut_tensor(plan, patch, family, name, tensor), cut_name(plan, family, name)
         if new is not None and new_name is not None:
-            state[new_name] = new.clone() if new is tensor else new
+            state[in_files.get(new_name, new_name)] = new.clone() if new is tensor else new
     pruned = type(model).from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
     # Else it would name the unpruned parent, which TRL's GRPO loads as its KL reference (method, section 8).
     pruned.config._name_or_path = pruned.name_or_path = ""

@@ -1,7 +1,8 @@
 """The axis `heads`: key/value groups, each with all of its query heads (method, section 9).
 
 A group is rows of the query, key and value projections (and of their biases) and columns of the output projection.
-Norms of queries and keys are of one head's width and stay (of each head's own they go with it), as does what scales the products: `head_dim` is written out.
+Norms of queries and keys are of one head's width and stay (where each head has its own, they go with it), as does what
+scales the products: `head_dim` is written out.
 """
 
 from __future__ import annotations

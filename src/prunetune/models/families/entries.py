@@ -105,7 +105,7 @@ _GATED = (
         mlp_bias="use_bias",
         silent={"tie_word_embeddings": True, "head_dim": 128},
     ),
-    Family("helium", mlp_bias="mlp_bias", o_bias=False, own_head_dim=False),
+    Family("helium", mlp_bias="mlp_bias", o_bias=False, own_head_dim=False, silent={"head_dim": 128}),
     Family(
         "stablelm",
         own_head_dim=False,
@@ -119,7 +119,7 @@ _GATED = (
 )
 
 _TWO_MATRICES = (
-    Family("arcee", gate="", mlp_bias="mlp_bias", silent={"head_dim": 80}),
+    Family("arcee", gate="", even_heads=True, mlp_bias="mlp_bias"),
     Family(
         "apertus",
         gate="",

@@ -51,6 +51,8 @@ class Family:
 
     Attributes:
         model_type: `model_type` of config.json.
+        cuts: The tensors of a layer that hold its neurons; left out: the rows of gate and up, with their biases, and
+            the columns of down. One that a model lacks (a bias) is simply not there.
         per_layer_keys: Config lists with one entry a layer; sliced by the kept layers, never regenerated.
         layer_count_keys: Config numbers n that mean "the first n layers"; become the number of kept ones below n.
         silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
@@ -102,6 +104,7 @@ class Family:
     """
 
     model_type: str
+    cuts: tuple[Cut, ...] = ()
     per_layer_keys: tuple[str, ...] = ("layer_types",)
     layer_count_keys: tuple[str, ...] = ()
     silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -156,7 +159,9 @@ class Family:
     def heads_stay(self) -> str | None:
         """Why no attention heads can go; None: they can."""
         if self.qk_norm and self.qk_norm.per == "all":
-            return "a norm runs over the queries of all heads together, so that no head goes without changing the others"
+            return (
+                "a norm runs over the queries of all heads together, so that no head goes without changing the others"
+            )
         if not self.own_head_dim:
             return "its class takes a head's width from hidden size / heads"
         return None
@@ -166,13 +171,12 @@ class Family:
         """Gate and up are one tensor, gate first."""
         return self.gate == self.up
 
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The tensors of a layer that hold its neurons. A suffix that a model lacks (a bias) is simply not there."""
+    def __post_init__(self) -> None:
+        """Fill in `cuts`."""
         rows = (self.up,) if self.fused or not self.gate else (self.gate, self.up)
         copies = 2 if self.fused else 1
         halves = tuple(Cut(f"{name}.{kind}", 0, copies) for name in rows for kind in ("weight", "bias"))
-        return (*halves, Cut(f"{self.down}.weight", 1))
+        object.__setattr__(self, "cuts", self.cuts or (*halves, Cut(f"{self.down}.weight", 1)))
 
     def flag(self, value: Flag, config: Any) -> bool:
         """What a flag says of a config (an object or a dict); a key that the config lacks is as `silent` has it."""
