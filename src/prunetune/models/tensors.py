@@ -30,6 +30,12 @@ def expected_tensors(config: Mapping[str, Any]) -> Sizes:
     return found
 
 
+def token_tensors(family: Family) -> frozenset[str]:
+    """What has a row a token, by its names in a file: the embedding, the head, its bias."""
+    ours = {f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias"}
+    return frozenset(ours | {theirs for theirs, own in family.stored.items() if own in ours})
+
+
 def part_of(family: Family, name: str) -> str:
     """What a tensor belongs to: `embeddings` (with the head), `attention`, `FFN` or `norms`."""
     if name.startswith((f"{family.embedding}.", f"{family.head}.")):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.layerwise import LayerSource, OneLayer, forward
 
-NORM = "post_feedforward_layernorm"
 """What follows the FFN where a norm does."""
 
 
@@ -95,12 +94,12 @@ def added(
     y: Float[Tensor, "batch places hidden"],
 ) -> Float[Tensor, "batch places hidden"]:
     """The layer's output, from what it is without the FFN's part and from `down_proj`'s output."""
-    return rest + (one.block.get_submodule(NORM)(y) if source.family.post_ffn_norm else y)
+    return rest + (one.block.get_submodule(source.family.norms[-1])(y) if source.family.post_ffn_norm else y)
 
 
 def adds(one: OneLayer, source: LayerSource, layer: int, hidden: Float[Tensor, "batch places hidden"]) -> bool:
     """Whether a layer is what `added` takes it for: tried on one row."""
-    if source.family.post_ffn_norm and not hasattr(one.block, NORM):
+    if source.family.post_ffn_norm and not hasattr(one.block, source.family.norms[-1]):
         return False
     row = hidden[:1]
     real = torch.ones(row.shape[:2], dtype=torch.bool, device=row.device)

@@ -24,7 +24,7 @@ from prunetune.models.families import family_of
 from prunetune.models.folders import check_weights, config_values, copy_files, load_tokenizer
 from prunetune.models.prompt import PromptFormat
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
-from prunetune.models.tensors import EMBEDDING, HEAD
+from prunetune.models.tensors import token_tensors
 from prunetune.pruning.apply import EXTRA_FILES, EXTRA_FOLDERS
 from prunetune.pruning.vocabulary.ids import ids_in, renumbered
 from prunetune.pruning.vocabulary.keep import Kept, choose
@@ -126,9 +126,9 @@ def cut_vocabulary(source: Path, fitted: Fitted, out: Path, progress: Callable[[
         UnsupportedModel: transformers reads another tokenizer from the new files than they say.
     """
     check_weights(source)
-    rows = torch.tensor(fitted.kept.rows)
+    rows, tables = torch.tensor(fitted.kept.rows), token_tensors(family_of(config_values(source)))
     shards = {
-        path: {name: (name, _info(name, info, len(rows))) for name, info in infos.items()}
+        path: {name: (name, _info(info, len(rows)) if name in tables else info) for name, info in infos.items()}
         for path, infos in open_shards(source).items()
     }
     with fresh(out) as tmp:
@@ -137,7 +137,7 @@ def cut_vocabulary(source: Path, fitted: Fitted, out: Path, progress: Callable[[
         tmp.mkdir()
         _write_files(source, fitted, tmp)
         _check_tokenizer(source, fitted, tmp)
-        rewrite(shards, lambda name, t: t.index_select(0, rows) if name in (EMBEDDING, HEAD) else t, tmp, progress)
+        rewrite(shards, lambda name, t: t.index_select(0, rows) if name in tables else t, tmp, progress)
 
 
 def left_out(source: Path) -> list[str]:
@@ -145,8 +145,8 @@ def left_out(source: Path) -> list[str]:
     return [name for name in LEFT_OUT if (source / name).is_file()]
 
 
-def _info(name: str, info: TensorInfo, rows: int) -> TensorInfo:
-    return TensorInfo(info.dtype, (rows, *info.shape[1:])) if name in (EMBEDDING, HEAD) else info
+def _info(info: TensorInfo, rows: int) -> TensorInfo:
+    return TensorInfo(info.dtype, (rows, *info.shape[1:]))
 
 
 def _write_files(source: Path, fitted: Fitted, out: Path) -> None:
