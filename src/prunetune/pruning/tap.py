@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.layerwise import LayerSource, OneLayer, forward
 
-"""What follows the FFN where a norm does."""
-
 
 @dataclass(frozen=True)
 class Seen:

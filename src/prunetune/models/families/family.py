@@ -68,7 +68,7 @@ class Family:
         o: The projection whose input is the attention heads, side by side.
         qkv: The projections of queries, keys and values; or the one that fuses them, in that order.
         qkv_by_head: The fused one holds them head after head: q, k, v of the first, q, k, v of the second.
-        norms: Norms of width d in a layer.
+        norms: Norms of width d in a layer; where one follows the FFN, it is the last.
         qk_norm: Norms on queries and keys.
         extra: Parameters of a layer that nothing cuts: {suffix: elements} ([elements]).
         stored: What transformers calls otherwise in files: {its name there: in the model}.
