@@ -71,7 +71,7 @@ def test_refusals_name_the_reason_and_what_is_supported(case: str) -> None:
     config, reason = REFUSED[case]
     with pytest.raises(UnsupportedModel, match=reason) as e:
         family_of(config)
-    assert f"{len(FAMILIES)} families" in str(e.value) and "prunetune family" in str(e.value)
+    assert f"{len(FAMILIES)} families" in str(e.value) and "docs/concepts.md" in str(e.value)
     assert len(str(e.value)) < 700, "a message, not a page"
 
 

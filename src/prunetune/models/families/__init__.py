@@ -4,8 +4,7 @@ A neuron is one row of the gate and up projections (and their biases) and one co
 there is no gate, of up and down (method, section 1). An entry says what its projections and norms are called, how a
 layer is laid out, what multiplies what, which config lists have one entry a layer. Nothing else names a tensor.
 Others take `family_of`, `families`, `layer_of`, `Family`, and of `pattern` what engines assume of a family's layers.
-To add a family: one entry in `entries.py` (`prunetune family MODEL` drafts it), its config in tests/tiny.py,
-`prunetune family --table` for docs/families.md.
+To add a family: one entry in `entries.py`, its config in tests/tiny.py, its row in docs/concepts.md.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ def family_of(config: Any) -> Family:
             "this model family is not supported",
             value=d.get("model_type"),
             valid=named(model_type),
-            fix="a family is one entry of data: `prunetune family MODEL` drafts it from the config and the tensors' "
-            "names (models/families/entries.py; a plugin can bring it, as `family.NAME`)",
+            fix="a family is one entry of data (models/families/entries.py); a plugin can bring it, as `family.NAME`: "
+            "docs/extend.md",
         )
     family = found[model_type]
     for key, reason in family.refused.items():
@@ -88,7 +87,7 @@ def named(wanted: str = "", most: int = 10) -> str:
     near = difflib.get_close_matches(wanted, found, n=3, cutoff=0.5)
     near += [name for name in found if len(wanted) > 3 and name.startswith(wanted[:4])]
     shown = list(dict.fromkeys([*near, "llama", "qwen3", "gemma3_text", "mistral", "phi3"]))[:6]
-    return f"{len(found)} families: {', '.join(shown)}, …; `prunetune family` lists them"
+    return f"{len(found)} families: {', '.join(shown)}, … (docs/concepts.md has all)"
 
 
 def families() -> dict[str, Family]:
