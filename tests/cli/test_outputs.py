@@ -15,6 +15,7 @@ from typing import get_type_hints
 import pytest
 from tests.cli.test_app import call
 from tests.fake_run import fake_run
+from tests.pruning.vocabulary.test_folder import folder_of
 from tests.tiny import tiny_folder
 from tests.tiny_run import rows, tiny_recipe
 
@@ -40,11 +41,12 @@ TABLE: dict[tuple[str, str], Command] = {
     ],
     ("run", "out"): lambda at, out: ["run", at / "recipe.yaml", "--out", out],
     ("init", "file"): lambda at, out: ["init", out, "--model", at / "model", "--data", at / "rows.jsonl", "--target", 0.8],
+    ("vocabulary", "out"): lambda at, out: ["vocabulary", at / "bpe", out, "--data", at / "rows.jsonl"],
     ("compare", "figure"): lambda at, out: ["compare", at / "run", "--figure", out],
 }  # fmt: skip
 READ = {
     ("plan", "scores"), ("plan", "protect"), ("apply", "plan"), ("apply", "patch"), ("compensate", "plan"), ("tune", "config"), ("compare", "runs"), ("check", "run"),
-    ("push", "run"), ("report", "run"), ("eval", "path"),
+    ("push", "run"), ("report", "run"), ("watch", "run"), ("runs", "folder"), ("eval", "path"),
 }  # fmt: skip
 """Paths that are read; `report` writes into a run that it has recognised."""
 
@@ -66,6 +68,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     at = tmp_path_factory.mktemp("inputs")
     tiny_folder(at / "model")
+    folder_of("byte-level", at / "bpe")
     rows(at / "rows.jsonl")
     sha = model_sha(at / "model")
     Scores(torch.rand(4, 48), torch.ones(4), torch.ones(4), "contribution", "l2", sha, "d", 8).write(

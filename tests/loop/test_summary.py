@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tests.tiny import tiny_config
@@ -51,10 +52,11 @@ def test_speed_up_tells_faster_from_shorter():
 def test_what_was_asked_and_reached_is_in_the_targets_own_unit(tmp_path, target, reached):
     recipe = tiny_recipe(tmp_path, prune={"target": target})
     whole, half = (StageRecord(index=0, name="s", depth=3, width=24, cost={"params": n}) for n in (100, 50))
+    run = SimpleNamespace(original=whole)
     assert _asked(recipe) == ({"width": None, "depth": None} | target if isinstance(target, dict) else target)
-    assert _reached(recipe, whole, half) == reached
+    assert _reached(recipe, run, half, None) == reached
     threshold = tiny_recipe(tmp_path, prune={"sigma_neuron": 0.1, "max_rounds": 2})
-    assert _asked(threshold) is _reached(threshold, whole, half) is None
+    assert _asked(threshold) is _reached(threshold, run, half, None) is None
 
 
 def test_flops_a_question(tmp_path):

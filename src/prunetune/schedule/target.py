@@ -24,6 +24,8 @@ from prunetune.schedule.fitting import bytes_at, fits, stored_bytes
 from prunetune.schedule.search import NEURONS, frontier
 from prunetune.schedule.wanted import SMALLEST, bytes_of, read_target, times_of
 
+SEARCHED = (NEURONS, "layers")
+"""The axes that rounds cut."""
 Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
 
 
@@ -104,8 +106,9 @@ class PruneConfig(_Config):
         if self.axes is not None:
             if self.by_threshold or isinstance(self.target, FinalShape):
                 raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
-            if unknown := [name for name in self.axes if name not in axes()]:
-                raise ValueError(f"axes has no {unknown[0]!r}: there are {', '.join(axes())}")
+            if unknown := [name for name in self.axes if name not in SEARCHED]:
+                by_hand = "; `plan --cut` takes other axes by hand" if unknown[0] in axes() else ""
+                raise ValueError(f"axes has no {unknown[0]!r}: there are {', '.join(SEARCHED)}{by_hand}")
             if NEURONS not in self.axes:
                 raise ValueError("axes must have neurons: they make the size fit")
             if self.layers != "auto":
