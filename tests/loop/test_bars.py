@@ -36,7 +36,7 @@ class Seen(Watch):
         self.alone: list[str] = []
 
     @contextmanager
-    def bar(self, name: str, total: int | None = None) -> Iterator[Progress]:
+    def bar(self, name: str, total: int | None = None, *, told: bool = True) -> Iterator[Progress]:
         """Note it."""
         self.open.append(name)
 

@@ -13,6 +13,7 @@ from tests.tiny_run import tiny_recipe
 from prunetune.common.progress import Watch
 from prunetune.common.stats import kept_share
 from prunetune.errors import OutOfReach, RecipeError
+from prunetune.loop import probe
 from prunetune.loop import round as rounds
 from prunetune.loop.context import prepare
 from prunetune.loop.decide import Case, Decision, decide
@@ -375,6 +376,32 @@ def test_a_criterion_may_rank_by_the_error_left_after_compensation(tmp_path):
     direct = score(load_model(tmp_path / "model"), context.scoring, neuron_criterion="greedy").neurons
     torch.testing.assert_close(found.neurons, direct)
     assert found.criterion == "greedy"
+
+
+def test_probes_that_ended_before_a_kill_are_not_made_again(tmp_path, monkeypatch):
+    """Killed in the second of three: its loss and those after it are measured, the first's is read; the same decision."""
+    recipe = tiny_recipe(tmp_path, prune={**NEURONS, "rounds": 2}, budget="damage", compensate="least-squares")
+    real, calls, kill = probe.held_out_loss, [], False
+
+    def measured(context, model):
+        calls.append(model.config.intermediate_size)
+        if kill and len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(context, model) + 1.0  # a cut that hurts, so that the way there is probed too
+
+    monkeypatch.setattr(probe, "held_out_loss", measured)
+    prune_tune_loop(recipe, tmp_path / "straight", QUIET)
+    calls.clear()
+    kill = True
+    with pytest.raises(KeyboardInterrupt):
+        prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    before = calls[0]
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert before not in calls[1:]
+    assert calls[1] == calls[2], "only the one that was under way"
+    wanted, found = (json.loads((tmp_path / n / "decisions" / "01.json").read_text()) for n in ("straight", "out"))
+    assert {**wanted, "seconds": 0} == {**found, "seconds": 0}
+    assert not list((tmp_path / "out").rglob(".*.half"))
 
 
 def test_removed_layers_are_folded_only_by_the_value_that_says_so(tmp_path):

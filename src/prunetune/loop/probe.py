@@ -130,15 +130,14 @@ def free_layers(recipe: Recipe, origins: list[int]) -> list[int] | None:
     return [origins.index(i) for i in chosen if i in origins] if isinstance(chosen, list) else None
 
 
-def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path, name: str = PATCH) -> Patch:
+def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path | None = None) -> Patch:
     """Least squares into the kept neurons, from the scored sequences: every fourth chooses the ridge.
 
     Args:
         context: The run.
         model: The model, or its folder.
         plan: What goes, with the model's hash.
-        at: The folder where a later start finds how far a killed one had come.
-        name: What is made there.
+        at: The folder where a later start finds how far a killed one had come; None: it begins anew.
     """
     examples = context.stream.take(0, context.recipe.score.samples)
     calibration, ridge = (context.batches(part) for part in calibration_and_held_out(examples))
@@ -152,7 +151,7 @@ def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path, name: st
             target=target,
             device=context.device,
             progress=bar,
-            halfway=half(at, name, context, cut_key(context, plan)),
+            halfway=half(at, PATCH, context, cut_key(context, plan)) if at else None,
         )
 
 
