@@ -338,7 +338,7 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
     data = [{"type": "file", "path": str(at / "rows.jsonl")}]
     prune = recipe["prune"]
     mistakes = {
-        "family": (["inspect", other], "gemma2"),
+        "family": (["inspect", other], "families: "),
         "mixture of experts": (["inspect", moe], "mixture of experts"),
         "criterion": (["run", with_(score={"criterion": "contributon"})], "contribution"),
         "criterion of score": (["score", at / "model", "--data", at / "rows.jsonl", "--out", tmp_path / "s", "--criterion", "x"], "contribution"),

@@ -24,6 +24,7 @@ FROM_ZERO = ["x", "", "1.5", "nan", "-1", "9" * 30]
 SEED = ["x", "1.5", "-1", str(2**32), "9" * 30]
 SHARE = ["x", "nan", "inf", "-0.1", "1.1"]
 POSITIVE = ["x", "nan", "inf", "-1", "0"]
+SIZE = ["x", "nan", "inf", "-1", "0", "0%", "-5%", "1x", "0GB", "%"]
 AMOUNT = ["x", "nan", "inf", "-1", "0", "0%", "-5%", "3X", "%"]
 WORD = ["nonsense", "\x1b[2J", "x" * 3000, "é\u202e"]
 FILE = ["missing", "a folder", "empty", "junk"]
@@ -49,21 +50,24 @@ FREE = [
 COLUMNS = ["nonsense", "=", "question=nope,answer=nope", "x=question"]
 BAD: dict[str, dict[str, list[str]]] = {
     "run": {
-        "recipe": ["missing.yaml", "junk", "a folder", "no-such-recipe"], "model": MODEL, "data": DATA, "target": AMOUNT, "step": POSITIVE,
-        "tokens": AMOUNT, "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
+        "recipe": ["missing.yaml", "junk", "a folder", "no-such-recipe"], "model": MODEL, "data": DATA, "target": SIZE, "step": POSITIVE,
+        "tokens": AMOUNT, "keep": ["x", "nan", "-1", "0", "101%"], "budget": ["x", "-1", "0", "0h"], "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
         "device": WORD, "launcher": ["nonsense", "--config_file missing", "'"], "sets": ["nonsense", "no.such=1", "seed=[", "seed=x", "=1", "prune.target=-1"],
     },
     "init": {
-        "model": [""], "data": ["preset:none", "generator:none"], "target": AMOUNT, "tokens": AMOUNT, "task": ["nonsense"],
+        "model": [""], "data": ["preset:none", "generator:none"], "target": SIZE, "tokens": AMOUNT, "keep": ["x", "0", "101%"], "budget": ["x", "0", "0h"], "task": ["nonsense"],
         "verifier": WORD, "n": COUNT, "seed": SEED, "device": WORD, "launcher": ["nonsense", "'"], "sets": ["nonsense", "no.such=1", "seed=x"],
     },
     "keys": {},
     "inspect": {"model": MODEL, "target": POSITIVE, "step": [*POSITIVE, "1.5"], "gpu": WORD, "tokens": COUNT},
     "score": {
         "model": MODEL, "data": DATA, "criterion": WORD, "reduce": [*WORD, "q101", "qx"], "layer_criterion": WORD, "samples": COUNT,
-        "max_length": [*COUNT, "1"], "seed": SEED, "device": [*WORD, "cuda"],
+        "max_length": [*COUNT, "1"], "seed": SEED, "device": [*WORD, "cuda"], "axis": WORD,
     },
-    "plan": {"scores": FILE, "neurons": [*FROM_ZERO, "48", "99"], "layers": [*FROM_ZERO, "4"], "protect": FILE, "protect_share": SHARE},
+    "plan": {"scores": FILE, "neurons": [*FROM_ZERO, "48", "99"], "layers": [*FROM_ZERO, "4"], "protect": FILE, "protect_share": SHARE, "cut": WORD},
+    "vocabulary": {"model": MODEL, "data": DATA, "guard": DATA, "measure": DATA, "keep": COUNT, "align": COUNT},
+    "watch": {"run": ["missing", "junk"]},
+    "runs": {"folder": ["missing", "junk"]},
     "compensate": {"plan": FILE, "model": MODEL, "data": DATA, "target": WORD, "samples": [*COUNT, "1"], "max_length": COUNT, "seed": SEED, "device": WORD},
     "apply": {"plan": FILE, "model": MODEL, "patch": FILE},
     "tune": {
@@ -84,6 +88,7 @@ BAD: dict[str, dict[str, list[str]]] = {
     "push": {"run": RUN, "repo": ["", "no slash", "a/b/c", "../x", "\x1b[2J/x"]},
 }  # fmt: skip
 ARGUMENTS = {
+    "vocabulary": ["model", "out"], "watch": ["run"], "runs": ["folder"],
     "inspect": ["model"], "score": ["model"], "plan": ["scores"], "compensate": ["plan", "model"], "apply": ["plan", "model", "out"],
     "tune": ["method", "model", "out"], "generate": ["model", "out"], "eval": ["model"], "report": ["run"], "compare": ["runs"], "check": ["run"],
     "push": ["run", "repo"], "run": ["recipe"], "init": ["file"], "keys": ["word"],
@@ -97,6 +102,7 @@ GOOD: dict[str, dict[str, str]] = {
     "plan": {"scores": "scores.safetensors", "out": "out", "neurons": "2"},
     "compensate": {"plan": "plan.json", "model": "model", "data": "rows.jsonl", "out": "out"},
     "apply": {"plan": "plan.json", "model": "model", "out": "out"},
+    "vocabulary": {"model": "model", "data": "rows.jsonl", "out": "out"}, "watch": {"once": ""}, "runs": {},
     "tune": {"method": "cpt", "model": "model", "out": "out", "data": "rows.jsonl", "samples": "8"},
     "generate": {"model": "model", "out": "out", "data": "rows.jsonl", "verifier": "number"},
     "eval": {"model": "model", "task": "own", "path": "rows.jsonl", "verifier": "number", "n": "1"},

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from prunetune.models.families import families
 
@@ -44,10 +43,10 @@ class Head:
         return getattr(self.module, "bias", None)
 
 
-def head_of(model: PreTrainedModel) -> Head:
-    """The head of a causal language model; of a family that has no entry as if it scaled no logits."""
-    config: Any = model.config
-    module: Any = model.get_output_embeddings()
+def head_of(model: nn.Module) -> Head:
+    """The head of a causal language model, adapters or not; of a family without an entry as if it scaled no logits."""
+    whole: Any = model
+    config, module = whole.config, whole.get_output_embeddings()
     family = families().get(config.model_type)
     scale = family.number(family.logit_scale, config) / family.number(family.logit_divisor, config) if family else 1.0
     return Head(module, scale, getattr(config, "final_logit_softcapping", None))
