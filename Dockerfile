@@ -1,6 +1,6 @@
 # The package in an image. `docker build --target cpu -t prunetune .` needs no GPU; `--target cuda` (the last stage, and so
 # the default) wants a driver and the container toolkit on the host.
-#   docker run --rm -v "$PWD:/work" prunetune run demo --out runs/demo
+#   docker run --rm -v "$PWD:/data" prunetune run demo --out runs/demo
 # Code that a model wrote runs only where namespaces may be made: add `--cap-add SYS_ADMIN --security-opt apparmor=unconfined --user root`.
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /src
@@ -10,11 +10,11 @@ COPY src src
 RUN python -m build --wheel --outdir /dist
 
 FROM python:3.11-slim-bookworm AS base
-ENV PYTHONUNBUFFERED=1 HF_HOME=/work/.cache/huggingface
-RUN useradd --uid 1000 --create-home prunetune && mkdir /work && chown prunetune /work
+ENV PYTHONUNBUFFERED=1 HF_HOME=/data/.cache/huggingface
+RUN useradd --uid 1000 --create-home prunetune && mkdir /data && chown prunetune /data
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=wheel /dist /tmp/dist
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["prunetune"]
 CMD ["--help"]
 

@@ -11,6 +11,7 @@ from tests.tiny_run import tiny_recipe
 import prunetune.loop.shapes as module
 from prunetune.common.progress import Watch
 from prunetune.errors import OutOfReach
+from prunetune.loop import probe
 from prunetune.loop.context import prepare
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.axes import shape_of
@@ -61,29 +62,29 @@ def test_the_report_shows_every_shape_that_was_cut_and_what_was_asked(chosen):
 
 
 def test_a_second_start_cuts_nothing_again(chosen, monkeypatch):
-    monkeypatch.setattr(module, "losses", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr(probe, "held_out_loss", lambda *a: pytest.fail("measured again"))
     prune_tune_loop(recipe(chosen, {"target": 0.7, "axes": ["neurons", "layers"]}), chosen / "run")
 
 
 def test_a_killed_search_goes_on_with_the_next_cut(chosen, tmp_path, monkeypatch):
     """The third cut raises; the second start makes only those that were not made, and finds the same shape."""
-    real, places = module.losses, []
+    real, cuts = probe.apply_in_memory, []
 
-    def counted(*args):
-        places.append(args[-1][0])
-        if len(places) == 3:
+    def counted(model, plan, patch):
+        cuts.append((plan.new_depth, plan.new_width))
+        if len(cuts) == 3:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(model, plan, patch)
 
-    monkeypatch.setattr(module, "losses", counted)
+    monkeypatch.setattr(probe, "apply_in_memory", counted)
     wanted = recipe(tmp_path, {"target": 0.7, "axes": ["neurons", "layers"]})
     with pytest.raises(KeyboardInterrupt):
         prune_tune_loop(wanted, tmp_path / "run")
     prune_tune_loop(wanted, tmp_path / "run")
-    done = places[:2] + places[3:]
-    assert len(set(done)) == len(done)
+    done = cuts[:2] + cuts[3:]
+    assert len(set(done)) == len(done), "a shape is cut once, by the search and the round's decision together"
     assert record_of(tmp_path / "run").candidates == record_of(chosen / "run").candidates
-    assert not (tmp_path / "run" / "decisions" / "shapes").exists()
+    assert not list((tmp_path / "run").rglob("*.half"))
 
 
 def test_a_target_in_bytes_counts_the_weights_as_stored_and_the_cache(tmp_path):

@@ -73,8 +73,9 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cli.about_model import model_config
     from prunetune.models.cost import cost_of
+    from prunetune.schedule.search import MOST
     from prunetune.schedule.steps import check_protection, plan_ahead
-    from prunetune.schedule.target import Sizes, final_shape
+    from prunetune.schedule.target import SEARCHED, Sizes, final_shape
 
     config = model_config(recipe.model)
     sizes = Sizes.of(config)
@@ -108,8 +109,9 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     lines.append("(a question: 512 prompt tokens, 256 generated)")
     lines += about_periods(recipe.prune, config, sizes)
     if recipe.prune.open:
-        names = ", ".join(recipe.prune.axes or ("neurons", "layers"))
-        lines.append(f"shape: chosen for {recipe.prune.target} among {names}, by the held-out loss of at most 12 cuts")
+        names = ", ".join(recipe.prune.axes or SEARCHED)
+        how = f"by the held-out loss of at most {MOST} cuts"
+        lines.append(f"shape: chosen for {recipe.prune.target} among {names}, {how}")
     if recipe.stop_at:
         lines.append(
             f"stop_at: a search for the smallest model that keeps {recipe.stop_at.accuracy:.1%} of the accuracy, no "

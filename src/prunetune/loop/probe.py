@@ -88,6 +88,13 @@ def half(at: Path, name: str, context: Context, key: object) -> Halfway:
     return Halfway(at / f".{name}.half", [name, key, settings, prompt])
 
 
+def scoring(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe scores, as `score` takes it."""
+    s = recipe.score
+    named = {"neuron_criterion": s.criterion, "reduce": s.reduce, "layers_by": s.layer_criterion}
+    return {**named, "vote_share": s.vote_share, "seed": recipe.seed}
+
+
 def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, at: Halfway, data_sha: str) -> Scores:
     s = context.recipe.score
     model = context.load(source)
@@ -96,11 +103,7 @@ def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, 
         return score(
             model,
             batches,
-            neuron_criterion=s.criterion,
-            reduce=s.reduce,
-            layers_by=s.layer_criterion,
-            vote_share=s.vote_share,
-            seed=context.recipe.seed,
+            **scoring(context.recipe),
             model_sha=sha,
             data_sha=data_sha,
             progress=bar,

@@ -2,8 +2,8 @@
 
     context = shaped(context, run, case)     # its recipe then names the shape; RUN/decisions/shape.json says why
 
-Candidates are cut and compensated in memory, as a round would; each of these probes is kept, so that a killed search
-goes on with the next one. What is chosen is the target of the rounds: how they get there is decided as ever.
+Candidates are cut and compensated in memory, as a round would; `losses` keeps each of these probes, so that a killed
+search goes on with the next one. What is chosen is the target of the rounds: how they get there is decided as ever.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import once, remove, write_json
-from prunetune.common.reading import read_json
+from prunetune.common.files import once, write_json
 from prunetune.errors import OutOfReach
 from prunetune.evaluation.speed import Clock
 from prunetune.loop.context import Context
@@ -30,12 +29,10 @@ from prunetune.runs.records import known
 from prunetune.runs.shapes import SHAPE, ShapeRecord, Tried
 from prunetune.schedule.fitting import fits
 from prunetune.schedule.search import MOST, NEURONS, Candidate, Found, frontier, search
-from prunetune.schedule.target import FinalShape, PruneConfig, align_of
+from prunetune.schedule.target import SEARCHED, FinalShape, PruneConfig, align_of
 
 Counts = Mapping[str, int]
 
-DEFAULT = ("neurons", "layers")
-"""What a target in time may take where the recipe names no axes."""
 LEAST = 4
 """An axis keeps at least this part of it: one in so many."""
 
@@ -61,6 +58,8 @@ def shaped(context: Context, run: RunFolder, case: Case) -> Context:
         write_json(tmp, record.model_copy(update={"seconds": round(time.monotonic() - start, 3)}).to_json())
 
     record = ShapeRecord.read(once(path, key, make))
+    if not context.recipe.probed:  # else the decision on the first round finds its probe, and clears them
+        clear_halves(run.folder(DECISIONS) / "01")
     context.watch.line(f"  shape: {_said(record)}")
     final = FinalShape(width=record.shape[NEURONS], depth=record.shape["layers"])
     fixed = prune.model_copy(update={"target": final, "axes": None, "context": None})
@@ -80,7 +79,7 @@ def _chosen(context: Context, run: RunFolder, case: Case, source: Path, sha: str
     target = prune.target
     if target is None or isinstance(target, FinalShape) or sizes.cost is None:
         raise TypeError("a target that leaves the shape open, and the cost of the model")
-    names = tuple(dict.fromkeys(prune.axes or DEFAULT))
+    names = tuple(dict.fromkeys(prune.axes or SEARCHED))
     whole = sizes.cost.shape.counts() | shape_of(context.config.to_dict())
     units = {name: whole[name] for name in axes()}
     clock = _clock(context, source, sha, units, names).ms if isinstance(target, str) and not prune.in_bytes else None
@@ -132,24 +131,12 @@ def _search(
 ) -> Found:
     at = run.folder(DECISIONS) / "01"
     at.mkdir(parents=True, exist_ok=True)
-    probes = run.folder(DECISIONS) / "shapes"
 
     def lost(shape: Counts) -> float:
-        key = {"model": sha, "data": context.stream.sha, "compensate": context.recipe.compensate, "shape": dict(shape)}
-        name = "-".join(str(shape[name]) for name in sorted(shape))
+        scores = take_scores(context, run, Timed(at), source, sha)
+        return losses(context, run, at, source, scores, [(shape["layers"], shape[NEURONS])])[0].loss
 
-        def make(tmp: Path) -> None:
-            scores = take_scores(context, run, Timed(at), source, sha)
-            place = shape["layers"], shape[NEURONS]
-            write_json(tmp, {"loss": losses(context, run, at, source, scores, [place])[0].loss})
-
-        path = once(probes / f"{name}.json", key, make)
-        return float(read_json(path, "probe of a shape", fix="delete it and start again")["loss"])
-
-    found = search(shapes, units, case.original.loss, lost, MOST)
-    remove(probes)
-    clear_halves(at)
-    return found
+    return search(shapes, units, case.original.loss, lost, MOST)
 
 
 def _tried(context: Context, candidate: Candidate, clock: Callable[[Counts], float] | None) -> Tried:

@@ -26,6 +26,7 @@ from prunetune.evaluation.latency import time_once
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import BATCH
+from prunetune.loop.probe import scoring
 from prunetune.models.folders import model_sha
 from prunetune.models.generation import generate
 from prunetune.models.prompt import encode, prompt_ids
@@ -226,18 +227,9 @@ def _tokens(context: Context) -> int:
 
 def _scoring(context: Context, whole: PreTrainedModel) -> float:
     recipe, model = context.recipe, _shallow(context, whole)
-    s = recipe.score
 
     def once(batches: Sequence[Batch]) -> object:
-        return score(
-            model,
-            batches,
-            neuron_criterion=s.criterion,
-            reduce=s.reduce,
-            layers_by=s.layer_criterion,
-            vote_share=s.vote_share,
-            seed=recipe.seed,
-        )
+        return score(model, batches, **scoring(recipe))
 
     layers = min(SHALLOW, context.sizes.depth)
     passes = 1 + (recipe.protect is not None)
