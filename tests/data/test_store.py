@@ -177,6 +177,7 @@ def test_a_hub_source_with_a_limit_is_streamed_and_kept(monkeypatch, small):
         return Rows([{"q": f"q{i}", "a": "a", "rest": "r"} for i in range(30)])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(files, "is_offline", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(store, "hub_version", lambda *_: "commit")
     source = HubData(name="x", columns={"question": "q", "answer": "a"})

@@ -5,9 +5,12 @@ Values only. A flag is True, False, or the config key that says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from prunetune.errors import UnsupportedModel
 
 Flag = bool | str
 
@@ -180,10 +183,20 @@ class Family:
 
     def flag(self, value: Flag, config: Any) -> bool:
         """What a flag says of a config (an object or a dict); a key that the config lacks is as `silent` has it."""
-        return bool(self.number(value, config, 0)) if isinstance(value, str) else value
+        return bool(self._under(value, config)) if isinstance(value, str) else value
 
-    def number(self, key: str, config: Any, default: float = 1.0) -> float:
-        """The number under a config key; `default` where there is no key or nothing under it."""
+    def number(self, key: str, config: Any) -> float:
+        """The number under a config key; 1 where there is no key or nothing under it. UnsupportedModel: no number."""
+        found = self._under(key, config)
+        if found is None:
+            return 1.0
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            raise UnsupportedModel(
+                f"config.json has no number under {key}", value=str(found)[:80], fix="mend that key in config.json"
+            )
+        return float(found)
+
+    def _under(self, key: str, config: Any) -> Any:
+        """What a config says under a key, or its class where the config is silent."""
         values = config if isinstance(config, Mapping) else vars(config)
-        found = values.get(key, self.silent.get(key)) if key else None
-        return default if found is None else float(found)
+        return values.get(key, self.silent.get(key)) if key else None
