@@ -39,7 +39,7 @@ from tests.tune.test_chain import chain
 
 class Dying(Watch):
     @contextmanager
-    def bar(self, name, **kwargs):
+    def bar(self, name, *args, **kwargs):
         calls = []
         def count(done, total):
             calls.append(done)
