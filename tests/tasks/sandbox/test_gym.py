@@ -71,7 +71,9 @@ def test_references_are_right_and_poison_is_wrong_and_has_no_effect(name: str) -
         assert found.verify(later, f"<answer>{later.reference}</answer>").correct
     children = leftovers.processes() - running
     own = 3  # the grader's: launcher, process 1, server; none where an earlier test has started it
-    assert len(children) in (0, own) or (leftovers.gone({max(children)}) and len(leftovers.processes() - running) <= own)
+    assert len(children) in (0, own) or (
+        leftovers.gone({max(children)}) and len(leftovers.processes() - running) <= own
+    )
 
 
 def test_nothing_that_executes_reaches_a_scorer() -> None:
