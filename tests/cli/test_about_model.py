@@ -39,6 +39,22 @@ def test_a_target_says_what_it_takes(tmp_path):
     assert f"takes {taken:.0%} of the FFN" in text
     assert "embeddings" in text and "attention" in text
     assert value["parts"]["FFN"] == 4 * 48 * 3 * 32
+    held = {row["axis"]: row["params"] for row in value["axes"]}
+    assert held["neurons"] == value["parts"]["FFN"] and held["vocabulary"] == value["parts"]["embeddings"]
+    assert "is out of reach" not in text
+
+
+def test_a_target_out_of_reach_is_said_with_what_the_axes_leave(tmp_path):
+    config = model_config(str(tiny_folder(tmp_path / "m"))) | {"vocab_size": 4096}
+    ours = {"target": 0.5, "step": 0.3, "gpu": "L4", "tokens": 1000}
+    value, text = description(config, **ours)
+    near = description(config, **{**ours, "target": value["reach"]["layers, neurons"]})[0]
+    assert near["steps"][-1]["params"] == value["reach"]["layers, neurons"] > value["wanted"]
+    assert value["steps"] == [] and "target 0.5 is out of reach of neurons and layers" in text
+    rows = {row["axis"]: row["alone"] for row in value["axes"]}
+    assert rows["neurons"] is None and 0 < rows["vocabulary"] < 4096
+    with pytest.raises(PrunetuneError, match="no smaller than the model"):
+        description(config, **{**ours, "target": 10**9})
 
 
 def test_a_config_alone_and_a_file_of_another_name(tmp_path):

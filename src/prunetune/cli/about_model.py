@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.common.table import aligned
+from prunetune.common.units import count, flops, size
+from prunetune.schedule.reach import VOCABULARY, alone, smallest
+
 if TYPE_CHECKING:
+    from prunetune.models.cost import Cost
+    from prunetune.schedule.reach import Holding
     from prunetune.schedule.steps import Ahead
     from prunetune.schedule.target import Sizes
 
@@ -77,13 +83,13 @@ def description(
     config: dict[str, Any], *, target: float | None, step: float, gpu: str, tokens: int
 ) -> tuple[dict[str, Any], str]:
     """Shape and cost of a model from its config alone, and what a target would take."""
-    from prunetune.common.table import aligned
-    from prunetune.common.units import count, flops, size
     from prunetune.models.cost import cost_of
     from prunetune.models.families import family_of
     from prunetune.models.gpus import gpu_of
+    from prunetune.schedule.damage import target_params
+    from prunetune.schedule.reach import holdings
     from prunetune.schedule.steps import plan_ahead
-    from prunetune.schedule.target import PruneConfig, Sizes
+    from prunetune.schedule.target import PruneConfig, Sizes, align_of
 
     family, cost, sizes, parts = family_of(config), cost_of(config), Sizes.of(config), parts_of(config)
     memory_gib, _ = gpu_of(gpu)
@@ -111,27 +117,70 @@ def description(
         f"{value['train_hours']:.1f} GPU hours for {count(tokens)} tokens",
     ]
     if target is not None:
-        ahead = plan_ahead(PruneConfig.model_validate({"target": number(target), "step": step}), sizes)
+        prune = PruneConfig.model_validate({"target": number(target), "step": step})
+        wanted = target_params(prune, sizes)
+        held = holdings(cost, family, {**config, **cost.shape.values()}, align_of(prune, sizes))
+        value |= {"wanted": wanted, "axes": [_axis(cost, h, wanted) for h in held]}
+        lines.append(_axes_text(target, wanted, value["axes"], sizes.original))
+        value["reach"] = reach = _reach(cost, held)
+        if next(iter(reach.values())) > wanted:
+            value["steps"] = []
+            lines.append(_out_of_reach(target, reach, sizes.original, parts["embeddings"]))
+            return value, "\n".join(lines)
+        ahead = plan_ahead(prune, sizes)
         value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
         lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
-        lines.append(
-            aligned(
-                [
-                    (
-                        f"  {a.step.name}",
-                        f"{a.depth} layers",
-                        f"{a.width} wide",
-                        count(a.params),
-                        f"{a.params / sizes.original:.1%}",
-                    )
-                    for a in ahead
-                ]
-            )
-        )
+        lines.append(aligned([_row(a, sizes.original) for a in ahead]))
         if ahead:
             value["takes"] = taken(sizes, ahead[-1])
             lines.append(taken_text(sizes, ahead[-1], parts["embeddings"]))
     return value, "\n".join(lines)
+
+
+def _row(step: Ahead, whole: int) -> tuple[str, ...]:
+    """A round in the table."""
+    return (
+        f"  {step.step.name}",
+        f"{step.depth} layers",
+        f"{step.width} wide",
+        count(step.params),
+        f"{step.params / whole:.1%}",
+    )
+
+
+def _axis(cost: Cost, held: Holding, wanted: int) -> dict[str, Any]:
+    """An axis: its units, what they hold, how many may stay where it alone makes the size (None: it cannot)."""
+    stays = None if held.stays else alone(cost, held, wanted)
+    return {**vars(held), "alone": stays, "reach": smallest(cost, [held])}
+
+
+def _axes_text(target: float, wanted: int, rows: list[dict[str, Any]], whole: int) -> str:
+    found = []
+    for row in rows:
+        if row["stays"]:
+            said = f"none can go: {row['stays']}"
+        elif row["alone"] is None:
+            said = f"out of reach: at least {row['reach'] / whole:.1%} stays"
+        else:
+            said = f"{row['alone']:,} of {row['units']:,} stay"
+        share = f"{row['params'] / whole:.1%}"
+        found.append((f"  {row['axis']}", f"{row['units']:,}", count(row["params"]), share, said))
+    header = ("what can go", "units", "hold", "", f"target {target:g} ({count(wanted)}) by it alone")
+    return "\n" + aligned(found, header)
+
+
+def _reach(cost: Cost, held: list[Holding]) -> dict[str, int]:
+    """Parameters that stay at least: with neurons and layers, and with every other axis in the layers, too."""
+    able = [h for h in held if not h.stays and h.axis != VOCABULARY]
+    sets = [[h for h in able if h.axis in ("neurons", "layers")], able]
+    return {", ".join(h.axis for h in some): smallest(cost, some) for some in sets}
+
+
+def _out_of_reach(target: float, reach: Mapping[str, int], whole: int, vocabulary: int) -> str:
+    lines = [f"\ntarget {target:g} is out of reach of neurons and layers: so much stays at least"]
+    lines += [f"  {least / whole:.1%} ({count(least)}) with {names}" for names, least in reach.items()]
+    lines.append(f"the vocabulary ({vocabulary / whole:.1%}) can go as far as the task's text does without it")
+    return "\n".join(lines)
 
 
 def taken(sizes: Sizes, last: Ahead) -> dict[str, float]:
@@ -152,5 +201,5 @@ def taken_text(sizes: Sizes, last: Ahead, embeddings: int) -> str:
     layers = f" and {gone} of {sizes.depth} layers" if gone else ""
     return (
         f"\nthis takes {shares['ffn']:.0%} of the FFN{layers}: {shares['of_what_can_go']:.0%} of what the layers hold; "
-        f"embeddings ({embeddings / sizes.original:.0%} of the model) are not cut"
+        f"embeddings ({embeddings / sizes.original:.0%} of the model) stay"
     )

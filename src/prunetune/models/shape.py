@@ -99,16 +99,20 @@ class Shape:
         )
 
     def resized(self, shape: Mapping[str, int]) -> Shape:
-        """The same model cut to so many units of each axis named; the share of sliding layers is kept, rounded."""
-        changed = axes.resized(self._values(), shape)
+        """The same model cut to so many units of each axis named, or to so many rows of `vocabulary`; the share of
+        sliding layers is kept, rounded.
+        """
+        changed = axes.resized(self.values(), {k: v for k, v in shape.items() if k != "vocabulary"})
         new = replace(self, **{_KEYS[key]: value for key, value in changed.items()})
+        new = replace(new, vocab=shape.get("vocabulary", new.vocab))
         return replace(new, sliding=round(self.sliding * new.depth / self.depth))
 
     def counts(self) -> dict[str, int]:
         """How many there are of what can be cut, by axis; heads are key/value groups."""
-        return {**axes.shape_of(self._values()), "vocabulary": self.vocab}
+        return {**axes.shape_of(self.values()), "vocabulary": self.vocab}
 
-    def _values(self) -> dict[str, int]:
+    def values(self) -> dict[str, int]:
+        """The keys of a config that axes read and write."""
         return {key: getattr(self, name) for key, name in _KEYS.items()}
 
     @property

@@ -53,10 +53,13 @@ def unfit(family: Family, values: Values) -> str | None:
     hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
     if family.even_heads and hidden % heads:
         return f"its config class wants the hidden size ({hidden}) to be a multiple of the attention heads ({heads})"
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    factors = rope.get("short_factor") if family.rope_by_hidden else None
-    wanted = int(hidden // heads * float(rope.get("partial_rotary_factor") or 1)) // 2
-    if factors and len(factors) != wanted:
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    factors = rope.get("short_factor") if family.rope_by_hidden and isinstance(rope, Mapping) else None
+    if not isinstance(rope, Mapping) or not isinstance(factors, list | tuple):
+        return None
+    part = rope.get("partial_rotary_factor")
+    wanted = int(hidden // heads * (part if isinstance(part, int | float) and part else 1)) // 2
+    if len(factors) != wanted:
         return f"its config class wants {wanted} factors of LongRoPE then, and there are {len(factors)}"
     return None
 
