@@ -44,7 +44,7 @@ def fresh(folder: Path, out: Path) -> dict[str, bool]:
     evaluate(
         load_model(folder), load_tokenizer(folder), task, fmt=PromptFormat(), out=out, batch_size=250, key=str(folder)
     )
-    return {r["id"]: bool(r["correct"]) for r in read_samples(out)}
+    return {r.id: r.correct for r in read_samples(out)}
 
 
 def main() -> None:

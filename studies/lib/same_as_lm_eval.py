@@ -27,10 +27,10 @@ from prunetune.models.folders import model_sha, resolve_model
 
 # What must be the same: our field, and lm-eval's of the strict-match filter.
 COMPARED = {
-    "prompts": lambda ours, theirs: ours["prompt"] == theirs["arguments"]["gen_args_0"]["arg_0"],
-    "outputs": lambda ours, theirs: ours["output"] == theirs["resps"][0][0],
-    "answers": lambda ours, theirs: ours["extracted"] == theirs["filtered_resps"][0],
-    "verdicts": lambda ours, theirs: ours["correct"] == bool(theirs["exact_match"]),
+    "prompts": lambda ours, theirs: ours.prompt == theirs["arguments"]["gen_args_0"]["arg_0"],
+    "outputs": lambda ours, theirs: ours.output == theirs["resps"][0][0],
+    "answers": lambda ours, theirs: ours.extracted == theirs["filtered_resps"][0],
+    "verdicts": lambda ours, theirs: ours.correct == bool(theirs["exact_match"]),
 }
 
 
@@ -76,7 +76,7 @@ def main() -> int:
         model, ["gsm8k"], data={"gsm8k": str(data)}, limit=args.limit, batch_size=args.batch, dtype="float32",
         out=at / "ours",
     )  # fmt: skip
-    ours = {str(s["id"]): s for s in read_samples(at / "ours" / "lm-eval:gsm8k.jsonl")}
+    ours = {s.id: s for s in read_samples(at / "ours" / "lm-eval:gsm8k.jsonl")}
     theirs = bare(model, data, args.limit, args.batch, at / "bare")
     if ours.keys() != theirs.keys():
         sys.exit(f"not the same questions: {sorted(ours.keys() ^ theirs.keys())}")

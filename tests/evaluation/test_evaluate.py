@@ -71,10 +71,10 @@ def test_every_sample_is_on_disk_and_batch_size_does_not_matter(model: PreTraine
     for size in (1, 3, None):
         out = tmp_path / f"{size}.jsonl"
         evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out, batch_size=size)
-        samples = {s["id"]: s for s in read_samples(out)}
+        samples = {s.id: s for s in read_samples(out)}
         assert set(samples) == {p.id for p in problems(10)}
-        assert samples["p3"]["prompt"] == "1+1+1+3=" and samples["p3"]["correct"] is True
-        texts.append([(s["output"], s["new_tokens"], s["prompt_tokens"]) for _, s in sorted(samples.items())])
+        assert samples["p3"].prompt == "1+1+1+3=" and samples["p3"].correct is True
+        texts.append([(s.output, s.new_tokens, s.prompt_tokens) for _, s in sorted(samples.items())])
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -106,7 +106,7 @@ def test_a_killed_evaluation_asks_only_what_is_missing(
     )
     assert sum(asked) == 5
     assert seen == [(5, 10), (7, 10), (9, 10), (10, 10)]
-    assert len(read_samples(out)) == 10 == len({s["id"] for s in read_samples(out)})
+    assert len(read_samples(out)) == 10 == len({s.id for s in read_samples(out)})
     assert (again.value, again.new_tokens) == (whole.value, whole.new_tokens)
     asked.clear()
     evaluate(model, tiny_tokenizer(), task(), fmt=FMT, out=out)
@@ -190,7 +190,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model: PreTrainedModel, m
 def test_the_tasks_own_prompt_format_wins(model: PreTrainedModel, tmp_path: Path) -> None:
     own = task(prompt=PromptFormat(question="own {question}"))
     evaluate(model, tiny_tokenizer(), own, fmt=FMT, out=tmp_path / "t.jsonl")
-    assert all(s["prompt"].startswith("own ") for s in read_samples(tmp_path / "t.jsonl"))
+    assert all(s.prompt.startswith("own ") for s in read_samples(tmp_path / "t.jsonl"))
 
 
 def test_a_spoilt_sample_file_and_an_empty_task_are_errors(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.tiny import brief_folder, tiny_folder
 from prunetune.errors import DataError, MissingExtra, MissingPath, RecipeError, TaskError, UnknownName
 from prunetune.evaluation.evaluate import evaluate
 from prunetune.evaluation.lm_eval import evaluate_task, evaluate_with_harness
-from prunetune.evaluation.samples import read_samples
+from prunetune.evaluation.samples import Kept, read_rows, read_samples
 from prunetune.models.folders import load_model, load_tokenizer
 from prunetune.models.prompt import PromptFormat
 from prunetune.tasks import lm_eval as harness_data
@@ -73,17 +73,17 @@ def test_every_sample_equals_lm_evals_own(model: Path, gsm8k: Path, tmp_path: Pa
     )  # fmt: skip
     samples = [s for s in found["samples"]["gsm8k"] if s["filter"] == "strict-match"]
     bare = {f"gsm8k/{s['doc_id']}": s for s in samples}
-    ours = {s["id"]: s for s in read_samples(out / "lm-eval:gsm8k.jsonl")}
+    ours = {s.id: s for s in read_samples(out / "lm-eval:gsm8k.jsonl")}
     assert ours.keys() == bare.keys() and len(ours) == 4
     for i, sample in ours.items():
-        assert sample["prompt"] == bare[i]["arguments"][0][0]
-        assert sample["output"] == bare[i]["resps"][0][0]
-        assert sample["extracted"] == bare[i]["filtered_resps"][0]
-        assert sample["correct"] == bool(bare[i]["exact_match"])
+        assert sample.prompt == bare[i]["arguments"][0][0]
+        assert sample.output == bare[i]["resps"][0][0]
+        assert sample.extracted == bare[i]["filtered_resps"][0]
+        assert sample.correct == bool(bare[i]["exact_match"])
     assert (result.task, result.version, result.metric) == ("lm-eval:gsm8k", "3.0", "exact_match,strict-match")
     assert (result.n, result.shots, result.value) == (4, 2, 0.0)
     assert "exact_match,flexible-extract" in result.scores
-    assert ours["gsm8k/0"]["prompt"].count("Question: train") == 2
+    assert ours["gsm8k/0"].prompt.count("Question: train") == 2
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(model: Path, gsm8k: Path, tmp_
             "--batch-size", "1", "--device", "cpu", "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
     answers = tmp_path / "out" / ".answers.jsonl"
     killed_after(args, answers, lines=2)
-    finished = read_samples(answers)
+    finished = read_rows(answers, Kept)
     assert 2 <= len(finished) < 16
     again, straight = (
         evaluate_with_harness(
@@ -140,7 +140,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(model: Path, gsm8k: Path, tmp_
     )
     assert asked == [16 - len(finished), 16]
     assert again[0].value == straight[0].value and again[0].new_tokens == straight[0].new_tokens
-    assert [a["answer"] for a in read_samples(answers)[: len(finished)]] == [a["answer"] for a in finished]
+    assert [a.answer for a in read_rows(answers, Kept)[: len(finished)]] == [a.answer for a in finished]
     assert len(read_samples(tmp_path / "out" / "lm-eval:gsm8k.jsonl")) == 16
 
 
@@ -157,8 +157,8 @@ def test_minerva_math_from_the_archives_own_folders(model: Path, tmp_path: Path)
     assert (result.n, result.shots, result.metric) == (7, 4, "exact_match,none")
     assert {"exact_match,none", "math_verify,none"} <= set(result.scores)
     samples = read_samples(tmp_path / "out" / "lm-eval:minerva_math.jsonl")
-    assert {s["id"] for s in samples} == {f"minerva_math_{name}/0" for name in SUBJECTS.values()}
-    assert {s["question"] for s in samples} == {f"{s}?" for s in SUBJECTS}
+    assert {s.id for s in samples} == {f"minerva_math_{name}/0" for name in SUBJECTS.values()}
+    assert {s.question for s in samples} == {f"{s}?" for s in SUBJECTS}
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +188,12 @@ def test_mbpp_runs_in_the_sandbox_with_lm_evals_prompt(model: Path, mbpp_file: P
     (sample,) = read_samples(tmp_path / "lm-eval:mbpp.jsonl")
     start = "You are an expert Python programmer, and here is your task: "
     tests = [f"assert f2({k}) == {k}" for k in range(3)]
-    assert sample["prompt"].startswith(
+    assert sample.prompt.startswith(
         f"{start}Write f2. Your code should pass these tests:\n\n"
         + "\n".join(tests)
         + "\n[BEGIN]\ndef f2(x):\r\n  return x\n[DONE]\n\n"
     )
-    assert sample["prompt"].endswith("assert f11(2) == 2\n[BEGIN]\n") and sample["prompt"].count(start) == 4
+    assert sample.prompt.endswith("assert f11(2) == 2\n[BEGIN]\n") and sample.prompt.count(start) == 4
 
 
 @needs_sandbox

@@ -5,7 +5,8 @@ from tests.fake_run import fake_run
 
 from prunetune.common.stats import Paired
 from prunetune.errors import BadCheckpoint
-from prunetune.report.pairs import Sample, read_samples, side_by_side
+from prunetune.evaluation.samples import Sample
+from prunetune.report.pairs import read_samples, side_by_side
 from prunetune.runs.reading import read_run
 
 

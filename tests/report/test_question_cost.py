@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from tests.fake_run import config, fake_run
 
+from prunetune.evaluation.samples import Sample
 from prunetune.models.cost import cost_of
-from prunetune.report.pairs import Sample, read_samples
+from prunetune.report.pairs import read_samples
 from prunetune.report.question_cost import question_cost, stage_cost
 from prunetune.runs.reading import read_run
 

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,10 +22,11 @@ from prunetune.evaluation import lm_eval as harness
 from prunetune.evaluation.fitting import guess_batch
 from prunetune.evaluation.loss import perplexity
 from prunetune.evaluation.result import EvalResult
-from prunetune.evaluation.samples import append_samples, open_samples, read_samples, seal_samples
+from prunetune.evaluation.samples import Sample, append_samples, open_samples, read_samples, seal_samples
 from prunetune.models.generation import Answer, generate
 from prunetune.models.prompt import PromptFormat, prompt_ids, prompt_text
 from prunetune.tasks.registry import Problem, Task
+from prunetune.tasks.verifiers import Verdict
 
 __all__ = ["EvalResult", "evaluate", "guess_batch", "read_samples", "summarise"]
 
@@ -68,14 +68,14 @@ def evaluate(
         raise TaskError("this task has no problems", value=task.name, fix="ask for at least one")
     settings = [task.name, task.version, task.stop, task.max_new_tokens, fmt.model_dump(), key]
     wanted = {p.id for p in task.problems}
-    records = {i: r for i, r in (open_samples(out, settings) if out else {}).items() if i in wanted}
+    records = {i: r for i, r in (open_samples(out, settings, Sample) if out else {}).items() if i in wanted}
     todo = [(p, prompt_ids(tokenizer, p.question, fmt)) for p in task.problems if p.id not in records]
     todo.sort(key=lambda pair: -len(pair[1]))  # longest first: too large a batch shows at once
     size = batch_size or guess_batch(model, max((len(i) for _, i in todo), default=1) + task.max_new_tokens)
     if progress:
         progress(len(records), len(task.problems))
     for new in _answered(model, tokenizer, task, todo, size, fmt):
-        records |= {r["id"]: r for r in new}
+        records |= {r.id: r for r in new}
         if out:
             append_samples(out, new)
         if progress:
@@ -92,7 +92,7 @@ def _answered(
     todo: list[tuple[Problem, list[int]]],
     size: int,
     fmt: PromptFormat,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[Sample]]:
     """The samples' records, batch by batch; batches are halved whenever memory runs out."""
     while todo:
         batch = todo[:size]
@@ -105,23 +105,23 @@ def _answered(
                 )
             size = math.ceil(len(batch) / 2)
             continue
-        new = [_record(task, p, len(ids), a) for (p, ids), a in zip(batch, answers, strict=True)]
+        verdicts = [_judged(task, p, a) for (p, _), a in zip(batch, answers, strict=True)]
         share = (time.perf_counter() - start) / len(batch)
-        for record, (problem, _) in zip(new, batch, strict=True):
-            record["prompt"] = prompt_text(tokenizer, problem.question, fmt)
-            record["seconds"] = share
-        yield new
+        yield [
+            _sample(p, prompt_text(tokenizer, p.question, fmt), len(ids), answer, verdict, share)
+            for (p, ids), answer, verdict in zip(batch, answers, verdicts, strict=True)
+        ]
         todo = todo[len(batch) :]
 
 
-def summarise(task: Task, records: Sequence[dict[str, Any]]) -> EvalResult:
+def summarise(task: Task, records: Sequence[Sample]) -> EvalResult:
     """The figure of a task from its samples' records."""
     n = len(records)
-    correct = sum(r["correct"] for r in records)
+    correct = sum(r.correct for r in records)
     share = correct / n
     scores: dict[str, float] = {}
-    for name in sorted({name for r in records for name in r["scores"]}):
-        values = [float(r["scores"].get(name, 0.0)) for r in records]
+    for name in sorted({name for r in records for name in r.scores}):
+        values = [float(r.scores.get(name, 0.0)) for r in records]
         scores[name] = sum(values) / n
         scores[f"{name}_stderr"] = mean_stderr(values)
     return EvalResult(
@@ -132,11 +132,11 @@ def summarise(task: Task, records: Sequence[dict[str, Any]]) -> EvalResult:
         stderr=stderr(correct, n),
         n=n,
         seed=task.seed,
-        prompt_tokens=sum(r["prompt_tokens"] for r in records) / n,
-        new_tokens=sum(r["new_tokens"] for r in records) / n,
-        seconds=sum(r["seconds"] for r in records),
+        prompt_tokens=sum(r.prompt_tokens or 0 for r in records) / n,
+        new_tokens=sum(r.new_tokens or 0 for r in records) / n,
+        seconds=sum(r.seconds for r in records),
         correct=correct,
-        truncated=sum(r["ended"] == "length" for r in records),
+        truncated=sum(r.ended == "length" for r in records),
         scores=scores,
     )
 
@@ -160,7 +160,7 @@ def _evaluate_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     )
 
 
-def _record(task: Task, problem: Problem, prompt_tokens: int, answer: Answer) -> dict[str, Any]:
+def _judged(task: Task, problem: Problem, answer: Answer) -> Verdict:
     verdict = task.verify(problem, answer.text)
     for name, score in verdict.scores.items():
         if not math.isfinite(score):
@@ -169,21 +169,27 @@ def _record(task: Task, problem: Problem, prompt_tokens: int, answer: Answer) ->
                 value=problem.id,
                 fix="mend the verifier; answers already judged are kept",
             )
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "prompt": "",
-        "reference": problem.reference,
-        "output": answer.text,
-        "extracted": verdict.extracted,
-        "correct": verdict.correct,
-        "reason": verdict.reason,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": answer.new_tokens,
-        "ended": answer.ended,
-        "scores": dict(verdict.scores),
-        "seconds": 0.0,
-    }
+    return verdict
+
+
+def _sample(
+    problem: Problem, prompt: str, prompt_tokens: int, answer: Answer, verdict: Verdict, seconds: float
+) -> Sample:
+    return Sample(
+        id=problem.id,
+        question=problem.question,
+        prompt=prompt,
+        reference=problem.reference,
+        output=answer.text,
+        extracted=verdict.extracted,
+        correct=verdict.correct,
+        reason=verdict.reason,
+        prompt_tokens=prompt_tokens,
+        new_tokens=answer.new_tokens,
+        ended=answer.ended,
+        scores=dict(verdict.scores),
+        seconds=seconds,
+    )
 
 
 def _try_generate(

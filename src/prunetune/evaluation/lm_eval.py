@@ -25,7 +25,7 @@ from prunetune.common.strict_json import to_json_text
 from prunetune.errors import NotFinite, TaskError
 from prunetune.evaluation.fitting import guess_batch
 from prunetune.evaluation.result import EvalResult
-from prunetune.evaluation.samples import append_samples, open_samples
+from prunetune.evaluation.samples import Kept, Sample, append_samples, open_samples
 from prunetune.models.finite import numbers_only
 from prunetune.models.folders import load_model, load_tokenizer, model_sha
 from prunetune.models.prompt import check_chat
@@ -142,7 +142,7 @@ def evaluate_with_harness(
     if chat:
         check_chat(tokenizer)
     answers = out / ".answers.jsonl" if out else None
-    kept = open_samples(answers, settings) if answers else {}
+    kept = open_samples(answers, settings, Kept) if answers else {}
     asked = {"num_fewshot": shots, "limit": limit, "apply_chat_template": chat, **_seeds(seed)}
 
     def load(size: int | None) -> tuple[LM, int]:
@@ -161,7 +161,7 @@ def _figure_of(found: Any, name: str, tokenizer: Any, seed: int, limit: int | No
     result = _result(found, name, samples, seed, limit)
     if out:
         with replacing(out / f"lm-eval:{name.replace('/', '_')}.jsonl") as tmp:
-            tmp.write_text("".join(to_json_text(s, indent=None) + "\n" for s in samples), encoding="utf-8")
+            tmp.write_text("".join(to_json_text(s.to_json(), indent=None) + "\n" for s in samples), encoding="utf-8")
     return result
 
 
@@ -217,7 +217,7 @@ def _load(
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size), size
 
 
-def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progress: Progress | None) -> LM:
+def _keeping(lm: LM, kept: dict[str, Kept], path: Path | None, progress: Progress | None) -> LM:
     """`lm`, except that every answer goes to disk as it comes and none is asked for twice."""
     from lm_eval.api import model as api
 
@@ -228,8 +228,8 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
         """What lm-eval's models call with each finished answer."""
 
         def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-            record = {"id": key(kind, request), "answer": answer}
-            kept[record["id"]] = record
+            record = Kept(id=key(kind, request), answer=answer)
+            kept[record.id] = record
             if path is not None:
                 append_samples(path, [record])
             if progress is not None:
@@ -262,7 +262,7 @@ def _keeping(lm: LM, kept: dict[str, dict[str, Any]], path: Path | None, progres
             done[0], done[1] = len(requests) - len(new), len(requests)
             with numbers_only(getattr(lm, "model", None)):
                 answers = dict(zip(map(id, new), getattr(lm, kind)(new) if new else [], strict=True))
-            return [answers[id(r)] if id(r) in answers else kept[key(kind, r.args)]["answer"] for r in requests]
+            return [answers[id(r)] if id(r) in answers else kept[key(kind, r.args)].answer for r in requests]
 
     done = [0, 0]
     lm.set_cache_hook(Hook())
@@ -283,7 +283,7 @@ def _metric(scores: Mapping[str, Any]) -> str:
     return next((m for m in PREFERRED if m in usable), usable[0])
 
 
-def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
+def _samples(found: Any, name: str, tokenizer: Any) -> list[Sample]:
     """lm-eval's samples in the form of ours, judged by the metric that stands for the task."""
     samples = []
     for task in _leaves(found, name):
@@ -297,18 +297,18 @@ def _samples(found: Any, name: str, tokenizer: Any) -> list[dict[str, Any]]:
             output, extracted = raw["resps"][0][0], raw["filtered_resps"][0]
             text = isinstance(output, str)
             samples.append(
-                {
-                    "id": f"{task}/{raw['doc_id']}",
-                    "question": str(next((raw["doc"][k] for k in QUESTION if raw["doc"].get(k)), prompt)),
-                    "prompt": prompt,
-                    "reference": str(raw["target"]),
-                    "output": output if text else json.dumps(output),
-                    "extracted": extracted if isinstance(extracted, str) else json.dumps(extracted),
-                    "correct": right,
-                    "reason": "" if right else f"{metric} {raw[metric]}",
-                    "prompt_tokens": len(tokenizer.encode(prompt)),
-                    "new_tokens": len(tokenizer.encode(output, add_special_tokens=False)) if text else 0,
-                }
+                Sample(
+                    id=f"{task}/{raw['doc_id']}",
+                    question=str(next((raw["doc"][k] for k in QUESTION if raw["doc"].get(k)), prompt)),
+                    prompt=prompt,
+                    reference=str(raw["target"]),
+                    output=output if text else json.dumps(output),
+                    extracted=extracted if isinstance(extracted, str) else json.dumps(extracted),
+                    correct=right,
+                    reason="" if right else f"{metric} {raw[metric]}",
+                    prompt_tokens=len(tokenizer.encode(prompt)),
+                    new_tokens=len(tokenizer.encode(output, add_special_tokens=False)) if text else 0,
+                )
             )
     return samples
 
@@ -318,7 +318,7 @@ def _figure(value: object) -> TypeGuard[float]:
     return isinstance(value, float | int) and math.isfinite(value)
 
 
-def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int, limit: int | None) -> EvalResult:
+def _result(found: Any, name: str, samples: list[Sample], seed: int, limit: int | None) -> EvalResult:
     scores: dict[str, Any] = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
     metric = _metric(scores)
     first = _leaves(found, name)[0]
@@ -339,10 +339,10 @@ def _result(found: Any, name: str, samples: list[dict[str, Any]], seed: int, lim
         stderr=float(stderr) if _figure(stderr) else 0.0,
         n=n,
         seed=seed,
-        prompt_tokens=sum(s["prompt_tokens"] for s in samples) / n,
-        new_tokens=sum(s["new_tokens"] for s in samples) / n,
+        prompt_tokens=sum(s.prompt_tokens or 0 for s in samples) / n,
+        new_tokens=sum(s.new_tokens or 0 for s in samples) / n,
         seconds=float(found.get("total_evaluation_time_seconds", 0.0)),
-        correct=sum(s["correct"] for s in samples),
+        correct=sum(s.correct for s in samples),
         scores={k: float(v) for k, v in figures.items() if _figure(v) and "," in k},
         shots=int(found["n-shot"].get(first, 0)),
         limit=limit,

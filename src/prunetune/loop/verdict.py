@@ -141,4 +141,4 @@ def _validate(context: Context, task: Task, model: PreTrainedModel, sha: str, at
 
 def _right(at: Path, task: Task) -> dict[str, bool]:
     wanted = {p.id for p in task.problems}
-    return {r["id"]: bool(r["correct"]) for r in read_samples(samples_of(at, task)) if r["id"] in wanted}
+    return {r.id: r.correct for r in read_samples(samples_of(at, task)) if r.id in wanted}

@@ -17,7 +17,8 @@ from prunetune.common.outputs import is_unchanged, output_file
 from prunetune.common.stats import Paired, wilson
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import DataError, MissingPath, RecipeError, UnknownName
-from prunetune.report.pairs import Sample, read_samples, side_by_side
+from prunetune.evaluation.samples import Sample
+from prunetune.report.pairs import read_samples, side_by_side
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
 from prunetune.report.speed import Speedup, speedup
 from prunetune.runs.ours import verify_run

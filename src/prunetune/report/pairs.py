@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, StrictBool, field_validator
-
-from prunetune.common.reading import read_json_lines, validated
 from prunetune.common.stats import Paired, pair
-
-
-class Sample(BaseModel):
-    """One answered question of an evaluation's JSONL."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
-
-    id: str
-    question: str = ""
-    output: str
-    extracted: str | None = None
-    correct: StrictBool
-    reason: str = ""
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
-
-    @field_validator("reason", mode="before")
-    @classmethod
-    def _none(cls, value: object) -> object:
-        return "" if value is None else value
+from prunetune.evaluation.samples import Sample, read_rows
 
 
 def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
@@ -37,13 +14,7 @@ def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
     path = stage_folder / "eval" / f"{task.replace('/', '_')}.jsonl"
     if not path.is_file():
         path = stage_folder / "eval" / f"{task}.jsonl"
-    return {s.id: s for s in _samples(path)} if path.is_file() else {}
-
-
-def _samples(path: Path) -> Iterator[Sample]:
-    fix = "delete the file and evaluate again"
-    for number, row in read_json_lines(path, "samples file", fix=fix):
-        yield validated(Sample, row, f"{path}, line {number}", "sample", fix=fix)
+    return {s.id: s for s in read_rows(path, Sample, whole=False)}
 
 
 @dataclass(frozen=True)

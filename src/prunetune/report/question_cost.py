@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prunetune.common.files import read_json
+from prunetune.evaluation.samples import Sample
 from prunetune.models.cost import Cost, cost_of
-from prunetune.report.pairs import Sample
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import StageRecord
 

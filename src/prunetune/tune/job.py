@@ -103,6 +103,10 @@ class TuneJob(BaseModel):
             raise TuneError(f"this tuning job is not valid: {where}: {first['msg']}", value=str(path)) from None
 
 
+Entry = dict[str, float | None]
+"""What was measured at one optimiser step, by name."""
+
+
 @dataclass(frozen=True)
 class TuneResult:
     """What a recovery step did.
@@ -114,6 +118,7 @@ class TuneResult:
         seconds: Wall time of training, loading and saving excluded; a resumed step counts all its parts.
         steps: Optimiser steps.
         log: One entry a step: step, loss, lr, grad_norm (`grpo`: also reward, kl, completion_tokens, clipped).
+            None: not a number at that step.
         truncated: Examples cut by `max_length`.
         tokens_per_s: tokens / seconds.
         peak_bytes: Highest memory: of the device where it has its own, else resident memory of the process.
@@ -126,7 +131,7 @@ class TuneResult:
     tokens: int
     seconds: float
     steps: int
-    log: list[dict[str, Any]] = field(default_factory=list)
+    log: list[Entry] = field(default_factory=list)
     truncated: int = 0
     tokens_per_s: float = 0.0
     peak_bytes: int = 0

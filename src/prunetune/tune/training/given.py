@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunetune.data.stream import Example
-from prunetune.tune.job import Progress, TuneJob
+from prunetune.tune.job import Entry, Progress, TuneJob
 from prunetune.tune.methods.base import Method
 
 M = TypeVar("M", bound=Method)
@@ -58,7 +58,7 @@ class Trained:
     tokens: int
     seconds: float
     steps: int
-    log: list[dict[str, Any]]
+    log: list[Entry]
     truncated: int = 0
     mfu: float = 0.0
     notes: list[str] = field(default_factory=list)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.folders import require_end
+from prunetune.tune.job import Entry
 from prunetune.tune.methods.grpo import Grpo
 from prunetune.tune.training.checkpoints import Guard
 from prunetune.tune.training.given import Stage, Trained
@@ -189,7 +190,7 @@ def check_reference(trainer: Any, stage: Stage) -> None:
         )
 
 
-def _entry(log: dict[str, Any]) -> dict[str, Any]:
+def _entry(log: Mapping[str, Any]) -> Entry:
     return {
         **log_entry(log),
         **{

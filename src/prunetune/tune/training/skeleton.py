@@ -8,6 +8,7 @@ return frame.trained(trainer, frame.run(trainer), samples=..., tokens=..., mean_
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.cost import training_flops
 from prunetune.models.shape import Shape
+from prunetune.tune.job import Entry
 from prunetune.tune.trackers import PROJECT, plugged_callbacks, reported, run_name
 from prunetune.tune.training.checkpoints import Clock, Deadline, Guard, Steps, job_key, newest_checkpoint
 from prunetune.tune.training.given import Stage, Trained
@@ -223,7 +225,7 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
     return state
 
 
-def log_entry(log: dict[str, Any]) -> dict[str, Any]:
+def log_entry(log: Mapping[str, Any]) -> Entry:
     """An entry of the trainer's log in our names."""
     return {
         "step": log["step"], "loss": log["loss"], "lr": log.get("learning_rate"), "grad_norm": log.get("grad_norm")
