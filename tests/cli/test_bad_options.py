@@ -58,7 +58,7 @@ BAD: dict[str, dict[str, list[str]]] = {
         "model": [""], "data": ["preset:none", "generator:none"], "target": SIZE, "tokens": AMOUNT, "keep": ["x", "0", "101%"], "budget": ["x", "0", "0h"], "task": ["nonsense"],
         "verifier": WORD, "n": COUNT, "seed": SEED, "device": WORD, "launcher": ["nonsense", "'"], "sets": ["nonsense", "no.such=1", "seed=x"],
     },
-    "keys": {},
+    "keys": {}, "family": {"model": MODEL},
     "inspect": {"model": MODEL, "target": POSITIVE, "step": [*POSITIVE, "1.5"], "gpu": WORD, "tokens": COUNT},
     "score": {
         "model": MODEL, "data": DATA, "criterion": WORD, "reduce": [*WORD, "q101", "qx"], "layer_criterion": WORD, "samples": COUNT,
@@ -89,7 +89,7 @@ BAD: dict[str, dict[str, list[str]]] = {
 }  # fmt: skip
 ARGUMENTS = {
     "vocabulary": ["model", "out"], "watch": ["run"], "runs": ["folder"],
-    "inspect": ["model"], "score": ["model"], "plan": ["scores"], "compensate": ["plan", "model"], "apply": ["plan", "model", "out"],
+    "inspect": ["model"], "family": ["model"], "score": ["model"], "plan": ["scores"], "compensate": ["plan", "model"], "apply": ["plan", "model", "out"],
     "tune": ["method", "model", "out"], "generate": ["model", "out"], "eval": ["model"], "report": ["run"], "compare": ["runs"], "check": ["run"],
     "push": ["run", "repo"], "run": ["recipe"], "init": ["file"], "keys": ["word"],
 }  # fmt: skip
@@ -106,7 +106,7 @@ GOOD: dict[str, dict[str, str]] = {
     "tune": {"method": "cpt", "model": "model", "out": "out", "data": "rows.jsonl", "samples": "8"},
     "generate": {"model": "model", "out": "out", "data": "rows.jsonl", "verifier": "number"},
     "eval": {"model": "model", "task": "own", "path": "rows.jsonl", "verifier": "number", "n": "1"},
-    "report": {}, "check": {}, "compare": {"runs": "run"}, "push": {"run": "run", "repo": "me/x"}, "keys": {},
+    "report": {}, "check": {}, "compare": {"runs": "run"}, "push": {"run": "run", "repo": "me/x"}, "keys": {}, "family": {"model": "model"},
 }  # fmt: skip
 
 

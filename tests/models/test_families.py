@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "llama-widths": ({"model_type": "llama", "intermediate_size": [8, 16]}, "another FFN width"),
     "decilm": ({"model_type": "nemotron-nas", "block_configs": [{}]}, "not uniform"),
     "shared-kv": ({"model_type": "gemma4_text", "num_kv_shared_layers": 10}, "not uniform"),
-    "vision": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "not supported"),
+    "vision": ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "not supported"),
     "gpt2": ({"model_type": "gpt2"}, "not supported"),
     "nothing": ({}, "not supported"),
 }

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunetune.common.table import aligned
 from prunetune.common.units import count, flops, size
+from prunetune.errors import UnsupportedModel
 from prunetune.schedule.reach import VOCABULARY, alone, smallest
 
 if TYPE_CHECKING:
     from prunetune.models.cost import Cost
+    from prunetune.models.families.draft import Draft
     from prunetune.schedule.reach import Holding
     from prunetune.schedule.steps import Ahead
     from prunetune.schedule.target import Sizes
@@ -32,6 +34,7 @@ def model_config(model: str) -> dict[str, Any]:
         MissingPath, BadCheckpoint, UnsupportedModel: see `models.folders`.
     """
     from prunetune.models.families import family_of
+    from prunetune.models.families.wrappers import language_of
     from prunetune.models.folders import (
         DEMO_MODEL,
         check_model_folder,
@@ -43,7 +46,7 @@ def model_config(model: str) -> dict[str, Any]:
 
     path = Path(model).expanduser()
     if path.is_file() and path.name.endswith(".json"):
-        return read_config(path)
+        return language_of(read_config(path))
     if model == "demo":
         return config_values(DEMO_MODEL)
     if (gguf := gguf_of(model, whole=False)) is not None:
@@ -64,6 +67,56 @@ def model_config(model: str) -> dict[str, Any]:
     from prunetune.models.folders import resolve_model
 
     return config_values(resolve_model(model))
+
+
+def family_draft(model: str) -> Draft:
+    """A first entry for a model's family, from its config and the names of its tensors.
+
+    Those are its weights' (headers alone are read); without weights they are what transformers' class of that name has.
+
+    Raises:
+        MissingPath: there is no such model. BadCheckpoint: its config is none, or a file is damaged.
+    """
+    from prunetune.models.families.draft import draft
+    from prunetune.models.families.wrappers import language_of, own_name
+    from prunetune.models.folders import DEMO_MODEL, config_values, hub_config, read_config
+    from prunetune.models.headers import read_headers
+
+    path = DEMO_MODEL if model == "demo" else Path(model).expanduser()
+    if path.is_file():
+        config, sizes = language_of(read_config(path)), {}
+    else:
+        folder = path if path.is_dir() else hub_config(model)
+        config = config_values(folder)
+        headers = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
+        sizes = {own_name(n): s.shape for tensors in headers.values() for n, s in tensors.items()}
+    full, of_class = _by_class(config)
+    return draft(full, sizes or of_class)
+
+
+def _by_class(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(the config with its class's defaults, the tensors of that class), as far as transformers knows the name."""
+    import torch
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return config, {}
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    auto: Any = AutoModelForCausalLM
+    try:
+        made = CONFIG_MAPPING[config["model_type"]](**config)
+        full = {key: getattr(made, key, None) for key in sizes} | made.to_dict()  # some classes have names of their own
+        if type(made) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return full, {}
+        with torch.device("meta"):
+            whole = auto.from_config(made)
+    except Exception as e:  # config classes compute with whatever a file says
+        raise UnsupportedModel(
+            f"transformers cannot build this model ({(str(e).strip().splitlines() or [type(e).__name__])[0][:200]})",
+            value=config["model_type"],
+            fix="mend config.json",
+        ) from e
+    return full, {name: tuple(p.shape) for name, p in whole.named_parameters()}
 
 
 def parts_of(config: Mapping[str, Any]) -> dict[str, int]:

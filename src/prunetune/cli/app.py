@@ -19,7 +19,7 @@ from prunetune.cli.net import caught
 from prunetune.cli.prune import apply, compensate, plan, score, vocabulary
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, push, report, runs, watch
-from prunetune.cli.run import init, inspect, keys, run
+from prunetune.cli.run import family, init, inspect, keys, run
 from prunetune.common.progress import Watch, watching
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "init": init,
     "keys": keys,
     "inspect": inspect,
+    "family": family,
     "score": score,
     "plan": plan,
     "compensate": compensate,

@@ -47,13 +47,17 @@ def is_plan(path: Path) -> bool:
     return True
 
 
-def apply_plan(plan: PrunePlan, model: str, out: Path, patch: Path | None, watch: Watch) -> None:
+def apply_plan(
+    plan: PrunePlan, model: str, out: Path, patch: Path | None, watch: Watch, *, text_only: bool = False
+) -> None:
     """Cut a model into the folder `out`; what a killed call left half made goes, and what is made already stays."""
     from prunetune.pruning.apply import apply_on_disk
     from prunetune.pruning.patch import Patch
 
     found: Patch | None = None
     key: dict[str, object] = {"apply": plan.model_dump(mode="json")}
+    if text_only:
+        key["text_only"] = True
     if patch is not None:
         found = Patch.read(patch)
         found.check_plan(plan)
@@ -67,7 +71,7 @@ def apply_plan(plan: PrunePlan, model: str, out: Path, patch: Path | None, watch
 
         def make(tmp: Path) -> None:
             with watch.bar("apply") as bar:
-                apply_on_disk(source, plan, tmp, found.tensors if found else None, progress=bar)
+                apply_on_disk(source, plan, tmp, found.tensors if found else None, progress=bar, text_only=text_only)
 
         once(out, key, make)
     return None

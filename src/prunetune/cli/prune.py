@@ -187,6 +187,9 @@ def apply(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     patch: Annotated[Path | None, typer.Option(help="Patch of `prunetune compensate`.")] = None,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Of a model with a vision tower, write the language model alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Cut a model as a plan says, streaming from shards to shards."""
@@ -195,7 +198,7 @@ def apply(
     read = PrunePlan.read(plan)
     from prunetune.cli.made import apply_plan
 
-    apply_plan(read, model, out, patch, Watch())
+    apply_plan(read, model, out, patch, Watch(), text_only=text_only)
     emit(
         as_json,
         {"out": str(out), "depth": read.new_depth, "width": read.new_width},

@@ -174,3 +174,16 @@ def inspect(
         asked = f"prunetune run {model} --dry-run, or prunetune inspect {meant}"
         raise MissingPath("this is a recipe, not a model", value=model, fix=asked)
     emit(as_json, *description(model_config(model), target=target, step=step, gpu=gpu, tokens=tokens))
+
+
+def family(model: Model, as_json: Json = False) -> None:
+    """Draft the entry of a model family that is not supported yet: what its config and its tensors' names tell."""
+    from prunetune.cli.about_model import family_draft
+    from prunetune.models.families import families
+
+    made = family_draft(model)
+    served = f"{made.model_type} is supported; this is what could be told of it without its entry.\n\n"
+    where = '\n\nComplete it, and put it into models/families/entries.py or a plugin: docs/extend.md, "A family".'
+    value = {"model_type": made.model_type, "supported": made.model_type in families(), "entry": made.source()}
+    value |= {"told": made.told, "unsure": list(dict.fromkeys(made.unsure)), "unknown": made.unknown}
+    emit(as_json, value, (served if value["supported"] else "") + made.text() + where)

@@ -160,7 +160,8 @@ def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path | None = 
 
 def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
     """What a cut model and its patch are made from."""
-    return {"plan": plan.model_dump(mode="json"), "compensate": context.recipe.compensate, "data": context.stream.sha}
+    key = {"plan": plan.model_dump(mode="json"), "compensate": context.recipe.compensate, "data": context.stream.sha}
+    return key | ({"text_only": True} if context.recipe.prune.text_only else {})
 
 
 def losses(

@@ -58,7 +58,7 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
 
     def prune(tmp: Path) -> None:
         with context.watch.bar("prune") as bar:
-            apply_on_disk(source, plan, tmp, patch, progress=bar)
+            apply_on_disk(source, plan, tmp, patch, progress=bar, text_only=context.recipe.prune.text_only)
 
     pruned = timed.once("pruned", "apply", cut_key(context, plan), prune)
     parts = parts_of(

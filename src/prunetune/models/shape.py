@@ -160,11 +160,19 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
             return None
         given["sliding_window"] = None
     if given.get("sliding_window") and given.get("layer_types") is None:
-        if (n := family.full_every) is None:
+        if (n := _full_every(family, given)) is None:
             return None
         full = [n > 0 and (i + 1) % n == 0 for i in range(given["num_hidden_layers"])]
         given["layer_types"] = ["full_attention" if f else "sliding_attention" for f in full]
     return SimpleNamespace(**given)
+
+
+def _full_every(family: Family, given: Mapping[str, Any]) -> int | None:
+    """Which layers see all tokens where `layer_types` is not given: every n-th; 0: none; None: only the class knows."""
+    if family.full_every is None and family.period and family.special[0] == "layer_types":
+        n = given.get("sliding_window_pattern", family.period)
+        return n if type(n) is int and n > 0 else None
+    return family.full_every
 
 
 def _by_its_class(config: dict[str, Any], family: Family) -> Any:

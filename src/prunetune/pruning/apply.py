@@ -10,16 +10,19 @@ import copy
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prunetune.common.files import check_space, fresh, read_json
 from prunetune.common.strict_json import to_json_text
-from prunetune.errors import BadCheckpoint, PlanError
+from prunetune.errors import BadCheckpoint, PlanError, UnsupportedModel
 from prunetune.models.axes import axis_of
 from prunetune.models.families import Family, family_of, layer_of
+from prunetune.models.families.wrappers import inner_of, own_name, with_inner, wrapper_of
 from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
+from prunetune.models.folders.wrapping import IMAGE_FILES, class_of
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
 from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
 from prunetune.pruning.plan import PrunePlan
@@ -90,11 +93,14 @@ def apply_on_disk(
     out: Path,
     patch: PatchTensors | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    text_only: bool = False,
 ) -> None:
     """Write the smaller model into the folder `out`, tensor by tensor: one tensor in memory at a time.
 
     The shards are the source's, cut; tokenizer, chat template and generation config are copied byte for byte, and
-    config.json differs from the source's in the cut fields alone.
+    config.json differs from the source's in the cut fields alone. Where the source wraps its language model, that
+    part is cut, and all others are copied byte for byte.
 
     Args:
         source: A model folder.
@@ -102,6 +108,7 @@ def apply_on_disk(
         out: A folder that does not exist yet, or is empty.
         patch: Replacement tensors, see `cut_tensor`.
         progress: Called with (tensors done, tensors in all).
+        text_only: Of a wrapper its language model alone is written, as its own stock class.
 
     Raises:
         PlanError: the plan was made for another model. BadCheckpoint: a shard is damaged. UnsupportedModel: see
@@ -109,15 +116,18 @@ def apply_on_disk(
     """
     patch = patch or {}
     check_weights(source)
-    raw, resolved = read_json(source / "config.json"), load_config(source).to_dict()
-    family = family_of(raw)
-    config = cut_config(plan, family, raw, resolved)
-    shards = open_shards(source)
+    raw, own = read_json(source / "config.json"), load_config(source)
+    resolved = own.to_dict()
+    family, wrapper = family_of(resolved), wrapper_of(raw)
+    config, shards = _cut_file(plan, family, raw, own, text_only=text_only), open_shards(source)
+    rename = own_name if wrapper and text_only else str
+    if wrapper and text_only:
+        shards = {p: {n: i for n, i in infos.items() if not wrapper.is_other(n)} for p, infos in shards.items()}
     names = [name for infos in shards.values() for name in infos]
     _check_complete(plan, family, names)
     _check_patch(patch, names)
     plan.check_model(model_sha(source), source)
-    cut = {path: _cut_infos(plan, family, infos) for path, infos in shards.items()}
+    cut = {path: _cut_infos(plan, family, infos, rename) for path, infos in shards.items()}
     text = to_json_text(config, ensure_ascii=False) + "\n"
     with fresh(out) as tmp:
         size = sum(info.nbytes for kept in cut.values() for _, info in kept.values())
@@ -126,18 +136,40 @@ def apply_on_disk(
         rewrite(cut, lambda name, tensor: cut_tensor(plan, patch, family, name, tensor), tmp, progress)
         (tmp / "config.json").write_text(text, encoding="utf-8")
         copy_files(source, tmp)
-        copy_files(source, tmp, EXTRA_FILES)
+        copy_files(source, tmp, EXTRA_FILES if text_only else (*EXTRA_FILES, *IMAGE_FILES))
         for name in EXTRA_FOLDERS:
             if (source / name).is_dir():
                 shutil.copytree(source / name, tmp / name)
 
 
-def _cut_infos(plan: PrunePlan, family: Family, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
+def _cut_file(
+    plan: PrunePlan, family: Family, raw: dict[str, Any], own: PretrainedConfig, *, text_only: bool
+) -> dict[str, Any]:
+    """config.json of the result. UnsupportedModel: a layer goes that the wrapper adds something of the image behind."""
+    wrapper, resolved = wrapper_of(raw), own.to_dict()
+    if wrapper is None:
+        return cut_config(plan, family, raw, resolved)
+    if text_only:
+        return cut_config(plan, family, resolved, resolved) | {"architectures": [class_of(own)]}
+    stay = wrapper.early_layers(raw)
+    if plan.drop_layers and (first := min(plan.drop_layers)) < stay:
+        raise UnsupportedModel(
+            f"what {wrapper.model_type} sees of an image is added behind its first {stay} layers, so these stay",
+            value=f"layer {first}",
+            valid=f"layers {stay} to {plan.depth - 1}",
+            fix="name other layers (prune.layers), or write the language model alone (--text-only)",
+        )
+    return with_inner(raw, cut_config(plan, family, inner_of(raw), resolved))
+
+
+def _cut_infos(
+    plan: PrunePlan, family: Family, infos: Mapping[str, TensorInfo], named: Callable[[str], str]
+) -> dict[str, tuple[str, TensorInfo]]:
     """{source name: (new name, dtype and shape)} of what one shard keeps, found on the meta device."""
     kept = {}
     for name, info in infos.items():
         tensor = cut_tensor(plan, {}, family, name, torch.empty(info.shape, dtype=info.dtype, device="meta"))
         new_name = cut_name(plan, family, name)
         if tensor is not None and new_name is not None:
-            kept[name] = (new_name, TensorInfo.of(tensor))
+            kept[name] = (named(new_name), TensorInfo.of(tensor))
     return kept

@@ -26,6 +26,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from prunetune.common.device import device_of, walk_dtype
 from prunetune.errors import BadCheckpoint
 from prunetune.models.families import Family, family_of, layer_of
+from prunetune.models.families.wrappers import own_name
 from prunetune.models.folders import check_weights, load_config
 from prunetune.models.shards import ShardReader, open_shards
 from prunetune.pruning.cut import cut_config
@@ -129,7 +130,7 @@ def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict
         if (at := layer_of(family, name)) and at[0] in names:
             names[at[0]][at[1]] = name
     inner = family.embedding.removeprefix(f"{family.base}.")
-    embedding = [name for name in found if name in (f"{family.embedding}.weight", f"{inner}.weight")]
+    embedding = [name for name in found if own_name(name) in (f"{family.embedding}.weight", f"{inner}.weight")]
     if len(embedding) != 1 or not all(names.values()):
         raise BadCheckpoint(
             "this checkpoint lacks layers or the embedding", value=sorted(found)[:3], fix="save it anew"

@@ -37,9 +37,12 @@ else:
     raise SystemExit("prunetune could be imported: this check would prove nothing")
 warnings.simplefilter("ignore")
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoTokenizer
 def load():
-    return AutoModelForCausalLM.from_pretrained(args["model"], dtype=torch.float32).eval()
+    text = type(AutoConfig.from_pretrained(args["model"])) in MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = AutoModelForCausalLM if text else AutoModelForImageTextToText
+    return kind.from_pretrained(args["model"], dtype=torch.float32).eval()
 """
 
 

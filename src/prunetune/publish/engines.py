@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import read_json
 from prunetune.models.families.pattern import engine_pattern
+from prunetune.models.folders import config_values
 from prunetune.pruning.vocabulary.tokenizer import RECORD
 from prunetune.publish.child import ISOLATED, ChildError, child, run
 from prunetune.publish.greedy import NEW_TOKENS, Greedy, parting, parting_texts, said
@@ -155,7 +155,7 @@ def llama_cpp(final: Path, greedy: Greedy) -> Found:
             raise
         ok, text = _asked(gguf, final, greedy, runner, binding)
         size = f"converted ({gguf.stat().st_size / 1e6:.1f} MB); "
-    broken = engine_pattern(read_json(final / "config.json"))
+    broken = engine_pattern(config_values(final))
     return ok, size + text + (f" ({broken})" if broken and not ok else "")
 
 

@@ -13,6 +13,7 @@ from prunetune.common.files import read_json
 from prunetune.common.yaml import parse_yaml
 from prunetune.errors import RecipeError
 from prunetune.models.families.pattern import engine_pattern
+from prunetune.models.families.wrappers import language_of, wrapper_of
 from prunetune.models.folders import DEMO_MODEL
 from prunetune.report.render import render
 from prunetune.report.view import model_name, view
@@ -80,8 +81,12 @@ def title(run: RunRecord) -> str:
 
 def _engines(run: RunRecord) -> str | None:
     """Why some engines compute another model than this one; None where none does, or nothing is known of it."""
+    return engine_pattern(language_of(_config(run)))
+
+
+def _config(run: RunRecord) -> dict[str, Any]:
     path = run.path / "final" / "config.json"
-    return engine_pattern(read_json(path)) if path.is_file() else None
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
@@ -107,5 +112,6 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
         v=view(run),
         stages=stages,
         engines=_engines(run),
+        wrapped=wrapper_of(_config(run)) is not None,
         tasks=", ".join(sorted(measured)) or "nothing",
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from prunetune.common.files import read_json
 from prunetune.evaluation.samples import Sample
 from prunetune.models.cost import Cost, cost_of
+from prunetune.models.families.wrappers import language_of
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import StageRecord
 
@@ -78,5 +79,5 @@ def stage_cost(run: RunRecord, stage: StageRecord) -> Cost | None:
     config = run.path / "final" / "config.json"
     if not config.is_file() or stage.depth is None or stage.width is None:
         return None
-    cost = cost_of(read_json(config), shape=stage.counts)
+    cost = cost_of(language_of(read_json(config)), shape=stage.counts)
     return cost if cost.params == stage.params else None

@@ -75,6 +75,8 @@ class PruneConfig(_Config):
     whole_periods: bool = True
     """Layers go in whole periods of the pattern that engines such as llama.cpp hard-code (gemma2 2, gemma3 6, smollm3
     4), where their number allows it; false: any layers, and `prunetune check` tells which engines that costs."""
+    text_only: bool = False
+    """Of a model with a vision tower, write the language model alone, as its own stock class."""
     align: int | None = Field(None, gt=0)
     """The width becomes a multiple of this; None: 64 on models wider than 1024, else 8."""
     sigma_neuron: float | None = Field(None, ge=0)

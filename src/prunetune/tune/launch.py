@@ -21,6 +21,7 @@ from pathlib import Path
 from prunetune.common.files import remove
 from prunetune.common.outputs import work_folder
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
+from prunetune.models.folders import is_wrapper
 from prunetune.tune.job import Progress, TuneJob, TuneResult, read_result, result_path
 
 CONFIGS = Path(__file__).parent / "launchers"
@@ -57,12 +58,33 @@ def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None 
         launcher: None, or arguments of `accelerate launch`, or the name of a shipped config (ddp, fsdp2, zero2, zero3)
             with or without further arguments, such as `fsdp2 --num_processes 8`.
         progress: Called with (steps done, steps in all) after every optimiser step.
+
+    Of a model with a vision tower the language model alone is trained, as a folder of its own in the job's work folder,
+    and put back.
     """
+    if is_wrapper(job.model):
+        return _inside(job, launcher, progress)
     if launcher is not None:
         return run_launched(job, launcher, progress)
     from prunetune.tune.stage import run_job  # torch and the trainers
 
     return run_job(job, progress)
+
+
+def _inside(job: TuneJob, launcher: str | None, progress: Progress | None) -> TuneResult:
+    from prunetune.models.folders.wrapping import rewrap, unwrap
+
+    work_folder(job.work)
+    alone, tuned = job.work / "language", job.work / "language-tuned"
+    if not alone.exists():  # else of a start that was ended: a folder is there whole or not at all
+        unwrap(job.model, alone)
+    remove(tuned)
+    result = launch(job.model_copy(update={"model": alone, "out": tuned}), launcher, progress)
+    if tuned.is_dir():  # one process of several writes
+        rewrap(job.model, tuned, job.out)
+    remove(alone)
+    remove(tuned)
+    return result
 
 
 def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) -> TuneResult:

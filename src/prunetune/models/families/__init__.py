@@ -3,7 +3,8 @@
 A neuron is one row of the gate and up projections (and their biases) and one column of the down projection; where
 there is no gate, of up and down (method, section 1). An entry says what its projections and norms are called, how a
 layer is laid out, what multiplies what, which config lists have one entry a layer. Nothing else names a tensor.
-Others take `family_of`, `families`, `layer_of`, `Family`, and of `pattern` what engines assume of a family's layers.
+Others take `family_of`, `families`, `layer_of`, `Family`, of `pattern` what engines assume of a family's layers, and of
+`wrappers` what is read of models with a vision tower.
 To add a family: one entry in `entries.py`, its config in tests/tiny.py, its row in docs/concepts.md.
 """
 
@@ -17,6 +18,7 @@ from prunetune.common.plugins import joined
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families.entries import FAMILIES
 from prunetune.models.families.family import Cut, Family, QkNorm
+from prunetune.models.families.wrappers import own_name, wrapper_of
 
 __all__ = ["FAMILIES", "Cut", "Family", "QkNorm", "families", "family_of", "layer_of", "named"]
 
@@ -64,13 +66,19 @@ def family_of(config: Any) -> Family:
                 valid=f"dense models of {named(model_type)}, all layers alike",
             )
     found = families()
+    if wrapper := wrapper_of(d):
+        raise UnsupportedModel(
+            f"this model ({model_type}) wraps its language model, and is read from its folder alone",
+            valid=f"its language model, of {', '.join(wrapper.languages.values())}",
+            fix="give the folder; in Python `prunetune.models.folders.load_model(FOLDER)` is its language model",
+        )
     if model_type not in found:
         raise UnsupportedModel(
             "this model family is not supported",
             value=d.get("model_type"),
             valid=named(model_type),
-            fix="a family is one entry of data (models/families/entries.py); a plugin can bring it, as `family.NAME`: "
-            "docs/extend.md",
+            fix="a family is one entry of data: `prunetune family MODEL` drafts it, and it goes into one file "
+            "(models/families/entries.py) or a plugin, as `family.NAME`: docs/extend.md",
         )
     family = found[model_type]
     for key, reason in family.refused.items():
@@ -96,7 +104,10 @@ def families() -> dict[str, Family]:
 
 
 def layer_of(family: Family, name: str) -> tuple[int, str] | None:
-    """(layer, suffix) of a tensor inside a decoder layer, else None. `model.` may be missing (a base model's file)."""
+    """(layer, suffix) of a tensor inside a decoder layer, else None.
+
+    `model.` may be missing (a base model's file), or more in front (a wrapper's).
+    """
     prefix, _, last = family.layers.rpartition(".")
-    found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", name)
+    found = re.match(rf"(?:{re.escape(prefix)}\.)?{re.escape(last)}\.(\d+)\.(.+)", own_name(name))
     return (int(found[1]), found[2]) if found else None

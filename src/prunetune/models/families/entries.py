@@ -18,7 +18,13 @@ _GATED = (
     Family("gemma", silent={"tie_word_embeddings": True, "head_dim": 256}),
     Family("gemma2", post_ffn_norm=True, norms=SANDWICH, silent=_GEMMA, full_every=2, period=2, even_heads=True),
     Family(
-        "gemma3_text", post_ffn_norm=True, norms=SANDWICH, qk_norm=QkNorm(), silent=_GEMMA, period=6, even_heads=True
+        "gemma3_text",
+        post_ffn_norm=True,
+        norms=SANDWICH,
+        qk_norm=QkNorm(),
+        silent={**_GEMMA, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208},
+        period=6,
+        even_heads=True,
     ),
     Family(
         "phi3",

@@ -10,7 +10,7 @@ To add a kind of source: one function in `find`, called by `resolve_model`.
 """
 
 from prunetune.models.folders.check import check_model_folder, check_weights
-from prunetune.models.folders.config import config_values, load_config, read_config
+from prunetune.models.folders.config import config_values, is_wrapper, load_config, read_config
 from prunetune.models.folders.find import DEMO_MODEL, gguf_of, hub_config, is_here, model_sha, resolve_model
 from prunetune.models.folders.gguf import from_gguf, gguf_config
 from prunetune.models.folders.load import (
@@ -36,6 +36,7 @@ __all__ = [
     "gguf_of",
     "hub_config",
     "is_here",
+    "is_wrapper",
     "load_config",
     "load_model",
     "load_tokenizer",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from prunetune.common.memory import is_memory
 from prunetune.errors import BadCheckpoint, MissingPath, TooLittleMemory, UnsupportedModel
 from prunetune.models.families import Family, families, family_of, named
-from prunetune.models.folders.config import CONFIG, check_ids, config_values
+from prunetune.models.families.wrappers import own_name, wrapper_of
+from prunetune.models.folders.config import CONFIG, check_ids, config_values, file_values
 from prunetune.models.folders.faults import (
     Faults,
     adapter_in,
@@ -119,13 +120,16 @@ def _check_family(config: Mapping[str, Any], headers: Headers, path: Path) -> No
     wanted, tied = expected_tensors(config), Shape.of(dict(config)).tied
     if tied and head in found:  # the file may hold the shared table under both names
         wanted[head] = wanted[embedding]
+    if wrapper := wrapper_of(file_values(path)):
+        found = {own_name(name): size for name, size in found.items() if not wrapper.is_other(name)}
     found = _with_base(found, family)
     check_uneven(found, family, path)
     faults = compare({n: s for n, s in found.items() if not n.endswith(family.buffers)}, wanted, path)
     if faults:
         raise told(faults, found, config, path)
     if tied and head in wanted:
-        check_own_head(headers, path, embedding, head)
+        stored = {own_name(name): name for tensors in headers.values() for name in tensors}
+        check_own_head(headers, path, stored.get(embedding, embedding), stored.get(head, head))
 
 
 def _with_base(found: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prunetune.common.memory import is_memory
 from prunetune.common.reading import read_json
 from prunetune.errors import BadCheckpoint, MissingPath, TooLittleMemory, UnsupportedModel, shown
+from prunetune.models.families.wrappers import language_of, wrapper_of
 from prunetune.models.headers import there
 
 CONFIG = "config.json"
@@ -66,7 +67,15 @@ class ConfigFile(BaseModel):
 
 
 def config_values(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder as it stands, without transformers, whose import takes seconds.
+    """What config.json of a model folder says of the language model: all of it, or of a wrapper that part.
+
+    Without transformers, whose import takes seconds. Raises as `file_values`.
+    """
+    return language_of(file_values(folder))
+
+
+def file_values(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder as it stands.
 
     Raises:
         MissingPath: there is none. BadCheckpoint: see `read_config`.
@@ -75,6 +84,11 @@ def config_values(folder: Path) -> dict[str, Any]:
     if not there(path):
         raise MissingPath("this folder has no config.json, so it is no model", value=str(folder), fix="check the path")
     return read_config(path)
+
+
+def is_wrapper(folder: Path) -> bool:
+    """Whether a model folder holds more than a language model."""
+    return wrapper_of(file_values(folder)) is not None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -165,12 +179,16 @@ def _told(e: ValidationError, path: Path) -> BadCheckpoint:
 
 
 def load_config(folder: Path) -> Any:
-    """The `PretrainedConfig` of a model folder, without weights and without running its code."""
+    """The `PretrainedConfig` of a folder's language model, without weights and without running its code."""
     from transformers import AutoConfig
 
-    config_values(folder)
+    whole = file_values(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if wrapper_of(whole) is None:
+            return config
+        own = language_of(config.to_dict())  # with what the wrapper's class fills in, where its file is brief
+        return AutoConfig.for_model(own.pop("model_type"), **{k: v for k, v in own.items() if k != "architectures"})
     except Exception as e:
         # Config classes compute with whatever a file says: any error of theirs is one of the file.
         if is_memory(e):

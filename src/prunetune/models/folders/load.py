@@ -14,8 +14,16 @@ from weakref import WeakKeyDictionary
 from prunetune.common.memory import is_memory, memory_errors
 from prunetune.common.progress import Progress, bar
 from prunetune.errors import BadCheckpoint, TooLittleMemory
+from prunetune.models.families.wrappers import KEY_MAPPING, wrapper_of
 from prunetune.models.folders.check import check_loaded, check_weights
-from prunetune.models.folders.config import check_id, config_values, embedding_rows, generation_values
+from prunetune.models.folders.config import (
+    check_id,
+    config_values,
+    embedding_rows,
+    file_values,
+    generation_values,
+    load_config,
+)
 from prunetune.models.headers import there
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ _rows: WeakKeyDictionary[PreTrainedTokenizerBase, int] = WeakKeyDictionary()
 
 
 def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "cpu") -> PreTrainedModel:
-    """Load a model folder with plain transformers, in eval mode.
+    """Load a model folder with plain transformers, in eval mode; of a wrapper its language model alone.
 
     Raises:
         MissingPath, BadCheckpoint, UnsupportedModel: see `check_weights`. NotFinite: a weight is NaN or infinite.
@@ -40,12 +48,14 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
 
     auto: Any = AutoModelForCausalLM
     check_weights(folder)
+    wrapper = wrapper_of(file_values(folder))
+    inside: dict[str, Any] = {"config": load_config(folder), "key_mapping": KEY_MAPPING} if wrapper else {}
     with memory_errors("load this model", str(folder), "a smaller model, a larger machine, or fewer other programs"):
         try:
-            with bar(f"load {folder.name}") as progress, told_to(progress):
+            with bar(f"load {folder.name}") as progress, told_to(progress), _no_report(wrapper is not None):
                 model, info = auto.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-                    output_loading_info=True,
+                    output_loading_info=True, **inside,
                 )  # fmt: skip
         except (SafetensorError, RuntimeError, OSError) as e:
             if is_memory(e):
@@ -55,11 +65,26 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", device: str = "c
                 value=str(folder),
                 fix="a shard is truncated or missing: copy or download the model again",
             ) from e
-        check_loaded(folder, model, info)
+        others = {n for n in info["unexpected_keys"] if wrapper and wrapper.is_other(n)}
+        check_loaded(folder, model, {**info, "unexpected_keys": set(info["unexpected_keys"]) - others})
         check_finite(model)
         moved: PreTrainedModel = model.to(device)
         moved.eval()
         return moved
+
+
+@contextmanager
+def _no_report(wrapped: bool) -> Iterator[None]:
+    """Inside, transformers does not list the tensors of a wrapper's other parts, which are left where they are."""
+    from transformers.utils import logging as hf
+
+    before = hf.get_verbosity()
+    if wrapped:
+        hf.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(before)
 
 
 @contextmanager

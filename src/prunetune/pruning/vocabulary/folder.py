@@ -21,7 +21,9 @@ from prunetune.common.strict_json import to_json_text
 from prunetune.data.example import Example
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families import family_of
+from prunetune.models.families.wrappers import refuse_wrapper
 from prunetune.models.folders import check_weights, config_values, copy_files, load_tokenizer
+from prunetune.models.folders.config import file_values
 from prunetune.models.prompt import PromptFormat
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
 from prunetune.models.tensors import token_tensors
@@ -94,6 +96,7 @@ def fit(
     Raises:
         UnsupportedModel: The tokenizer is no BPE, or the family is not known. OutOfReach: see `keep.choose`.
     """
+    refuse_wrapper(file_values(source), "the vocabulary command")
     config = config_values(source)
     family_of(config)
     file, tokenizer = TokenizerFile.read(source), load_tokenizer(source)

@@ -1,0 +1,52 @@
+"""The shipped shapes of public models: their parameters are the published ones, and `inspect` of each is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+import prunetune.cli
+from prunetune.cli.about_model import model_config, parts_of
+from prunetune.models.cost import params
+from prunetune.models.families.wrappers import own_name, wrapper_of
+
+SHAPES = Path(prunetune.cli.__file__).parent / "shapes"
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((SHAPES / "sources.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    raw = json.loads((SHAPES / name.replace("/", "--") / "config.json").read_text())
+    wrapper = wrapper_of(raw)
+    auto: Any = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(CONFIG_MAPPING[raw["model_type"]](**raw))
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    assert sum(sizes.values()) == pytest.approx(PUBLISHED[name]["params"], rel=0.005)
+    ours = sum(size for n, size in sizes.items() if not (wrapper and wrapper.is_other(own_name(n))))
+    config = model_config(name)
+    assert params(config) == ours == sum(parts_of(config).values())
+    assert (ours < sum(sizes.values())) == bool(PUBLISHED[name].get("whole"))
+    assert all(PUBLISHED[name][key] for key in ("config", "count")), "where it is from"
+
+
+def test_every_shape_is_inspected_within_a_second_and_without_torch() -> None:
+    """CPU seconds in one process, after its start; `inspect` of the eight takes less than that of one with torch."""
+    code = (
+        "import sys, time; from prunetune.cli.about_model import description, model_config\n"
+        "for name in sys.argv[1:]:\n"
+        "    start = time.process_time()\n"
+        "    _, text = description(model_config(name), target=0.5, step=0.1, gpu='A100-80G', tokens=10**8)\n"
+        "    assert 'target 0.5' in text and time.process_time() - start < 1, name\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    names = [path.name.replace("--", "/") for path in SHAPES.iterdir() if path.is_dir()]
+    assert set(PUBLISHED) <= set(names)
+    assert subprocess.run([sys.executable, "-c", code, *names], check=False).returncode == 0

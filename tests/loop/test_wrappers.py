@@ -1,0 +1,58 @@
+"""The loop on models with a vision tower: scored, cut, trained and measured on text; the wrapper comes out whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_run import rows, tiny_recipe
+from tests.wrapped import with_image, wrapped_folder
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from prunetune.common.files import read_json
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.models.families.wrappers import WRAPPERS
+from prunetune.models.shards import ShardReader, open_shards
+
+
+def others(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    found = {}
+    for path, infos in open_shards(folder).items():
+        with ShardReader(path) as reader:
+            found |= {n: reader.read(n) for n in infos if WRAPPERS[name].is_other(n)}
+    return found
+
+
+def finished(at: Path, name: str, recover: list[dict[str, Any]], **prune: Any) -> Path:
+    wrapped_folder(at / "model", name)
+    rows(at / "rows.jsonl", 40)
+    settings = {"target": 0.85, "step": 0.1, "align": 4, "layers": 0, **prune}
+    recipe = tiny_recipe(at, prune=settings, recover=recover)
+    prune_tune_loop(recipe, at / "run")
+    return at / "run" / "final"
+
+
+CPT = {"type": "cpt", "samples": 16, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32}
+GRPO = {"type": "grpo", "samples": 4, "batch_size": 2, "group": 2, "max_length": 32, "max_new_tokens": 2}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_two_rounds(name: str, tmp_path: Path) -> None:
+    """With cpt, and of one wrapper with grpo, whose reference is the cut language model."""
+    final = finished(tmp_path, name, [CPT, GRPO] if name == "mistral3" else [CPT])
+    model = AutoModelForImageTextToText.from_pretrained(final)
+    assert read_json(final / "config.json")["text_config"]["intermediate_size"] < 48
+    with torch.no_grad():
+        seen = model(**with_image(name), use_cache=False).logits
+    assert bool(seen.isfinite().all())
+    before, after = others(tmp_path / "model", name), others(final, name)
+    assert before.keys() == after.keys() and all(torch.equal(t, after[n]) for n, t in before.items())
+    assert len([p for p in (tmp_path / "run").glob("0*") if (p / "stage.json").is_file()]) == 2
+
+
+def test_text_only(tmp_path: Path) -> None:
+    final = finished(tmp_path, "gemma3", [CPT], text_only=True)
+    assert type(AutoModelForCausalLM.from_pretrained(final)).__name__ == "Gemma3ForCausalLM"
+    assert not others(final, "gemma3")

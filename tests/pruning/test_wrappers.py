@@ -1,0 +1,101 @@
+"""A cut through a model with a vision tower: the language model inside is cut, and an image still goes through."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.wrapped import FORMS, with_image, wrapped_folder, wrapped_model
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from prunetune.common.files import read_json
+from prunetune.errors import UnsupportedModel
+from prunetune.models.families.wrappers import WRAPPERS
+from prunetune.models.folders import model_sha
+from prunetune.models.shards import ShardReader, open_shards
+from prunetune.pruning.apply import apply_on_disk
+from prunetune.pruning.plan import PrunePlan
+
+KEPT_FILES = ("tokenizer.json", "processor_config.json")
+
+
+def plan_of(folder: Path, drop_layers: tuple[int, ...]) -> PrunePlan:
+    g = torch.Generator().manual_seed(3)
+    kept = [layer for layer in range(4) if layer not in drop_layers]
+    drop = {layer: tuple(sorted(torch.randperm(48, generator=g)[:20].tolist())) for layer in kept}
+    return PrunePlan(model_sha=model_sha(folder), depth=4, width=48, drop_layers=drop_layers, drop_neurons=drop)
+
+
+def oracle(model: PreTrainedModel, plan: PrunePlan) -> PreTrainedModel:
+    """The whole wrapper, with the plan's neurons silenced and its layers skipped."""
+    model = copy.deepcopy(model)
+    layers: Any = model.get_submodule("model.language_model.layers")
+    for layer, neurons in plan.drop_neurons.items():
+        with torch.no_grad():
+            layers[layer].mlp.down_proj.weight[:, list(neurons)] = 0
+    for layer in plan.drop_layers:
+        layers[layer].register_forward_hook(lambda _module, args, _out: args[0])
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**inputs, use_cache=False).logits
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path, infos in open_shards(folder).items():
+        with ShardReader(path) as reader:
+            found.update({name: reader.read(name) for name in infos})
+    return found
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_with_an_image_the_cut_wrapper_equals_the_oracle(name: str, form: str, tmp_path: Path) -> None:
+    folder = wrapped_folder(tmp_path / "m", name, form)
+    (folder / "processor_config.json").write_text("{}")
+    plan, inputs = plan_of(folder, () if form == "inside" else (2,)), with_image(name)
+    apply_on_disk(folder, plan, tmp_path / "out")
+    cut, whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), wrapped_model(name)
+    assert type(cut) is type(whole)
+    wanted = logits(oracle(whole, plan), inputs)
+    torch.testing.assert_close(logits(cut, inputs), wanted, atol=1e-5, rtol=1e-5)
+    other = {**inputs, "pixel_values": inputs["pixel_values"] + 1}
+    assert (logits(cut, other) - wanted).abs().max() > 1e-3, "it sees the image"
+    before, after = tensors(folder), tensors(tmp_path / "out")
+    for tensor in filter(WRAPPERS[name].is_other, before):
+        assert torch.equal(before[tensor], after[tensor]), tensor
+    old, new = read_json(folder / "config.json"), read_json(tmp_path / "out" / "config.json")
+    changed = {k for k in new["text_config"] if new["text_config"][k] != old["text_config"].get(k)}
+    assert {k for k in new if new[k] != old[k]} == {"text_config"}
+    allowed = {"intermediate_size", "num_hidden_layers", "layer_types", "max_window_layers"}
+    assert {"intermediate_size"} <= changed <= allowed
+    for file in KEPT_FILES:
+        assert (tmp_path / "out" / file).read_bytes() == (folder / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_text_only_writes_the_stock_language_model(name: str, tmp_path: Path) -> None:
+    folder = wrapped_folder(tmp_path / "m", name)
+    plan = plan_of(folder, (2,))
+    apply_on_disk(folder, plan, tmp_path / "out", text_only=True)
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    config = read_json(tmp_path / "out" / "config.json")
+    assert config["architectures"] == [type(alone).__name__] and "vision_config" not in config
+    assert config["model_type"] in WRAPPERS[name].languages.values()
+    assert not any(map(WRAPPERS[name].is_other, tensors(tmp_path / "out")))
+    text = {"input_ids": torch.randint(3, 90, (2, 24), generator=torch.Generator().manual_seed(1))}
+    wanted = logits(oracle(wrapped_model(name), plan), text)
+    torch.testing.assert_close(logits(alone, text), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_the_image_comes_in_behind_stay(tmp_path: Path) -> None:
+    folder = wrapped_folder(tmp_path / "m", "qwen3_vl")
+    with pytest.raises(UnsupportedModel, match="behind its first 1 layers") as e:
+        apply_on_disk(folder, plan_of(folder, (0,)), tmp_path / "out")
+    assert "--text-only" in str(e.value.fix)
+    apply_on_disk(folder, plan_of(folder, (0,)), tmp_path / "out", text_only=True)
