@@ -10,6 +10,7 @@ from tests.cli.test_app import call
 from tests.tiny_run import tiny_recipe
 
 from prunetune.common.progress import Watch
+from prunetune.data.stream import FileData, load_stream
 from prunetune.loop.loop import prune_tune_loop
 
 
@@ -48,3 +49,45 @@ def test_stage_by_stage_gives_what_one_round_of_run_gives(tmp_path, capsys):
     code, _, said = call(capsys, "apply", other, model, tmp_path / "no", "--patch", patch)
     assert code == 2 and "made for another plan" in said and "prunetune compensate" in said
     assert not (tmp_path / "no").exists()
+
+
+def test_local_recovery_by_hand_is_what_the_loop_does(tmp_path, capsys):
+    """A layer and neurons go; the loop's rows are the first of the stream behind those that are scored."""
+    local = {"type": "local", "samples": 24, "tokens": None, "steps": 12, "batch_size": 8, "max_length": 64}
+    recipe = tiny_recipe(
+        tmp_path,
+        prune={"target": {"width": 32, "depth": 3}, "rounds": 1, "order": "together", "align": 4},
+        score={"samples": 16, "held_out": 4, "max_length": 64, "criterion": "greedy"},
+        compensate="least-squares",
+        recover=[local],
+        evaluate={"tasks": [], "latency_repeats": 0},
+        do_no_harm=False,
+        keep="all",
+    )
+    prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
+    (stage,) = (p.parent for p in (tmp_path / "run").glob("0*/stage.json"))
+    record = json.loads((stage / "stage.json").read_text())
+    (tuned,) = record["tune"]
+    assert tuned["method"] == "local" and [e["layer"] for e in tuned["log"]] == [0, 1, 2]
+    assert all(e["after"] <= e["before"] for e in tuned["log"]) and tuned["tokens"] > tuned["data_tokens"] > 0
+    assert record["samples"] == [20, 44] and "blocks came nearer to the original" in (
+        (tmp_path / "run" / "report.md").read_text()
+    )
+
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    order = [e.question for e in load_stream([FileData(path=str(tmp_path / "rows.jsonl"))], 0).examples]
+    by_question = {json.loads(line)["question"]: line for line in lines}
+    rows = tmp_path / "part.jsonl"
+    rows.write_text("".join(by_question[q] + "\n" for q in order[20:44]))
+    config = tmp_path / "local.yaml"
+    config.write_text("tokens: null\nsteps: 12\nbatch_size: 8\nmax_length: 64\n")
+    given = ["--original", tmp_path / "model", "--data", rows, "--config", config]
+    code, _, said = call(capsys, "tune", "local", stage / "pruned", tmp_path / "no", *given)
+    assert code == 2 and "which layers of the original are left" in said and "--plan" in said
+    code, _, said = call(
+        capsys, "tune", "local", stage / "pruned", tmp_path / "out", *given, "--plan", stage / "plan.json"
+    )
+    assert code == 0, said
+    cut, out = (load_file(f / "model.safetensors") for f in (stage / "pruned", tmp_path / "out"))
+    changed = {n for n in cut if not torch.equal(cut[n], out[n])}
+    assert changed and all(".layers." in n for n in changed)

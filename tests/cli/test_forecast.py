@@ -14,7 +14,7 @@ from prunetune.errors import UnknownName
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import DEMO_MODEL, config_values
 from prunetune.recipe.schema import Recipe, shipped
-from prunetune.tune.methods import Cpt, Distill, Grpo, Lora
+from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Lora
 
 
 def test_the_papers_recipes_are_there():
@@ -71,7 +71,18 @@ def test_tokens_of_budgets():
     assert tokens_of(Cpt(samples=10, tokens=50, max_length=100), 1) == 50
     assert tokens_of(Cpt(samples=10, max_length=100, epochs=3), 1) == 3000
     assert tokens_of(Cpt(), 3) is None
+    assert tokens_of(Local(tokens=1000, epochs=3), 4) == 3000  # of each round
+    assert tokens_of(Local(tokens=1000, epochs=3, steps=2, batch_size=4, max_length=100), 4) == 2 * 4 * 100
     assert tokens_of(Grpo(samples=10, max_new_tokens=80), 1) == 10 * 8 * 200
+
+
+def test_local_recovery_needs_one_layers_memory_and_no_head():
+    recipe = Recipe.read("paper/llama3-8b").changed(recover=[Local(tokens=100_000, epochs=1), Cpt(tokens=100_000)])
+    recipe = recipe.changed(prune=recipe.prune.model_copy(update={"rounds": 1, "step": None}))
+    local, cpt = forecast(recipe)[0]["steps"][1]["recover"]
+    layer = 16 * 230_000_000  # of 32, smaller ones
+    assert layer / 2 < local["device_bytes"] < 4 * layer
+    assert 0.7 < local["hours"] / (8 * cpt["hours"]) < 1  # on one device; a head less
 
 
 def test_devices_of_launchers(tmp_path):

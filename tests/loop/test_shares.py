@@ -15,7 +15,9 @@ from prunetune.common.progress import Watch
 from prunetune.data.stream import FileData
 from prunetune.errors import RecipeError, TuneError
 from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.shares import used
 from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import StageRecord, TuneRecord
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Cpt
 from prunetune.tune.stage import run_job
@@ -141,3 +143,15 @@ def test_outside_a_recipe_both_keys_are_refused(tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({**job, "sources": [own_rows(tmp_path)]}))
     with pytest.raises(TuneError, match="for recipes"):
         TuneJob.read(tmp_path / "job.json")
+
+
+def test_further_passes_over_the_same_data_are_no_further_data(tmp_path):
+    """What is left of a budget is data: 300 trained tokens of three passes are 100 of it."""
+    local = {"type": "local", "tokens": 500, "per": "run", **SMALL}
+    recipe = tiny_recipe(tmp_path, recover=[{"type": "cpt", "tokens": 900, "epochs": 3, **SMALL}, local])
+    tune = (
+        TuneRecord(method="cpt", samples=10, tokens=300),
+        TuneRecord(method="local", samples=7, tokens=4000, data_tokens=210),
+    )
+    stages = [StageRecord(index=1, name="01", tune=tune)]
+    assert [used(recipe, stages, i) for i in range(2)] == [(10, 100), (7, 210)]

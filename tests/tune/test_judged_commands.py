@@ -27,8 +27,12 @@ def test_distillation_needs_another_model_as_teacher(tmp_path: Path) -> None:
         tune(tmp_path, "distill")
     with pytest.raises(RecipeError, match="the model itself"):
         tune(tmp_path, "distill", teacher=str(tmp_path / "m"))
-    with pytest.raises(RecipeError, match="only distill has a teacher"):
+    with pytest.raises(RecipeError, match="only distill and local have a teacher"):
         tune(tmp_path, "cpt", teacher=str(tmp_path / "m"))
+    with pytest.raises(RecipeError, match=r"local needs a teacher[^$]*--original MODEL"):
+        tune(tmp_path, "local")
+    with pytest.raises(RecipeError, match="only local needs the plan"):
+        tune(tmp_path, "cpt", plan=tmp_path / "plan.json")
     assert not (tmp_path / "out").exists()
 
 

@@ -157,6 +157,7 @@ def tune_model(
     device: str,
     watch: Watch,
     chat: bool = False,
+    plan: Path | None = None,
 ) -> TuneResult:
     """Recover (or teach) a model into the folder `out`; the checkpoints of a killed call lie beside it until then."""
     from prunetune.tune.job import TuneJob, TuneResult
@@ -164,18 +165,25 @@ def tune_model(
 
     _check_teacher(method, model, teacher)
     folder, taught_by = resolve_model(model), resolve_model(teacher) if teacher else None
+    origins = _kept(method, plan)
     out = full_path(out)
     work, result = out.parent / f".{out.name}.work", dict[str, Any]()
     key = {
         "model": model, "method": method.model_dump(mode="json"), "data": list(data), "seed": seed,
         "task": task and task.model_dump(mode="json"), "teacher": teacher,
-        **({"chat": True} if chat else {}),
+        **({"chat": True} if chat else {}), **({"origins": origins} if origins else {}),
     }  # fmt: skip
 
     def make(tmp: Path) -> None:
         given = {"model": folder, "out": tmp, "work": work, "method": method, "sources": tuple(sources_of(data))}
         part = {"data_seed": seed, "end": method.samples, "tokens": method.tokens, "seed": seed}
-        where = {"teacher": taught_by, "task": task, "device": device_of(device), "fmt": format_of(chat)}
+        where = {
+            "teacher": taught_by,
+            "origins": origins,
+            "task": task,
+            "device": device_of(device),
+            "fmt": format_of(chat),
+        }
         job = TuneJob(**given, **part, **where)
         with watch.bar(f"tune {method.type}") as bar:
             result["result"] = launch(job, launcher, bar).to_json()
@@ -200,16 +208,29 @@ def tune_model(
 
 def _check_teacher(method: Any, model: str, teacher: str | None) -> None:
     """RecipeError for a distillation that has no teacher, or whose teacher is the model itself."""
-    if method.type != "distill":
+    if method.type not in ("distill", "local"):
         if teacher is not None:
-            raise RecipeError("only distill has a teacher", value=f"{method.type} --teacher {teacher}")
+            raise RecipeError("only distill and local have a teacher", value=f"{method.type} --teacher {teacher}")
         return
-    wanted = teacher or method.teacher
+    wanted = teacher or getattr(method, "teacher", None)
     fix = "--teacher MODEL, the model before it was cut (or `teacher: MODEL` in the --config file)"
+    if method.type == "local":
+        fix = "--original MODEL, the model before it was cut"
     if wanted is None:
-        raise RecipeError("distillation needs a teacher", fix=fix)
+        raise RecipeError(f"{method.type} needs a teacher", fix=fix)
     if resolve_model(wanted) == resolve_model(model):
         raise RecipeError("this teacher is the model itself: there is nothing to learn from it", value=wanted, fix=fix)
+
+
+def _kept(method: Any, plan: Path | None) -> tuple[int, ...] | None:
+    """Of each layer that a plan left, its place in the original; None without a plan."""
+    from prunetune.pruning.plan import PrunePlan
+
+    if plan is None:
+        return None
+    if method.type != "local":
+        raise RecipeError("only local needs the plan of the cut", value=f"{method.type} --plan {plan}")
+    return tuple(PrunePlan.read(plan).kept_layers)
 
 
 BELONGS = {

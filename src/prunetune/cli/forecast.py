@@ -107,7 +107,7 @@ def recovery(
         where: Launcher as in the recipe, number of devices, name of the GPU.
         rounds: Over which a budget of the run is shared out.
     """
-    from prunetune.models.cost import state_bytes
+    from prunetune.models.cost import block_bytes, state_bytes
     from prunetune.models.gpus import gpu_of
 
     launcher, devices, gpu = where
@@ -115,11 +115,14 @@ def recovery(
     kind = (launcher or "").split(" ")[0]
     held = state_bytes(kind, devices, lora=lora, reference=grpo and method.beta > 0, average=bool(method.average))
     length = method.max_length + (method.max_new_tokens or ANSWER if grpo else 0)
-    peak = gpu_of(gpu)[1] * 1e12 * devices
+    peak = gpu_of(gpu)[1] * 1e12 * (devices if method.spreads else 1)
+    memory = round(held * cost.params) + cost.activation_bytes((method.micro_batch_size or 1) * length)
+    if method.type == "local":
+        memory = block_bytes(cost, method.block, method.batch_size * length)
     return {
         "method": method.type,
         "tokens": tokens,
-        "device_bytes": round(held * cost.params) + cost.activation_bytes((method.micro_batch_size or 1) * length),
+        "device_bytes": memory,
         "hours": None if tokens is None else _work(method, cost, original, tokens) / peak / 3600,
     }
 
@@ -128,6 +131,8 @@ def _work(method: Any, cost: Cost, original: Cost, tokens: int) -> float:
     """FLOPs of a method at the whole peak: what runs at a share of it counts as so much more."""
     length, grpo = _sequence(method), method.type == "grpo"
     trained = cost.train_flops(tokens, length, passes=2 if method.lora is not None else 3)
+    if method.type == "local":  # layers alone, no head
+        trained -= 6 * tokens * cost.shape.hidden * cost.shape.vocab
     beside = {"distill": original, "grpo": cost}.get(method.type)  # the teacher, the reference
     seen = beside.train_flops(tokens, length, passes=1) if beside is not None else 0
     sampled = cost.train_flops(tokens, length, passes=1) if grpo else 0
@@ -146,7 +151,7 @@ def tokens_of(method: Any, rounds: int) -> int | None:
     shared = 1 if method.per == "round" else rounds
     each = _sequence(method) * (method.group if method.type == "grpo" else 1)
     found = [b for b in (method.tokens, method.samples and method.samples * each) if b is not None]
-    return min(found) // max(shared, 1) * method.epochs if found else None
+    return round(method.trained(min(found) // max(shared, 1), each)) if found else None
 
 
 def devices_of(launcher: str | None) -> int:

@@ -15,7 +15,7 @@ from prunetune.recipe.said import parse_data
 
 
 def tune(
-    method: Annotated[str, typer.Argument(help="cpt, sft, distill or grpo.")],
+    method: Annotated[str, typer.Argument(help="cpt, sft, distill, grpo or local.")],
     model: Model,
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     data: Data,
@@ -27,7 +27,13 @@ def tune(
         typer.Option("--task", "-t", help="Task whose verifier rewards (grpo); default: by the data."),
     ] = None,
     verifier: VerifierOption = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher model (distill).")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", "--original", help="Teacher (distill); the model before it was cut (local)."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="The plan that the model was cut by, where layers went (local).")
+    ] = None,
     launcher: Annotated[
         str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
     ] = None,
@@ -52,6 +58,7 @@ def tune(
         [with_columns(parse_data(d, seed), columns) for d in data],
         task=judge,
         teacher=teacher,
+        plan=plan,
         launcher=launcher,
         seed=seed,
         device=device,

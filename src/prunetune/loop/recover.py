@@ -34,6 +34,7 @@ def recover(
     key: Mapping[str, object],
     *,
     carry: Sequence[str] = (),
+    origins: tuple[int, ...] | None = None,
 ) -> list[TuneRecord]:
     """Recover a model with each method in turn, each on its own part of the data; every step is made once.
 
@@ -46,6 +47,7 @@ def recover(
         cursor: First example of the recipe's stream that this round may take.
         key: All that the result comes from, beside the methods.
         carry: Files of `before` that the result has too.
+        origins: Of each layer of the cut model, its place in the original; None: none went.
 
     Raises:
         OutOfReach: No data are left. TuneError: As the methods have it.
@@ -60,8 +62,7 @@ def recover(
         note = timed.at / f"tune-{part.place}-{part.method.type}.json"
         stream, first = source_of(context, stages, part.place, cursor)
         start, end = examples_of(stream, first, part.samples)
-        job = _job(context, part, model, work, start, end)
-
+        job = _job(context, part, model, work, start, end).model_copy(update={"origins": origins})
         task = _Task(job, note, part.tokens, stream, before if last and context.recipe.do_no_harm else None, carry)
         done.append(part.method.model_dump(mode="json"))
         own = {"own": start} if part.place in context.own else {}
@@ -137,9 +138,9 @@ def _telemetry(context: Context) -> Telemetry | None:
 
 def _short(context: Context, result: TuneResult, wanted: int | None, start: int, stream: Stream) -> TuneResult:
     """Say so where the data held fewer tokens than the round was to have."""
-    if not wanted or result.tokens >= 0.9 * wanted or start + result.samples < len(stream):
+    if not wanted or (result.data_tokens or result.tokens) >= 0.9 * wanted or start + result.samples < len(stream):
         return result
-    note = f"{result.method}: {result.tokens:,} of {wanted:,} tokens: the data hold no more"
+    note = f"{result.method}: {result.data_tokens or result.tokens:,} of {wanted:,} tokens: the data hold no more"
     context.watch.line(f"  {note}")
     return dataclasses.replace(result, notes=[*result.notes, note])
 

@@ -66,8 +66,10 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
     )
     parts = by_time_left(context, timed, parts, decision.share)
     key = _recovery_key(context, case, plan, decision)
-    recovered = recover(context, timed, pruned, parts, case.stages, case.cursor, key)
-    made = _Made(plan, tuple(layer_origins(run)), parts, recovered, timed)
+    origins = tuple(layer_origins(run))
+    left = tuple(origins[i] for i in plan.kept_layers)
+    recovered = recover(context, timed, pruned, parts, case.stages, case.cursor, key, origins=left)
+    made = _Made(plan, origins, parts, recovered, timed)
     return _finish(context, run, case, decision, made)
 
 

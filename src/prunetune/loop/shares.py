@@ -41,14 +41,14 @@ def active(recipe: Recipe, *, last: bool) -> list[tuple[int, TuneConfig]]:
 
 
 def used(recipe: Recipe, stages: Sequence[StageRecord], i: int) -> tuple[int, int]:
-    """Samples and tokens that method `i` has taken so far, in rejected rounds too."""
+    """Samples and tokens of data that method `i` has taken so far, each once, in rejected rounds too."""
     samples = tokens = 0
     for stage in stages:
         ran = [j for j, _ in active(recipe, last=len(stage.tune) == len(recipe.recover))]
         if stage.tune and i in ran:
             taken = stage.tune[ran.index(i)]
             samples += known(taken.samples, "samples")
-            tokens += known(taken.tokens, "tokens")
+            tokens += taken.data_tokens or known(taken.tokens, "tokens") // recipe.recover[i].epochs
     return samples, tokens
 
 

@@ -172,6 +172,13 @@ def training_flops(tokens: int, length: float, products: int, attention: int, pa
     return passes * tokens * (2.0 * products + 4.0 * attention * length)
 
 
+def block_bytes(cost: Cost, layers: int, tokens: int) -> int:
+    """Bytes of training so many of a model's layers on their own in fp32, on batches of `tokens` places."""
+    one = Cost(cost.shape.resized({"layers": layers}))
+    held = round(state_bytes()) * layers * layer_params(cost.shape)
+    return held + one.activation_bytes(tokens, item=4, checkpointing=False, logits=False)
+
+
 def state_bytes(
     kind: str = "", devices: int = 1, *, lora: bool = False, reference: bool = False, average: bool = False
 ) -> float:

@@ -108,13 +108,17 @@ class EvalRecord(Record):
 
 
 class TuneRecord(Record):
-    """One recovery method's result within a stage; `log` has an entry an optimiser step."""
+    """One recovery method's result within a stage; `log` has an entry an optimiser step (`local`: a block).
+
+    `tokens` are trained ones, all passes; `data_tokens`, where it is above 0, those of the examples, each once.
+    """
 
     method: str = ""
     samples: int | None = None
     tokens: int | None = None
     seconds: float | None = None
     steps: int | None = None
+    data_tokens: int | None = None
     log: tuple[dict[str, JsonValue], ...] = ()
     truncated: int | None = None
     tokens_per_s: float | None = None

@@ -72,7 +72,9 @@ class TuneJob(BaseModel):
     fmt: PromptFormat = PromptFormat()
     """How questions become prompts."""
     teacher: Path | None = None
-    """`distill`: folder of the teacher (the original model)."""
+    """`distill`, `local`: folder of the teacher (the original model)."""
+    origins: tuple[int, ...] | None = None
+    """`local`: of each layer of `model`, its place in the teacher; None: they have equally many."""
     task: TaskConfig | None = None
     """`grpo`: the task whose verifier gives the reward."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -120,6 +122,7 @@ class TuneResult:
         log: One entry a step: step, loss, lr, grad_norm (`grpo`: also reward, kl, completion_tokens, clipped).
             None: not a number at that step.
         truncated: Examples cut by `max_length`.
+        data_tokens: Tokens of the examples taken, each once; 0: `tokens` over the method's epochs.
         tokens_per_s: tokens / seconds.
         peak_bytes: Highest memory: of the device where it has its own, else resident memory of the process.
         mfu: FLOPs of the model / seconds / what a plain matrix product reaches on this device in the compute type.
@@ -133,6 +136,7 @@ class TuneResult:
     steps: int
     log: list[Entry] = field(default_factory=list)
     truncated: int = 0
+    data_tokens: int = 0
     tokens_per_s: float = 0.0
     peak_bytes: int = 0
     mfu: float = 0.0

@@ -64,7 +64,7 @@ def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None 
     """
     if is_wrapper(job.model):
         return _inside(job, launcher, progress)
-    if launcher is not None:
+    if launcher is not None and job.method.spreads:
         return run_launched(job, launcher, progress)
     from prunetune.tune.stage import run_job  # torch and the trainers
 

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -59,11 +60,9 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
     with own_randomness(), kept_memory(), disk_errors(job.work, denied=False), tracking(job):
         reset_peak(device)
         seed = job.seed if job.method.seed is None else job.method.seed
-        # Weights that are to be spread over devices are read on the host; the trainer spreads them.
-        model = load_model(job.model, dtype=torch.float32, device="cpu" if is_sharded() else str(device))
         stage = Stage(
             job=job,
-            model=adapted(model, job.method.lora, seed),
+            load=partial(_trainable, job, device, seed),
             tokenizer=load_tokenizer(job.model),
             examples=examples,
             device=device,
@@ -82,11 +81,18 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         steps=trained.steps,
         log=trained.log,
         truncated=trained.truncated,
+        data_tokens=trained.data_tokens,
         tokens_per_s=trained.tokens / max(trained.seconds, 1e-9),
         peak_bytes=peak,
         mfu=trained.mfu,
         notes=trained.notes,
     )
+
+
+def _trainable(job: TuneJob, device: torch.device, seed: int) -> Any:
+    """The model as it is trained. What is to be spread over devices is read on the host; the trainer spreads it."""
+    model = load_model(job.model, dtype=torch.float32, device="cpu" if is_sharded() else str(device))
+    return adapted(model, job.method.lora, seed)
 
 
 def _own_examples(job: TuneJob) -> Sequence[Example]:

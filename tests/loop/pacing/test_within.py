@@ -22,6 +22,7 @@ from prunetune.loop.pacing.within import MOST_EPOCHS, fitted
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.goals import seconds
 from prunetune.tune.job import TuneJob
+from prunetune.tune.methods import Local
 from prunetune.tune.stage import run_job
 
 QUIET = Watch(quiet=True)
@@ -66,6 +67,21 @@ def test_recovery_fills_what_is_left(place: Path) -> None:
     assert trained == pytest.approx(400 - rest, rel=0.1)
     assert found.asked is None and not any("cut down" in line for line in found.told)
     assert "sums" not in found.told[0] and "150 problems a task" in found.told[0]
+
+
+def test_local_recovery_keeps_its_amount_and_leaves_the_rest(place: Path) -> None:
+    small = {"batch_size": 8, "max_length": 64}
+    both = [{"type": "local", "tokens": 200, "steps": 10, **small}, {"type": "cpt", "samples": 48, **small}]
+    tune = Tuning(each=0.01, beside=1.0, tokens_a_sample=20.0)
+    pace = dataclasses.replace(PACE, tune=(tune, tune))
+    alone = fitted(context(place, 400, do_no_harm=False), PACE).recipe.recover[0]
+    local, cpt = fitted(context(place, 400, recover=both, do_no_harm=False), pace).recipe.recover
+    assert isinstance(local, Local) and (local.tokens, local.steps) == (200, 10)
+    spent = 10 * 8 * 20 * 0.01 + 2  # ten steps of eight sequences, and what a job takes beside them, twice
+    assert cpt.tokens * cpt.epochs * 0.01 == pytest.approx(alone.tokens * alone.epochs * 0.01 - spent, rel=0.1)
+    slow = dataclasses.replace(pace, tune=(dataclasses.replace(tune, each=10.0), tune))
+    least = fitted(context(place, 20_000, recover=[{**both[0], "steps": 300}, both[1]], do_no_harm=False), slow)
+    assert least.recipe.recover[0].steps == 10  # of 40: the least that a method gets
 
 
 def test_more_passes_than_help_are_not_made(place: Path) -> None:

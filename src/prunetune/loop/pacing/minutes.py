@@ -143,4 +143,4 @@ def tokens_of(context: Context, place: int, method: TuneConfig, a_sample: float,
     found = [stream * a_sample]
     found += [times * method.tokens] if method.tokens else []
     found += [times * method.samples * a_sample] if method.samples else []
-    return min(found) * method.epochs
+    return method.trained(min(found), a_sample, rounds)

@@ -136,7 +136,7 @@ def measured(context: Context) -> Pace:
         step()
         tune = []
         for i, method in enumerate(methods):
-            tune.append(_tuning(context, i, method, cut, Path(at) / f"tune-{i}"))
+            tune.append(_tuning(context, i, method, cut, Path(at) / f"tune-{i}", tuple(plan.kept_layers)))
             step()
     untimed = [t.name for t in context.tasks if t.name not in found.ask]
     untimed += [m.type for m, t in zip(methods, tune, strict=True) if t is None]
@@ -287,7 +287,9 @@ def _latency(model: PreTrainedModel) -> float:
     return total
 
 
-def _tuning(context: Context, place: int, method: TuneConfig, model: Path, at: Path) -> Tuning | None:
+def _tuning(
+    context: Context, place: int, method: TuneConfig, model: Path, at: Path, kept: tuple[int, ...]
+) -> Tuning | None:
     """A few optimiser steps, by a job like the run's; None for a method whose steps are too long to be timed (grpo)."""
     if method.type == "grpo":
         return None
@@ -315,6 +317,7 @@ def _tuning(context: Context, place: int, method: TuneConfig, model: Path, at: P
         seed=context.recipe.seed,
         fmt=context.recipe.prompt,
         teacher=context.source,
+        origins=kept,
         device=context.recipe.device,
     )
     ticks: list[float] = []

@@ -73,7 +73,8 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
 
     from prunetune.common.disk import check_space
     from prunetune.common.units import size
-    from prunetune.models.cost import cost_of, state_bytes
+    from prunetune.models.cost import block_bytes, cost_of, state_bytes
+    from prunetune.tune.methods import Local
     from prunetune.tune.training.machine import pick_device, total_bytes
 
     cost = cost_of(context.config)
@@ -86,8 +87,12 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
         at = at.parent
     memory = cost.scoring_bytes(context.recipe.score.batch_tokens)
     for method in context.recipe.recover:
-        whole = held * cost.params + cost.activation_bytes((method.micro_batch_size or 1) * method.max_length)
-        memory = max(memory, round(whole))
+        places = (method.micro_batch_size or 1) * method.max_length
+        if isinstance(method, Local):
+            whole = block_bytes(cost, method.block, method.batch_size * method.max_length)
+        else:
+            whole = round(held * cost.params) + cost.activation_bytes(places)
+        memory = max(memory, whole)
     free, there = shutil.disk_usage(at).free, total_bytes(pick_device(context.recipe.device))
     lacks = "" if memory <= there else " (too little: LoRA, or a launcher that shares it out)"
     told = f"disk: up to {size(disk)} of {size(free)} free; memory: about {size(memory)} of {size(there)}{lacks}"

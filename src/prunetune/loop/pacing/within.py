@@ -27,6 +27,7 @@ from prunetune.loop.pacing.pace import Pace, measured
 from prunetune.loop.shares import Part
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed
+from prunetune.tune.methods import Local, TuneConfig
 
 LEAST_STEPS = 10
 """Optimiser steps that each method gets at least."""
@@ -161,12 +162,23 @@ def _least(context: Context, pace: Pace) -> float:
 
 def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cuts: list[str], found: Minutes) -> Fitted:
     """The recipe with recovery that takes the seconds that are left, up to what the data are good for."""
-    recipe, methods, told = context.recipe, [], []
-    timed = [t for t in pace.tune if t is not None]
+    recipe, methods, told = context.recipe, list[TuneConfig](), list[str]()
+    timed, left = [t for t in pace.tune if t is not None], seconds
     for i, (method, t) in enumerate(zip(recipe.recover, timed, strict=True)):
+        share = left / (len(timed) - i)
+        if isinstance(method, Local):  # does what it does, or as much as fits: the rest is for the others
+            amount = tokens_of(context, i, method, t.tokens_a_sample, found.rounds)
+            fits = min(1.0, share / (amount * t.each)) if amount else 1.0
+            whole = amount / found.rounds / (method.batch_size * t.tokens_a_sample)
+            steps = method.steps if fits == 1.0 else max(LEAST_STEPS, int(fits * whole))
+            methods.append(method.changed(steps=steps))
+            told.append(f"local at most {steps} steps a block")
+            left -= fits * amount * t.each
+            continue
+        left -= share
         bare = method.changed(samples=None, tokens=None, epochs=1, per="run")
         once_over = tokens_of(context, i, bare, t.tokens_a_sample, 1)
-        wanted = seconds / len(timed) / t.each
+        wanted = share / t.each
         epochs = max(1, min(MOST_EPOCHS, math.ceil(wanted / once_over)))
         tokens = max(1, round(min(wanted / epochs, once_over)))
         methods.append(bare.changed(tokens=tokens, epochs=epochs))
@@ -203,9 +215,13 @@ def by_time_left(context: Context, timed: Timed, parts: Sequence[Part], share: f
         return list(parts)
 
     def make(tmp: Path) -> None:
-        seconds = clock.left() * (1.0 if share is None else share) / len(parts)
-        found = []
+        whole, found = clock.left() * (1.0 if share is None else share), []
+        fixed = {p.place: min(_own_seconds(clock, p), whole / len(parts)) for p in parts if isinstance(p.method, Local)}
+        seconds = (whole - sum(fixed.values())) / max(1, len(parts) - len(fixed))
         for part in parts:
+            if part.place in fixed:
+                found.append([part.tokens, LATE * max(1.0, fixed[part.place])])
+                continue
             fits = round(seconds / clock.each[part.place] / part.method.epochs)
             tokens = max(1, clock.least[part.place] // part.method.epochs, min(fits, 2 * (part.tokens or fits)))
             found.append([tokens, LATE * max(seconds, clock.least[part.place] * clock.each[part.place])])
@@ -214,5 +230,14 @@ def by_time_left(context: Context, timed: Timed, parts: Sequence[Part], share: f
     decided = read_json(once(timed.at / PLAN, {"parts": [p.tokens for p in parts]}, make))
     return [
         dataclasses.replace(p, tokens=int(tokens), samples=None, seconds=float(seconds))
+        if tokens is not None
+        else dataclasses.replace(p, seconds=float(seconds))
         for p, (tokens, seconds) in zip(parts, decided, strict=True)
     ]
+
+
+def _own_seconds(clock: Clock, part: Part) -> float:
+    """Seconds of a method that has an amount of its own."""
+    a_sample = clock.least[part.place] / (LEAST_STEPS * part.method.batch_size)
+    tokens = part.tokens or (part.samples or 0) * a_sample or float("inf")
+    return clock.each[part.place] * part.method.trained(tokens, a_sample)

@@ -15,13 +15,14 @@ from prunetune.tune.methods.base import Lora, Method, Replay
 from prunetune.tune.methods.cpt import Cpt
 from prunetune.tune.methods.distill import Distill
 from prunetune.tune.methods.grpo import Grpo
+from prunetune.tune.methods.local import Local
 from prunetune.tune.methods.sft import Sft
 
-METHODS: dict[str, type[Method]] = {"cpt": Cpt, "sft": Sft, "distill": Distill, "grpo": Grpo}
+METHODS: dict[str, type[Method]] = {"cpt": Cpt, "sft": Sft, "distill": Distill, "grpo": Grpo, "local": Local}
 
 TuneConfig = Annotated[
-    SerializeAsAny[Annotated[Cpt | Sft | Distill | Grpo, Field(discriminator="type")]], plugged("method")
+    SerializeAsAny[Annotated[Cpt | Sft | Distill | Grpo | Local, Field(discriminator="type")]], plugged("method")
 ]
 """Any of them, or what a plugin adds; its `runner` of the same name runs it."""
 
-__all__ = ["METHODS", "Cpt", "Distill", "Grpo", "Lora", "Method", "Replay", "Sft", "TuneConfig"]
+__all__ = ["METHODS", "Cpt", "Distill", "Grpo", "Local", "Lora", "Method", "Replay", "Sft", "TuneConfig"]

@@ -6,7 +6,7 @@ runs it. Nothing here imports torch, so that recipes are read quickly.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -46,6 +46,9 @@ class Method(BaseModel):
     """Settings common to all recovery methods."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    spreads: ClassVar[bool] = True
+    """Whether a launcher can share a job out over devices; else it runs in the loop's own process."""
 
     type: str
     """Name of the method."""
@@ -108,6 +111,16 @@ class Method(BaseModel):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
+
+    def trained(self, tokens: float, a_sample: float, rounds: int = 1) -> float:
+        """Tokens that are trained, all passes.
+
+        Args:
+            tokens: Of the examples, each once.
+            a_sample: Tokens of an example.
+            rounds: Over which they are shared out.
+        """
+        return tokens * self.epochs
 
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""

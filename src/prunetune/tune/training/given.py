@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -29,7 +30,7 @@ class Stage:
 
     Attributes:
         job: All settings.
-        model: The model to train, fp32, on the device; trained in place.
+        load: Reads the model to train: see `model`.
         tokenizer: Its tokenizer.
         examples: The step's own part of the stream.
         device: Where.
@@ -38,12 +39,17 @@ class Stage:
     """
 
     job: TuneJob
-    model: PreTrainedModel
+    load: Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     device: torch.device
     seed: int
     progress: Progress | None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model to train, fp32, on the device; read once it is asked for, and trained in place."""
+        return self.load()
 
     def settings(self, kind: type[M]) -> M:
         """The method's own settings; TypeError if the job is of another method."""
@@ -60,6 +66,7 @@ class Trained:
     steps: int
     log: list[Entry]
     truncated: int = 0
+    data_tokens: int = 0
     mfu: float = 0.0
     notes: list[str] = field(default_factory=list)
     state: dict[str, torch.Tensor] | None = None

@@ -9,6 +9,7 @@ from prunetune.data.stream import Example
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Cpt, Distill, Grpo, Sft
 from prunetune.tune.training.given import Stage, Trained, settings
+from prunetune.tune.training.local.run import check_local, train_local
 from prunetune.tune.training.onpolicy import distill_on_policy
 from prunetune.tune.training.policy import train_policy
 from prunetune.tune.training.reward import judge_of, reward_of
@@ -58,4 +59,5 @@ RUNNERS: Mapping[str, Runner] = {
     "sft": Runner(train_sft),
     "distill": Runner(train_distill),
     "grpo": Runner(train_policy, check_reward),
+    "local": Runner(train_local, check_local),
 }
