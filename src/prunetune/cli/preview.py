@@ -35,12 +35,12 @@ def check_inputs(recipe: Recipe) -> None:
             load_stream([source], recipe.seed)
     if local:
         rows = len(load_stream(recipe.data, recipe.seed))
-        reserved = recipe.score.samples + recipe.score.held_out
+        reserved = recipe.reserved
         if rows <= reserved:
             raise OutOfReach(
                 "scoring and held-out loss would use up all the data",
                 value=f"{rows} different sequences",
-                valid=f"more than {reserved} (score.samples + score.held_out)",
+                valid=f"more than {reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
                 fix="more data, or a smaller score.samples",
             )
 
@@ -50,11 +50,14 @@ def check_names(recipe: Recipe) -> None:
     from prunetune.data.generators import check_generator
     from prunetune.data.stream import PRESETS
     from prunetune.errors import UnknownName
+    from prunetune.recipe.traces import judge_of, traces_of
     from prunetune.tasks.registry import check_task
     from prunetune.tune.launch import launcher_arguments
 
     for task in recipe.evaluate.tasks:
         check_task(task)
+    for traces in traces_of(recipe):
+        check_task(judge_of(recipe, traces))
     for source in _sources(recipe):
         if source.type == "preset" and source.name not in PRESETS:
             raise UnknownName("preset", source.name, PRESETS)
@@ -66,7 +69,8 @@ def check_names(recipe: Recipe) -> None:
 
 def _sources(recipe: Recipe) -> list[DataSource]:
     own = [s for m in recipe.recover for s in m.data or ()]
-    return [*recipe.data, *own, *(recipe.protect.data if recipe.protect else [])]
+    every = [*recipe.data, *own, *(recipe.score.data or ()), *(recipe.protect.data if recipe.protect else [])]
+    return [s.source if s.type == "traces" else s for s in every]
 
 
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
@@ -112,6 +116,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         names = ", ".join(recipe.prune.axes or SEARCHED)
         how = f"by the held-out loss of at most {MOST} cuts"
         lines.append(f"shape: chosen for {recipe.prune.target} among {names}, {how}")
+    lines += about_traces(recipe)
     if recipe.stop_at:
         lines.append(
             f"stop_at: a search for the smallest model that keeps {recipe.stop_at.accuracy:.1%} of the accuracy, no "
@@ -125,6 +130,23 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         who = "thresholds decide" if recipe.prune.by_threshold else "what is kept decides"
     text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
+
+
+def about_traces(recipe: Recipe) -> list[str]:
+    """What is sampled, a line each."""
+    from prunetune.recipe.traces import judge_of, traces_of
+
+    said = []
+    for t in traces_of(recipe):
+        asked = "all questions" if t.n is None else f"{t.n:,} questions"
+        where = getattr(t.source, "path", None) or getattr(t.source, "name", "")
+        said.append(
+            f"traces: {t.per_question} answers of the {t.of} model to each of {asked} of {t.source.type} {where}, "
+            f"judged by {t.verifier or judge_of(recipe, t).name}, of which {t.keep} may stay; "
+            + ("sampled anew before each round" if t.renew else "sampled once")
+            + ", kept in RUN/traces"
+        )
+    return said
 
 
 def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from prunetune.common.plugins import plugged
 
@@ -87,8 +87,54 @@ class DemoData(BaseModel):
     """Seed of the generator."""
 
 
+Questions = Annotated[HubData | FileData | GeneratedData | PresetData | DemoData, Field(discriminator="type")]
+"""What answers can be sampled to."""
+
+
+class TracesData(BaseModel):
+    """Answers that a model of the run writes itself: sampled, verified, kept in RUN/traces (method, "Own traces")."""
+
+    model_config = ConfigDict(**FROZEN, serialize_by_alias=True)
+    type: Literal["traces"] = "traces"
+    of: Literal["original", "current"] = "original"
+    """Who answers: the untouched model, or (with `renew`) the one that a round begins with."""
+    source: Questions = Field(alias="from")
+    """Where questions and their right answers come from."""
+    task: str | None = None
+    """Task whose verifier judges: one of `evaluate.tasks` by its name, or another that can judge. None: the first of
+    `evaluate.tasks` that can."""
+    verifier: str | None = None
+    """In place of `task`: `number`, `boxed` or `exact`."""
+    n: int | None = Field(default=None, gt=0)
+    """Questions that are asked, of each round with `renew`. None: all."""
+    per_question: int = Field(default=4, gt=0)
+    """Answers sampled for each question."""
+    keep: int = Field(default=1, gt=0)
+    """At most so many different right answers of a question are kept, shortest first."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus sampling."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Longest answer; None: the task's. What is cut off by it is not kept."""
+    batch_size: int = Field(default=16, gt=0)
+    """Questions at once."""
+    renew: bool = False
+    """Sample anew before each round, the next `n` questions; only under `score.data` and a method's `data`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TracesData:
+        if self.of == "current" and not self.renew:
+            raise ValueError("of: current needs renew: true, for the model changes from round to round")
+        if self.task is not None and self.verifier is not None:
+            raise ValueError("task and verifier both judge: leave one of them out")
+        return self
+
+
 DataSource = Annotated[
-    SerializeAsAny[Annotated[HubData | FileData | GeneratedData | PresetData | DemoData, Field(discriminator="type")]],
+    SerializeAsAny[
+        Annotated[HubData | FileData | GeneratedData | PresetData | DemoData | TracesData, Field(discriminator="type")]
+    ],
     plugged("source"),
 ]
 """Any of them, or what a plugin adds: a model with `type` and `examples()`, which gives rows."""

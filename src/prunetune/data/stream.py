@@ -38,13 +38,14 @@ from prunetune.data.sources import (
     GeneratedData,
     HubData,
     PresetData,
+    TracesData,
 )
 from prunetune.data.store import Store, building, folder_of, hash_sample, write
 from prunetune.errors import DataError, UnknownName
 
 __all__ = [
     "PRESETS", "DataSource", "DemoData", "Example", "FileData", "GeneratedData", "HubData", "Overlap", "PresetData",
-    "Stream", "Turn", "examples_of", "load_stream", "overlap", "read_source", "strip_marks",
+    "Stream", "TracesData", "Turn", "examples_of", "load_stream", "overlap", "read_source", "strip_marks",
 ]  # fmt: skip
 
 MOST_HELD = 50_000
@@ -177,6 +178,7 @@ def _parts(source: DataSource) -> list[Part]:
     """The data sets of a source, none read yet."""
     readers: dict[str, Callable[[Any], list[Part]]] = {
         "hub": _hub, "file": _file, "generator": _generated, "preset": _preset, "demo": _demo,
+        "traces": _traces,
     }  # fmt: skip
     return readers.get(source.type, _plugged)(source)
 
@@ -216,6 +218,14 @@ def _preset(source: PresetData) -> list[Part]:
         raise UnknownName("data preset", source.name, PRESETS)
     limit = {"limit": source.limit}
     return [part for each in PRESETS[source.name] for part in _hub(each.model_copy(update=limit))]
+
+
+def _traces(source: TracesData) -> list[Part]:
+    raise DataError(
+        "own traces are sampled by a run, and cannot be read here",
+        value=f"{source.per_question} answers to each question of {source.source.type}",
+        fix="in a recipe they go under data, score.data or a method's data; by hand: prunetune generate",
+    )
 
 
 def _demo(source: DemoData) -> list[Part]:

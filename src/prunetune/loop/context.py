@@ -29,6 +29,7 @@ from prunetune.models.folders import load_config, load_model, load_tokenizer, pa
 from prunetune.models.prompt import encode
 from prunetune.pruning.scores import Batch, make_batches
 from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import judge_of, questions, traces_of
 from prunetune.schedule.steps import check_protection, plan_ahead
 from prunetune.schedule.target import Sizes
 from prunetune.tasks.problems import check_examples
@@ -46,6 +47,8 @@ class Context:
         sizes: Its parameters by depth and width.
         tokenizer: Its tokenizer.
         stream: Reasoning sequences: first those to score with, then held-out ones, then what recovery trains on.
+        scores: What is scored, where that has data of its own.
+        fresh: Methods whose stream is another in each round.
         own: The streams of methods with data of their own, by the method's place in the recipe.
         tasks: What is measured.
         device: Where scoring and evaluation run.
@@ -68,11 +71,13 @@ class Context:
     wanted: Recipe
     clock: Clock | None = None
     journal: Journal | None = None
+    scores: Stream | None = None
+    fresh: frozenset[int] = frozenset()
 
     @property
     def reserved(self) -> int:
         """Sequences at the start of the stream that are never trained on."""
-        return self.recipe.score.samples + self.recipe.score.held_out
+        return self.recipe.reserved
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """Encoded, cut at the length limit, sorted by length."""
@@ -83,12 +88,23 @@ class Context:
     @cached_property
     def scoring(self) -> list[Batch]:
         """The sequences that are scored in every round."""
-        return self.batches(self.stream.take(0, self.recipe.score.samples))
+        return self.batches(self.scored)
+
+    @property
+    def scored(self) -> Sequence[Example]:
+        """The same as text: the first of the stream, or of data of their own."""
+        stream = self.scores or self.stream
+        return stream.take(0, min(len(stream), self.recipe.score.samples))
+
+    @property
+    def scored_sha(self) -> str:
+        """Hash of the stream that they are from."""
+        return (self.scores or self.stream).sha
 
     @cached_property
     def held_out(self) -> list[Example]:
         """Sequences for the loss after pruning and after recovery."""
-        return list(self.stream.take(self.recipe.score.samples, self.reserved))
+        return list(self.stream.take(self.reserved - self.recipe.score.held_out, self.reserved))
 
     @cached_property
     def guarded(self) -> list[Batch]:
@@ -116,25 +132,28 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         UnsupportedModel, OutOfReach, DataError, TaskError, BadCheckpoint: As model, target, data and tasks have them.
     """
     config, device = load_config(source), device_of(recipe.device)
+    for traces in traces_of(recipe):
+        build_judge(judge_of(recipe, traces))
     family_of(config)
     sizes = Sizes.of(config)
     planned_rounds(recipe, sizes)  # the target can be reached
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
-    stream = load_stream(recipe.data, recipe.seed)
-    reserved = recipe.score.samples + recipe.score.held_out
+    stream = load_stream(questions(recipe.data), recipe.seed)
+    reserved = recipe.reserved
     if len(stream) <= reserved:
         raise OutOfReach(
             "scoring and held-out loss would use up all the data",
             value=f"{len(stream)} sequences",
-            valid=f"more than {reserved} (score.samples + score.held_out)",
+            valid=f"more than {reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
             fix="more data, or fewer samples",
         )
     tokenizer, own, tasks = load_tokenizer(source), _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
     if any(method.type == "grpo" for method in recipe.recover):
         require_end(tokenizer, "grpo")
-    check_text(recipe, tokenizer, [stream, *own.values()], tasks, watch)
+    scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
+    check_text(recipe, tokenizer, [stream, *own.values(), *([scores] if scores else [])], tasks, watch)
     for i, method in enumerate(recipe.recover):
         if method.type == "grpo" and recipe.evaluate.judged is not None:  # the reward can read every answer of the data
             check_examples(own.get(i, stream).examples, build_judge(recipe.evaluate.judged))
@@ -151,6 +170,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         watch=watch,
         journal=journal,
         wanted=recipe,
+        scores=scores,
     )
 
 
@@ -161,7 +181,7 @@ def _own(recipe: Recipe) -> dict[int, Stream]:
     for i, method in enumerate(recipe.recover):
         if method.data is not None:
             key = json_sha([s.model_dump(mode="json") for s in method.data])
-            streams[key] = found[i] = streams.get(key) or load_stream(method.data, recipe.seed)
+            streams[key] = found[i] = streams.get(key) or load_stream(questions(method.data), recipe.seed)
     return found
 
 

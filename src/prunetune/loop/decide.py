@@ -95,9 +95,8 @@ class Case:
     @property
     def cursor(self) -> int:
         """Where the next round goes on in the data stream."""
-        score = self.recipe.score
         taken = (known(s.samples, "samples")[1] for s in self.stages)
-        return max(taken, default=score.samples + score.held_out)
+        return max(taken, default=self.recipe.reserved)
 
     @property
     def rounds(self) -> int:

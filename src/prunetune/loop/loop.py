@@ -7,6 +7,7 @@ Deciding is elsewhere (`decide.decide`, `schedule.next_step`, `plan.make_plan`);
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,10 +28,12 @@ from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
+from prunetune.loop.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.verdict import validation
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import renewed, traces_of
 from prunetune.report.conclusion import doubts
 from prunetune.report.write import write_report
 from prunetune.runs.folder import RunFolder, link_or_copy
@@ -63,7 +66,10 @@ def prune_tune_loop(
         telling(run, recipe, watch) as (journal, told),
         watching(told),
     ):
-        context = within(prepare(recipe, source, told, journal), run)
+        if traces_of(recipe):
+            prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
+        context = prepare(sampled(recipe, run, source, told), source, told, journal)
+        context = within(dataclasses.replace(context, wanted=recipe), run)
         journal.stage = "original"
         case = begin(context, run)
         _doubt(context, run, go_on)
@@ -139,12 +145,16 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
         case = case_of(context, run)
     timings = latency(context, run, final) if case.accepted else None
     trained = [context.stream.take(*known(s.samples, "samples")) for s in case.stages]
-    leaked = leaks([*trained, *own_examples(context, case)], context.tasks, run.folder("original"))
+    scored = context.scored if context.scores else ()
+    seen = [*trained, *own_examples(context, case), scored, renewed_rows(context.recipe, run)]
+    leaked = leaks(seen, context.tasks, run.folder("original"))
     for task, found in leaked.items():
         if found.normalised:
-            seen = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
-            watch.line(f"warning: the recovery data hold {seen}; read its figures with care")
+            those = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
+            watch.line(f"warning: the recovery data hold {those}; read its figures with care")
     summary = summarise(context.wanted, run, case.current, timings, leaked)
+    if seconds := sampling_seconds(run):
+        summary = summary.model_copy(update={"seconds": {**summary.seconds, "traces": round(seconds, 3)}})
     write_json(run.path / "summary.json", summary.to_json())
     write_report(run.path)
     if promise := summary.promise:
@@ -167,7 +177,8 @@ def _measure_all(context: Context, run: RunFolder, stage: StageRecord, final: Pa
 def own_examples(context: Context, case: Case) -> list[Sequence[Example]]:
     """What methods with data of their own have trained on."""
     recipe, stages = context.recipe, case.stages
-    return [stream.take(0, used(recipe, stages, i)[0]) for i, stream in context.own.items()]
+    lasting = {i: stream for i, stream in context.own.items() if not renewed(recipe.recover[i].data)}
+    return [stream.take(0, used(recipe, stages, i)[0]) for i, stream in lasting.items()]
 
 
 def _measured_on_less(context: Context, stage: StageRecord) -> bool:

@@ -26,6 +26,7 @@ from prunetune.loop.decide import (
 )  # fmt: skip
 from prunetune.loop.measure import held_out_loss
 from prunetune.loop.seek import seek
+from prunetune.loop.traces import renewed_for
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.criteria import criterion
@@ -59,7 +60,7 @@ def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sh
         "seed": context.recipe.seed,
         "vote": s.vote_share,
     }
-    jobs = [("scores.safetensors", context.stream.sha, lambda: context.scoring)]
+    jobs = [("scores.safetensors", context.scored_sha, lambda: context.scoring)]
     if context.recipe.protect:
         corpus = json_sha(context.recipe.protect.model_dump(mode="json"))
         jobs.append(("protect.safetensors", corpus, lambda: context.guarded))
@@ -142,8 +143,7 @@ def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path | None = 
         plan: What goes, with the model's hash.
         at: The folder where a later start finds how far a killed one had come; None: it begins anew.
     """
-    examples = context.stream.take(0, context.recipe.score.samples)
-    calibration, ridge = (context.batches(part) for part in calibration_and_held_out(examples))
+    calibration, ridge = (context.batches(part) for part in calibration_and_held_out(context.scored))
     target = "layer" if context.recipe.compensate == "least-squares-neurons" else "auto"
     with context.watch.bar("compensate") as bar:
         return compensate(
@@ -160,7 +160,7 @@ def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path | None = 
 
 def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
     """What a cut model and its patch are made from."""
-    key = {"plan": plan.model_dump(mode="json"), "compensate": context.recipe.compensate, "data": context.stream.sha}
+    key = {"plan": plan.model_dump(mode="json"), "compensate": context.recipe.compensate, "data": context.scored_sha}
     return key | ({"text_only": True} if context.recipe.prune.text_only else {})
 
 
@@ -222,7 +222,7 @@ def clear_halves(at: Path) -> None:
 def affordable(context: Context) -> int:
     """Rounds that get `LEAST_STEPS` optimiser steps each from the recipe's budget (of the methods' scarcest)."""
     recipe = context.recipe
-    mean = sum(int(b["attention_mask"].sum()) for b in context.scoring) / max(1, recipe.score.samples)
+    mean = sum(int(b["attention_mask"].sum()) for b in context.scoring) / max(1, len(context.scored))
     rounds = [MOST_ROUNDS * 10]
     for i, method in enumerate(recipe.recover):
         if method.per == "round" or method.when == "last":
@@ -243,14 +243,14 @@ def scored_before(run: RunFolder, index: int) -> float:
 
 def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: int) -> DecisionRecord:
     """The round by damage, or the next try, measured and decided once: RUN/decisions/NN[-aK].json."""
-    home, current = run.folder(DECISIONS), case.current
+    home, current, context = run.folder(DECISIONS), case.current, renewed_for(context, run, case, index)
     path = _decision(home, index, attempt)
     at, source, sha = home / f"{index:02d}", run.model_of(current), known(current.model_sha, "model_sha")
     key = {
         "model": sha,
         "prune": case.recipe.prune.model_dump(mode="json"),
         "compensate": context.recipe.compensate,
-        "data": context.stream.sha,
+        "data": context.scored_sha,
     }
 
     timed = Timed(at)

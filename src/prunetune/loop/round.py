@@ -26,6 +26,7 @@ from prunetune.loop.probe import (
 )
 from prunetune.loop.recover import recover, taken
 from prunetune.loop.shares import Part, parts_of
+from prunetune.loop.traces import renewed_for
 from prunetune.loop.verdict import judge
 from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import load_config, model_sha
@@ -48,6 +49,7 @@ CROWDED = 0.25
 def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) -> StageRecord:
     """One round of Algorithm 1, recorded in its folder's stage.json."""
     step, before = decision.step, case.current
+    context = renewed_for(context, run, case, step.index)
     run.clear_unfinished(step)
     source, timed = run.model_of(before), Timed(run.folder(step.name))
     scores = take_scores(context, run, timed, source, known(before.model_sha, "model_sha"))

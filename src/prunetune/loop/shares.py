@@ -56,7 +56,7 @@ def source_of(context: Context, stages: Sequence[StageRecord], i: int, cursor: i
     """The stream of method `i` and its first example of this round: its own, or the recipe's from the cursor on."""
     if i not in context.own:
         return context.stream, cursor
-    return context.own[i], used(context.recipe, stages, i)[0]
+    return context.own[i], 0 if i in context.fresh else used(context.recipe, stages, i)[0]
 
 
 def parts_of(
@@ -94,6 +94,8 @@ def _budget(
         samples, tokens = (b and max(1, round((b - s) * share)) for b, s in zip(whole, spent, strict=True))
     if samples is None and tokens is None:  # all that the data hold
         stream, start = source_of(context, stages, i, cursor)
+        if i in context.fresh:
+            return len(stream), None
         beside = 1 if i in context.own else sum(m.data is None for m in context.recipe.recover)
         first = 0 if i in context.own else context.reserved
         left = len(stream) - (first if share is None else start)

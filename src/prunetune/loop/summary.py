@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,7 @@ from prunetune.schedule.wanted import SMALLEST, bytes_of
 from prunetune.tasks.registry import Task
 
 
-def leaks(used: Sequence[Sequence[Example]], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Leak]:
+def leaks(used: Sequence[Iterable[Example]], tasks: Sequence[Task], measured: Path | None = None) -> dict[str, Leak]:
     """Evaluation questions that also occur in the recovery data, by task.
 
     Args:

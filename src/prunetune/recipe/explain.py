@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from prunetune.errors import RecipeError
 
@@ -84,19 +85,24 @@ def _walk(
     beside: list[type[BaseModel]] = []
     inside = [model]
     for i, part in enumerate(loc):
-        owner = next((m for m in inside if part in m.model_fields), None)
+        owner = next((m for m in inside if part in keys_of(m)), None)
         branch = [m for m in inside if part in (m.__name__, tag_of(m))]
         if isinstance(part, int):
             path.append(part)
         elif owner is not None:
             path.append(part)
-            beside, inside = inside, models_of(owner.model_fields[part].annotation)
+            beside, inside = inside, models_of(keys_of(owner)[str(part)].annotation)
         elif unknown and i == len(loc) - 1:
             path.append(part)
             beside = inside
         elif branch:
             inside = branch
     return path, beside, inside
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by their keys in a recipe."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
@@ -118,7 +124,7 @@ def _tags(models: Iterable[type[BaseModel]]) -> list[str]:
 
 
 def _fields(models: Iterable[type[BaseModel]]) -> list[str]:
-    return sorted({name for m in models for name in m.model_fields})
+    return sorted({name for m in models for name in keys_of(m)})
 
 
 def _valid(branches: list[Any], inside: list[type[BaseModel]]) -> str:

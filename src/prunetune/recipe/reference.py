@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from prunetune.recipe.explain import models_of, tag_of
+from prunetune.recipe.explain import keys_of, models_of, tag_of
 from prunetune.recipe.one_of import OneOf
 
 NEEDED = "needed"
@@ -121,7 +121,7 @@ def _places(model: type[BaseModel], at: str, found: dict[type[BaseModel], list[s
     if not new:
         return
     start = "" if at == "recipe" else f"{at.replace(' type: ', '.')}."
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model).items():
         inside = models_of(field.annotation)
         for one in inside:
             place = f"{start}{name}{'[]' if _is_list(field.annotation) else ''}"
@@ -138,7 +138,7 @@ def _base(model: type[BaseModel]) -> type[BaseModel] | None:
 def _keys(model: type[BaseModel], base: type[BaseModel] | None) -> list[Key]:
     """The keys that a model adds to its base, or changes."""
     told = {k.name: k for k in _keys(base, None)} if base else {}
-    all_keys = [Key(n, _valid(f), _default(f), _line(f.description)) for n, f in model.model_fields.items()]
+    all_keys = [Key(n, _valid(f), _default(f), _line(f.description)) for n, f in keys_of(model).items()]
     return [k for k in all_keys if told.get(k.name) != k and k.name != "type"]
 
 

@@ -24,11 +24,11 @@ from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
 from prunetune.errors import MissingPath, RecipeChanged, UnknownName
 from prunetune.models.prompt import PromptFormat
-from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
 from prunetune.recipe.goals import seconds, written_out
-from prunetune.recipe.one_of import OneOf
+from prunetune.recipe.score import ScoreConfig
+from prunetune.recipe.traces import check_traces
 from prunetune.schedule.target import PruneConfig
 from prunetune.tasks.registry import TaskConfig, has_verifier
 from prunetune.tune.methods import TuneConfig
@@ -49,28 +49,6 @@ FREE = {
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ScoreConfig(_Config):
-    """How redundancy is measured (Eq. 2-6)."""
-
-    criterion: Annotated[str, OneOf("criterion", tuple(CRITERIA))] = "greedy"
-    """How redundant a neuron is; see `criteria.CRITERIA`. `greedy` and `leverage`: by the error left after least
-    squares; the paper: `contribution` (Eq. 2) or `activation` (Eq. 4)."""
-    reduce: str = "mean"
-    """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
-    layer_criterion: Annotated[str, OneOf("layer_criterion", tuple(LAYER_CRITERIA))] = "l2"
-    """How redundant a layer is; see `criteria.LAYER_CRITERIA`."""
-    samples: int = Field(256, gt=0)
-    """Sequences scored in each round: the first of the data stream, which are not trained on."""
-    held_out: int = Field(64, gt=0)
-    """Further sequences that are never trained on: the loss on them after pruning and after recovery is recorded."""
-    max_length: int = Field(1024, gt=1)
-    """Longer sequences are cut."""
-    batch_tokens: int = Field(8192, gt=0)
-    """Places of a scoring batch, padding included."""
-    vote_share: float = Field(0.5, gt=0, le=1)
-    """`ptl_vote`: how many neurons a sample votes for, as a share of the width."""
 
 
 class ProtectConfig(_Config):
@@ -189,6 +167,11 @@ class Recipe(_Config):
         """Whether all steps are known before anything runs."""
         return not (self.probed or self.searches or self.prune.by_threshold or self.prune.open)
 
+    @property
+    def reserved(self) -> int:
+        """Sequences at the start of the data that are never trained on: those that are scored, and held-out ones."""
+        return self.score.held_out + (0 if self.score.data else self.score.samples)
+
     @model_validator(mode="before")
     @classmethod
     def _fitting(cls, value: Any) -> Any:
@@ -226,6 +209,7 @@ class Recipe(_Config):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
             )
+        check_traces(self.data, self.score.data, self.recover, self.protect.data if self.protect else ())
         if self.within and (self.stop_at or self.control != "none" or self.prune.by_threshold):
             raise ValueError("a budget of time goes neither with stop_at, nor with a control, nor with thresholds")
         if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:

@@ -121,7 +121,7 @@ def make_traces(job: TraceJob, progress: Progress | None = None, key: object = N
             for start in range(done, len(questions), job.batch_size):
                 batch = questions[start : start + job.batch_size]
                 torch.manual_seed(job.seed * 1_000_003 + start)
-                texts = _sample(model, tokenizer, batch, job, task)
+                texts = sample_answers(model, tokenizer, batch, job, task)
                 for i, (example, answers) in enumerate(zip(batch, texts, strict=True)):
                     right = [a for a in answers if _accepts(task, example, a, start + i)]
                     counts["correct"] += len(right)
@@ -197,7 +197,7 @@ def _accepts(task: Task, example: Example, answer: str, index: int) -> bool:
     return task.verify(_problem(example, index), answer).correct
 
 
-def _sample(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, task: Task) -> list[list[str]]:
+def sample_answers(model: Any, tokenizer: Any, batch: list[Example], job: TraceJob, task: Task) -> list[list[str]]:
     """`per_question` sampled answers of each question, without end token, cut at the task's stop texts."""
     import torch
     from transformers import GenerationConfig, LogitsProcessorList

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunetune.common.units import duration
+from prunetune.data.stream import load_stream
 from prunetune.loop.context import Context
 from prunetune.loop.pacing.pace import Pace
 from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import traces_of
 from prunetune.tune.methods import TuneConfig
 
 REPEATS = 2 * 12
@@ -80,6 +82,7 @@ def minutes(context: Context, pace: Pace) -> Minutes:
     latency = min(LATENCY_S, REPEATS * pace.latency) + 2 * pace.load if recipe.evaluate.latency_repeats else 0.0
     parts = {
         "start": pace.start,
+        "traces": _sampling(context, pace, rounds),
         "evaluation": everything + again + rounds * (some + losses + judged) + pace.load + pace.loss,
         "scoring": rounds * scoring,
         "probes and compensation": rounds * probing,
@@ -92,6 +95,15 @@ def minutes(context: Context, pace: Pace) -> Minutes:
         parts["control"] = control + (pace.compensate if rounds > 1 and recipe.compensate != "none" else 0.0)
     more = 0.0 if recipe.foreseen or recipe.prune.rounds == 1 else a_round
     return Minutes({k: v for k, v in parts.items() if v}, rounds, more, pace.untimed)
+
+
+def _sampling(context: Context, pace: Pace, rounds: int) -> float:
+    """Seconds of own traces that are not there yet."""
+    total = 0.0
+    for traces, each in zip(traces_of(context.recipe), pace.traces, strict=True):
+        asked = len(load_stream([traces.source], context.recipe.seed))
+        total += each * min(asked, traces.n or asked) * (rounds if traces.renew else 1)
+    return total
 
 
 def rounds_of(context: Context) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from prunetune.data.stream import TracesData, load_stream
 from prunetune.evaluation.evaluate import guess_batch
 from prunetune.evaluation.latency import time_once
 from prunetune.evaluation.loss import reasoning_loss
@@ -34,11 +35,13 @@ from prunetune.pruning.apply import apply_in_memory, apply_on_disk
 from prunetune.pruning.compensate import compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Batch, score
+from prunetune.recipe.traces import judge_of, questions, traces_of
 from prunetune.schedule.target import final_shape
-from prunetune.tasks.registry import Task
+from prunetune.tasks.registry import Task, build_judge
 from prunetune.tune.job import TuneJob
 from prunetune.tune.launch import launch
 from prunetune.tune.methods import TuneConfig
+from prunetune.tune.traces import TraceJob, sample_answers
 
 SHALLOW = 2
 """Layers of the model on which scoring is timed."""
@@ -98,6 +101,7 @@ class Pace:
         write: A cut model written.
         tune: Of each method, on a model of the final shape.
         start: This process until it had read its inputs.
+        traces: Of each of the recipe's own traces, seconds a question.
         untimed: Tasks and methods whose time is not known.
         spent: What the timing itself took.
     """
@@ -111,6 +115,7 @@ class Pace:
     write: float = 0.0
     tune: tuple[Tuning | None, ...] = ()
     start: float = 0.0
+    traces: tuple[float, ...] = ()
     untimed: tuple[str, ...] = ()
     spent: float = field(default=0.0, compare=False)
 
@@ -165,9 +170,10 @@ def _on_original(context: Context, step: Callable[[], None]) -> Pace:
             ask[task.name] = _asking(context, whole, task)
         step()
     latency = _latency(whole) if context.recipe.evaluate.latency_repeats else 0.0
+    traces = tuple(_tracing(context, whole, t) for t in traces_of(context.recipe))
     del whole
     free()
-    return Pace(load, scored, folded, loss, ask, latency)
+    return Pace(load, scored, folded, loss, ask, latency, traces=traces)
 
 
 def _held_out(context: Context, model: PreTrainedModel) -> float:
@@ -277,6 +283,24 @@ def _asking(context: Context, model: PreTrainedModel, task: Task) -> Asking:
     return Asking(size, short + each * (longest - SHORT // 8), longest)
 
 
+def _tracing(context: Context, model: PreTrainedModel, traces: TracesData) -> float:
+    """Seconds a question of own traces: a few are answered."""
+    stream = load_stream([traces.source], context.recipe.seed)
+    config = judge_of(context.recipe, traces)
+    few = list(stream.take(0, min(len(stream), ASKED)))
+    sampling = {"per_question", "temperature", "top_p", "max_new_tokens"}
+    settings = traces.model_dump(include=sampling)
+    job = TraceJob(
+        model=context.source,
+        out=context.source,
+        sources=(traces.source,),
+        task=config,
+        fmt=context.recipe.prompt,
+        **settings,
+    )
+    return _timed(lambda: sample_answers(model, context.tokenizer, few, job, build_judge(config)))[0] / len(few)
+
+
 def _latency(model: PreTrainedModel) -> float:
     import torch
 
@@ -310,7 +334,7 @@ def _tuning(
         out=at / "out",
         work=at / "work",
         method=method.changed(**changes),
-        sources=tuple(method.data or context.recipe.data),
+        sources=tuple(questions(method.data or context.recipe.data)),
         data_seed=context.recipe.seed,
         start=first,
         end=end,
