@@ -14,10 +14,10 @@ from prunetune.cli.preview import check_inputs
 from prunetune.common.progress import Watch
 from prunetune.data.stream import FileData, load_stream
 from prunetune.errors import DataError, RecipeError
-from prunetune.loop import traces as module
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.pacing.rehearsal import rehearsed
 from prunetune.loop.probe import Scores
+from prunetune.loop.sampling import traces as module
 from prunetune.models.folders import model_sha
 from prunetune.recipe.schema import Recipe
 

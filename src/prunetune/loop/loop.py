@@ -24,11 +24,11 @@ from prunetune.loop.measure import answers, flops_of, latency, original
 from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
+from prunetune.loop.sampling.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
-from prunetune.loop.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.verdict import validation
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model

@@ -25,8 +25,8 @@ from prunetune.loop.decide import (
     by_damage,
 )  # fmt: skip
 from prunetune.loop.measure import held_out_loss
+from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.seek import seek
-from prunetune.loop.traces import renewed_for
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import Patch, calibration_and_held_out, compensate
 from prunetune.pruning.criteria import criterion

@@ -25,8 +25,8 @@ from prunetune.loop.probe import (
     take_scores,
 )
 from prunetune.loop.recover import recover, taken
+from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.shares import Part, parts_of
-from prunetune.loop.traces import renewed_for
 from prunetune.loop.verdict import judge
 from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import load_config, model_sha

@@ -21,13 +21,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from prunetune.data.stream import TracesData, load_stream
 from prunetune.evaluation.evaluate import guess_batch
 from prunetune.evaluation.latency import time_once
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import BATCH
 from prunetune.loop.probe import scoring
+from prunetune.loop.sampling.pace import sampling_pace
 from prunetune.models.folders import model_sha
 from prunetune.models.generation import generate
 from prunetune.models.prompt import encode, prompt_ids
@@ -35,13 +35,12 @@ from prunetune.pruning.apply import apply_in_memory, apply_on_disk
 from prunetune.pruning.compensate import compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Batch, score
-from prunetune.recipe.traces import judge_of, questions, traces_of
+from prunetune.recipe.traces import questions, traces_of
 from prunetune.schedule.target import final_shape
-from prunetune.tasks.registry import Task, build_judge
+from prunetune.tasks.registry import Task
 from prunetune.tune.job import TuneJob
 from prunetune.tune.launch import launch
 from prunetune.tune.methods import TuneConfig
-from prunetune.tune.traces import TraceJob, sample_answers
 
 SHALLOW = 2
 """Layers of the model on which scoring is timed."""
@@ -170,7 +169,7 @@ def _on_original(context: Context, step: Callable[[], None]) -> Pace:
             ask[task.name] = _asking(context, whole, task)
         step()
     latency = _latency(whole) if context.recipe.evaluate.latency_repeats else 0.0
-    traces = tuple(_tracing(context, whole, t) for t in traces_of(context.recipe))
+    traces = tuple(sampling_pace(context, whole, t, ASKED) for t in traces_of(context.recipe))
     del whole
     free()
     return Pace(load, scored, folded, loss, ask, latency, traces=traces)
@@ -281,24 +280,6 @@ def _asking(context: Context, model: PreTrainedModel, task: Task) -> Asking:
     short, long = ask(SHORT // 8), ask(SHORT // 2)
     each = max(long - short, 0.0) / (SHORT // 2 - SHORT // 8)
     return Asking(size, short + each * (longest - SHORT // 8), longest)
-
-
-def _tracing(context: Context, model: PreTrainedModel, traces: TracesData) -> float:
-    """Seconds a question of own traces: a few are answered."""
-    stream = load_stream([traces.source], context.recipe.seed)
-    config = judge_of(context.recipe, traces)
-    few = list(stream.take(0, min(len(stream), ASKED)))
-    sampling = {"per_question", "temperature", "top_p", "max_new_tokens"}
-    settings = traces.model_dump(include=sampling)
-    job = TraceJob(
-        model=context.source,
-        out=context.source,
-        sources=(traces.source,),
-        task=config,
-        fmt=context.recipe.prompt,
-        **settings,
-    )
-    return _timed(lambda: sample_answers(model, context.tokenizer, few, job, build_judge(config)))[0] / len(few)
 
 
 def _latency(model: PreTrainedModel) -> float:
