@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs fuzz kill format clean
+.PHONY: demo test check docs families fuzz kill format clean
 
 demo: $(STAMP)  ## the embedded model, compacted to 60 % or less, into runs/demo
 	$(BIN)/prunetune run demo
@@ -22,6 +22,9 @@ check: $(STAMP)  ## lint, types, layering, tests
 docs: $(STAMP) $(VENV)/.docs  ## the site, into site/: offline, the notebook run, a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 	@echo "site/ is made; to read it with search: $(BIN)/python -m http.server -d site -b 127.0.0.1"
+
+families: $(STAMP)  ## docs/families.md: family x axis x method x engine, from the tests' own lists
+	PYTHONPATH=. $(BIN)/python docs/families.py
 
 fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400): minutes
 	PRUNETUNE_FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz

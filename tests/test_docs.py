@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from tests.tiny import tiny_folder
 from prunetune import errors
 from prunetune.cli.app import COMMANDS, app
 from prunetune.common import plugins
+from prunetune.models.axes import AXES
 from prunetune.models.families import FAMILIES
 from prunetune.recipe.schema import Recipe
 
@@ -148,6 +150,16 @@ def test_every_error_is_told_once():
     assert all(found[name] for name in classes)
     assert ("unknown device", "") in found["UnknownName"]
     assert sum(map(len, found.values())) > 300
+
+
+def test_the_page_of_families_is_as_its_command_makes_it():
+    spec = importlib.util.spec_from_file_location("families_page", ROOT / "docs/families.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs/families.md").read_text() == module.page(), "make families"
+    assert set(module.HELD) >= {"vocabulary", "cpt", "grpo", *AXES}, "a new axis: say in docs/families.py what it cuts"
+    for _, test in (*module.HELD.values(), *module.WRAPPED.values()):
+        assert (ROOT / test).is_file()
 
 
 def test_every_family_is_told():

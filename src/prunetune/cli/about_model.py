@@ -78,8 +78,9 @@ def family_draft(model: str) -> Draft:
         MissingPath: there is no such model. BadCheckpoint: its config is none, or a file is damaged.
     """
     from prunetune.models.families.draft import draft
-    from prunetune.models.families.wrappers import language_of, own_name
+    from prunetune.models.families.wrappers import language_of, own_name, wrapper_of
     from prunetune.models.folders import DEMO_MODEL, config_values, hub_config, read_config
+    from prunetune.models.folders.config import file_values
     from prunetune.models.headers import read_headers
 
     path = DEMO_MODEL if model == "demo" else Path(model).expanduser()
@@ -89,7 +90,11 @@ def family_draft(model: str) -> Draft:
         folder = path if path.is_dir() else hub_config(model)
         config = config_values(folder)
         headers = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
-        sizes = {own_name(n): s.shape for tensors in headers.values() for n, s in tensors.items()}
+        found, wrapper = (
+            {n: s.shape for tensors in headers.values() for n, s in tensors.items()},
+            wrapper_of(file_values(folder)),
+        )
+        sizes = {own_name(n): shape for n, shape in found.items() if not (wrapper and wrapper.is_other(n))}
     full, of_class = _by_class(config)
     return draft(full, sizes or of_class)
 
@@ -161,7 +166,8 @@ def description(
         "train_tokens": tokens,
     }
     lines = [
-        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}",
+        f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}"
+        f"{_inside(config)}",
         f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
         f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
         aligned([(f"  {name:<14}", count(held), f"{held / sizes.original:.1%}") for name, held in parts.items()]),
@@ -234,6 +240,12 @@ def _out_of_reach(target: float, reach: Mapping[str, int], whole: int, vocabular
     lines += [f"  {least / whole:.1%} ({count(least)}) with {names}" for names, least in reach.items()]
     lines.append(f"the vocabulary ({vocabulary / whole:.1%}) can go as far as the task's text does without it")
     return "\n".join(lines)
+
+
+def _inside(config: Mapping[str, Any]) -> str:
+    """That a model is one part of a wrapper, whose class its config still names."""
+    wrapped = [name for name in config.get("architectures") or () if name.endswith("ForConditionalGeneration")]
+    return f"\n  inside a {wrapped[0]}: what it sees with is carried over, and not counted here" if wrapped else ""
 
 
 def taken(sizes: Sizes, last: Ahead) -> dict[str, float]:
