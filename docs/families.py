@@ -14,6 +14,7 @@ from tests.loop.test_families import LOOPED, RECOVERED
 from tests.loop.test_wrappers import GRPO_OF
 from tests.pruning.test_apply import CASES as APPLIED
 from tests.pruning.test_heads import CUT
+from tests.pruning.test_wrappers import HEADS
 from tests.pruning.vocabulary.test_families import CUT as VOCABULARIES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -39,6 +40,7 @@ HELD: dict[str, tuple[list[str], str]] = {
 WRAPPED: dict[str, tuple[list[str], str]] = {
     "layers": (list(WRAPPERS), "tests/pruning/test_wrappers.py"),
     "neurons": (list(WRAPPERS), "tests/pruning/test_wrappers.py"),
+    "heads": (HEADS, "tests/pruning/test_wrappers.py"),
     "cpt": (list(WRAPPERS), "tests/loop/test_wrappers.py"),
     "grpo": (GRPO_OF, "tests/loop/test_wrappers.py"),
 }

@@ -11,7 +11,7 @@ import torch
 from tests.wrapped import FORMS, with_image, wrapped_folder, wrapped_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from prunetune.common.files import read_json
+from prunetune.common.files import read_json, write_json
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families.wrappers import WRAPPERS
 from prunetune.models.folders import model_sha
@@ -99,3 +99,51 @@ def test_layers_that_the_image_comes_in_behind_stay(tmp_path: Path) -> None:
         apply_on_disk(folder, plan_of(folder, (0,)), tmp_path / "out")
     assert "--text-only" in str(e.value.fix)
     apply_on_disk(folder, plan_of(folder, (0,)), tmp_path / "out", text_only=True)
+
+
+HEADS = [name for name in WRAPPERS if name != "qwen2_5_vl"]  # its class takes a head's width from hidden size / heads
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_groups_of_heads_go_from_the_language_model(name: str, tmp_path: Path) -> None:
+    folder = wrapped_folder(tmp_path / "m", name)
+    groups = {layer: ((layer + 1) % 2,) for layer in range(4)}
+    plan = PrunePlan(
+        model_sha=model_sha(folder), depth=4, width=48, sizes={"heads": 2, "query_heads": 2}, drop={"heads": groups}
+    )
+    apply_on_disk(folder, plan, tmp_path / "out")
+    whole, inputs = wrapped_model(name), with_image(name)
+    for layer, (group,) in groups.items():
+        attention: Any = whole.get_submodule(f"model.language_model.layers.{layer}.self_attn")
+        with torch.no_grad():
+            attention.o_proj.weight[:, 16 * group : 16 * group + 16] = 0  # two query heads of eight each
+    cut = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(cut, inputs), logits(whole, inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_heads_that_the_wrappers_class_cannot_do_without_stay(tmp_path: Path) -> None:
+    folder = wrapped_folder(tmp_path / "m", "qwen2_5_vl")
+    drop = {"heads": dict.fromkeys(range(4), (0,))}
+    sizes = {"heads": 2, "query_heads": 2}
+    plan = PrunePlan(model_sha=model_sha(folder), depth=4, width=48, sizes=sizes, drop=drop)
+    with pytest.raises(UnsupportedModel, match="takes a head's width") as e:
+        apply_on_disk(folder, plan, tmp_path / "out")
+    assert "--text-only" in str(e.value.fix) and not (tmp_path / "out").exists()
+    apply_on_disk(folder, plan, tmp_path / "out", text_only=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_attention_heads == 2
+
+
+def test_old_files_without_a_text_config(tmp_path: Path) -> None:
+    """Qwen2.5-VL's first config.json has the language model's keys beside the others."""
+    folder = wrapped_folder(tmp_path / "m", "qwen2_5_vl")
+    config = read_json(folder / "config.json")
+    inner = {k: v for k, v in config.pop("text_config").items() if k not in ("model_type", "rope_parameters", "dtype")}
+    rope = {"rope_theta": 1e4, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    write_json(folder / "config.json", {**inner, **config, **rope})
+    plan, inputs = plan_of(folder, (2,)), with_image("qwen2_5_vl")
+    apply_on_disk(folder, plan, tmp_path / "out")
+    new = read_json(tmp_path / "out" / "config.json")
+    assert "text_config" not in new and new["rope_scaling"] == rope["rope_scaling"]
+    wanted = logits(oracle(AutoModelForImageTextToText.from_pretrained(folder), plan), inputs)
+    cut = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(cut, inputs), wanted, atol=1e-5, rtol=1e-5)

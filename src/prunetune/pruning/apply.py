@@ -145,12 +145,17 @@ def apply_on_disk(
 def _cut_file(
     plan: PrunePlan, family: Family, raw: dict[str, Any], own: PretrainedConfig, *, text_only: bool
 ) -> dict[str, Any]:
-    """config.json of the result. UnsupportedModel: a layer goes that the wrapper adds something of the image behind."""
+    """config.json of the result. UnsupportedModel: the wrapper's class cannot do without what goes."""
     wrapper, resolved = wrapper_of(raw), own.to_dict()
     if wrapper is None:
         return cut_config(plan, family, raw, resolved)
     if text_only:
         return cut_config(plan, family, resolved, resolved) | {"architectures": [class_of(own)]}
+    if not wrapper.own_head_dim and (gone := {"heads", "query_heads"} & set(plan.drop)):
+        raise UnsupportedModel(
+            f"no {wrapper.model_type} has so many {min(gone)}: its class takes a head's width from hidden size / heads",
+            fix="write the language model alone (--text-only), whose class does not",
+        )
     stay = wrapper.early_layers(raw)
     if plan.drop_layers and (first := min(plan.drop_layers)) < stay:
         raise UnsupportedModel(

@@ -27,12 +27,14 @@ class Wrapper:
         others: How the names of all other tensors begin.
         early: A list in `vision_config`: what it taps of the image is added behind as many of the first layers, which
             therefore stay.
+        own_head_dim: A head's width may be another than hidden size / heads; else no heads can go.
     """
 
     model_type: str
     languages: Mapping[str, str]
     others: tuple[str, ...] = ("vision_tower.", "multi_modal_projector.")
     early: str = ""
+    own_head_dim: bool = True
 
     def is_other(self, name: str) -> bool:
         """Whether a tensor belongs to another part than the language model."""
@@ -49,7 +51,7 @@ WRAPPERS: dict[str, Wrapper] = {
     for wrapper in (
         Wrapper("gemma3", {"gemma3_text": "gemma3_text"}),
         Wrapper("mistral3", {"mistral": "mistral", "ministral3": "ministral3"}),
-        Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, ("visual.",)),
+        Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, ("visual.",), own_head_dim=False),
         Wrapper("qwen3_vl", {"qwen3_vl_text": "qwen3"}, ("visual.",), early="deepstack_visual_indexes"),
     )
 }
