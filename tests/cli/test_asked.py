@@ -44,6 +44,14 @@ def test_columns_serve_a_task_whose_rows_have_them(tmp_path, test, taken):
     assert task.get("columns") == ({"question": "frage"} if taken else None)
 
 
+def test_a_share_of_the_accuracy_needs_a_task_and_says_so_in_the_words_of_the_command():
+    with pytest.raises(RecipeError, match="--keep needs a task") as e:
+        mapping_of(Asked(model="demo", data=["demo"], keep="95%"))
+    assert "--task" in str(e.value) and "stop_at" not in str(e.value)
+    found = Recipe.parse(mapping_of(Asked(model="demo", data=["demo"], keep="95%", tasks=["demo"])))
+    assert found.stop_at is not None and found.stop_at.accuracy == 0.95
+
+
 def test_options_win_over_a_recipe_and_leave_the_rest():
     plain, found = (
         Recipe.read("baselines/shortgpt"),

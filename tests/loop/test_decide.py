@@ -18,15 +18,16 @@ from prunetune.loop import round as rounds
 from prunetune.loop.context import prepare
 from prunetune.loop.decide import Case, Decision, decide
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.loop.probe import make_patch
+from prunetune.loop.probe import losses, make_patch
 from prunetune.loop.seek import seek
-from prunetune.loop.verdict import promised, validation
+from prunetune.loop.verdict import hardly_provable, promised, provable, validation
 from prunetune.models.folders import load_config, load_model, resolve_model
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe, StopConfig
-from prunetune.runs.records import StageRecord, Verdict
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import EvalRecord, StageRecord, Verdict
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.target import Sizes
 from prunetune.tasks.registry import build_task
@@ -339,6 +340,45 @@ def test_where_no_problems_are_left_to_decide_that_is_told_before_any_work(tmp_p
     with pytest.raises(OutOfReach, match="no problems are left to decide with"):
         prune_tune_loop(recipe, tmp_path / "run")
     assert not (tmp_path / "run/original/stage.json").exists()
+
+
+def test_what_so_many_problems_can_prove_at_all():
+    """By `kept_share` itself: a model that gives the original's answers proves that share, and no per mille more."""
+    for n in (100, 1000):
+        most, same = provable(n, 2000), [(True, True)] * n
+        assert kept_share(same, most, fresh=2000, confidence=0.96)[1] >= most
+        assert kept_share(same, most + 0.001, fresh=2000, confidence=0.96)[1] < most + 0.001
+    assert provable(100, 2000) < provable(1000, 2000) < 1.0
+
+
+def test_a_share_that_cannot_be_proved_is_told_before_any_try(tmp_path):
+    recipe = tiny_recipe(tmp_path, stop_at={"accuracy": 1.0})
+    context = prepare(recipe, resolve_model(recipe.model), QUIET)
+    told = hardly_provable(context)
+    assert told is not None and "cannot show that 100.0 % of the accuracy are kept" in told
+    perfect = {"task": "sums", "value": 1.0, "metric": "accuracy", "n": 4}
+    with pytest.raises(OutOfReach, match="cannot show") as e:
+        hardly_provable(context, [EvalRecord.model_validate(perfect)])
+    assert "--keep" in str(e.value.fix)
+    easy = dataclasses.replace(context, recipe=tiny_recipe(tmp_path, stop_at={"accuracy": 0.5}))
+    assert hardly_provable(easy, [EvalRecord.model_validate(perfect)]) is None
+
+
+def test_probes_that_share_a_walk_are_near_those_made_one_by_one(tmp_path, by_damage):
+    """The gentlest is what it is by itself, up to rounding; a harsher one is near, and the order is kept."""
+    at, recipe, _ = by_damage
+    context = prepare(recipe, resolve_model(recipe.model), QUIET)
+    with RunFolder.open(at / "out", recipe, context.source) as run:
+        scores = Scores.read(at / "out/decisions/01/scores.safetensors")
+        found = {}
+        for name, groups in {"shared": [[(4, 44), (4, 24)]], "alone": [[(4, 44)], [(4, 24)]]}.items():
+            scratch = run.folder("decisions") / name
+            scratch.mkdir()
+            found[name] = [
+                p.loss for shapes in groups for p in losses(context, run, scratch, context.source, scores, shapes)
+            ]
+    assert found["shared"][0] == pytest.approx(found["alone"][0], abs=2e-3)
+    assert found["shared"][1] == pytest.approx(found["alone"][1], rel=0.02)
 
 
 @pytest.mark.parametrize(

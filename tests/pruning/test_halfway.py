@@ -126,3 +126,31 @@ def test_quick_work_writes_nothing(at: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(halfway, "SECONDS", 5.0)
     state.reached(50, 100, dict)
     assert not state.path.exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("criterion", ["greedy", "contribution"])
+def test_work_of_few_parts_is_divided(criterion: str, seed: int, at: Path) -> None:
+    """Two batches, and four layers: a layer or a batch would be far more than a tenth."""
+    shallow = tiny_model("llama", hidden_size=16, intermediate_size=16, head_dim=4)
+    two = [{k: v.repeat(8, 1) for k, v in batch(i).items()} for i in range(2)]
+
+    def work(**more: Any) -> Any:
+        return score(shallow, two, neuron_criterion=criterion, **more)
+
+    straight = work()
+    found, before, first, total = killed_and_again(work, at / ".scores.half", seed)
+    assert total >= halfway.PARTS
+    assert before - first <= total / halfway.PARTS
+    for name in ("neurons", "layers", "layers_max"):
+        assert torch.equal(getattr(found, name), getattr(straight, name))
+
+
+def test_batches_are_divided_by_rows_in_their_order() -> None:
+    ids = torch.arange(14).view(7, 2)
+    some = [{"input_ids": ids, "attention_mask": ids + 1}]
+    found = halfway.in_parts(some, 3)
+    assert [len(b["input_ids"]) for b in found] == [2, 2, 2, 1]
+    assert all(torch.equal(torch.cat([b[k] for b in found]), v) for k, v in some[0].items())
+    assert halfway.in_parts(some, 1) == some
+    assert len(halfway.in_parts(some, 50)) == 7, "a row is the least"

@@ -34,7 +34,7 @@ def test_the_other_meaning_stays():
         ({"keep": 95}, "accuracy"),
         ({"keep": 0}, "accuracy"),
         ({"keep": "some", "prune": {"target": 0.5}}, "best"),
-        ({"keep": 0.95, "evaluate": {"tasks": []}}, "stop_at needs problems"),
+        ({"keep": 0.95, "evaluate": {"tasks": []}}, "keep .stop_at. needs problems"),
     ],
 )
 def test_what_cannot_be_is_told(said, why):

@@ -94,7 +94,7 @@ def test_nothing_removed_nothing_measured_and_a_promise(tmp_path: Path) -> None:
     kept_ = conclude(
         run_of(tmp_path, result(190, 200), result(180, 200), promise=promise | {"kept": True, "why": "so"})
     )
-    assert (kept_.word, kept_.why) == ("good", "stop_at 95.0 % is kept: so")
+    assert (kept_.word, kept_.why) == ("good", "keep 95.0 %: kept; so")
     weak = conclude(run_of(tmp_path, result(0, 20), result(0, 20), promise=promise | {"kept": True}))
     assert weak.word == "cannot tell", "nothing was kept of nothing"
 

@@ -36,11 +36,11 @@ def test_the_sentence_is_the_records(run) -> None:
 def test_the_sentence_says_why_a_search_ended(run) -> None:
     promise = {"wanted": 0.9, "kept": True, "why": "so"}
     kept = summed(run, promise=promise)
-    assert view(kept).sentence.endswith(". stop_at 90.0 % is kept.")
+    assert view(kept).sentence.endswith(". It keeps 90.0 % of the accuracy, as asked.")
     half = run.original.cost.model_copy(update={"params": run.original.params // 2})
     undone = run.stages[-1].model_copy(update={"cost": half, "verdict": Verdict(accepted=False, why="less")})
     searched = view(replace(kept, stages=(*run.stages, undone))).sentence
-    assert searched.endswith("as small as stop_at 90.0 % allows: the next step tried, to 50.0 %, was undone.")
+    assert searched.endswith("as small as keeps 90.0 % of the accuracy: the next step tried, to 50.0 %, was undone.")
     assert view(summed(run, promise=promise | {"kept": False})).sentence == view(run).sentence
 
 

@@ -74,6 +74,16 @@ def mapping_of(asked: Asked) -> dict[str, Any]:
         value["prompt"] = {**(value.get("prompt") or {}), "template": "chat"}
     for said in asked.sets:
         value = changed(value, said)
+    if (
+        asked.keep is not None
+        and not (value.get("evaluate") or {}).get("tasks")
+        and "task" not in value.get("stop_at", {})
+    ):
+        raise RecipeError(
+            "--keep needs a task: it is a share of the accuracy on its problems",
+            value=asked.keep,
+            fix="--task gsm8k, or your own rows: --task mine=rows.jsonl --verifier number",
+        )
     return value
 
 

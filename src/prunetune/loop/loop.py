@@ -29,7 +29,7 @@ from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
-from prunetune.loop.verdict import validation
+from prunetune.loop.verdict import hardly_provable
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, resolve_model
 from prunetune.recipe.schema import Recipe
@@ -94,12 +94,15 @@ def _told() -> bool:
 
 def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -> None:
     """A word on an original that is useless as a measure, before hours are spent on it."""
-    found = doubts(run.original.evals) if not run.stages and go_on is not _told else []
+    found = list[str]()
+    if not run.stages and go_on is not _told:
+        found = [f"{text}; what this run loses will hardly be told" for text in doubts(run.original.evals)]
+        found += [text for text in [hardly_provable(context, run.original.evals)] if text]
     for text in found:
-        context.watch.line(f"warning: {text}; what this run loses will hardly be told")
+        context.watch.line(f"warning: {text}")
     if found and go_on is not None and not go_on():
         raise Declined(
-            "stopped before any work: the original's accuracy is no measure",
+            "stopped before any work: what is asked can hardly be told",
             value="; ".join(found),
             fix="another task, more problems (--n), its chat template (--set prompt.template=chat), or --yes",
         )
@@ -107,8 +110,7 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
 
 def begin(context: Context, run: RunFolder) -> Case:
     """The untouched model measured, and what the first decision rests on."""
-    if (stop := context.recipe.stop_at) is not None:
-        validation(context.recipe, stop, context.tasks)  # there are problems to decide with
+    hardly_provable(context)  # there are problems to decide with
     first = (run.folder("original") / "stage.json").is_file()
     record = original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
     if context.journal is not None and not first:
@@ -158,7 +160,7 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     write_json(run.path / "summary.json", summary.to_json())
     write_report(run.path)
     if promise := summary.promise:
-        watch.line(f"stop_at {promise.wanted:.0%}: {'kept' if promise.kept else 'NOT kept'}; {promise.why}")
+        watch.line(f"keep {promise.wanted:.0%}: {'kept' if promise.kept else 'NOT kept'}; {promise.why}")
     return summary
 
 

@@ -66,7 +66,7 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
     parts = parts_of(
         context, case.stages, case.cursor, rounds=decision.rounds, share=decision.share, last=decision.last
     )
-    parts = by_time_left(context, timed, parts, decision.share)
+    parts = by_time_left(context, timed, parts, decision.share, pruned)
     key = _recovery_key(context, case, plan, decision)
     origins = tuple(layer_origins(run))
     left = tuple(origins[i] for i in plan.kept_layers)

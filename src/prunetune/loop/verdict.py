@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunetune.common.files import write_json
 from prunetune.common.stats import kept_interval, kept_share, pair
+from prunetune.common.units import percent
 from prunetune.errors import OutOfReach
 from prunetune.evaluation.evaluate import read_samples
 from prunetune.loop.context import Context, free
@@ -21,7 +23,7 @@ from prunetune.loop.measure import answer, samples_of
 from prunetune.models.folders import model_sha
 from prunetune.recipe.schema import Recipe, StopConfig
 from prunetune.runs.folder import RunFolder
-from prunetune.runs.records import Validation, Verdict
+from prunetune.runs.records import EvalRecord, Validation, Verdict
 from prunetune.tasks.registry import Task, TaskConfig, build_task
 
 LOOKS = ((0.1, 0.0), (0.34, 0.01), (1.0, 0.04))
@@ -131,6 +133,44 @@ def validation(recipe: Recipe, stop: StopConfig, tasks: tuple[Task, ...]) -> Tas
             fix="report a part of them (--n 50: the others decide), or name others: stop_at.task",
         )
     return dataclasses.replace(task, name="validation", problems=fresh)
+
+
+def provable(n: int, fresh: int) -> float:
+    """The largest share that n problems can prove: of a model that answers all of them as the original does, rightly.
+
+    A whole per mille, rounded down; 0 if they can prove none.
+    """
+    same, confidence = [(True, True)] * n, 1 - LOOKS[-1][1]
+    shares = (i / 1000 for i in range(1000, 0, -1))
+    return next((w for w in shares if kept_share(same, w, fresh=fresh, confidence=confidence)[1] >= w), 0.0)
+
+
+def hardly_provable(context: Context, evals: Sequence[EvalRecord] = ()) -> str | None:
+    """Why a share is more than the problems that decide can prove, unless the smaller model is the better one.
+
+    Args:
+        context: The run.
+        evals: The original's figures, once they are known.
+
+    Raises:
+        OutOfReach: There are no problems to decide with; or none on which a smaller model could be better.
+    """
+    stop = context.recipe.stop_at
+    if stop is None:
+        return None
+    n = len(validation(context.recipe, stop, context.tasks).problems)
+    if stop.accuracy <= (most := provable(n, stop.fresh)):
+        return None
+    why = f"{n:,} problems cannot show that {percent(stop.accuracy)} of the accuracy are kept"
+    told = f"a model that answers all of them as the original does is shown to keep {percent(most)}"
+    if any(e.is_share and e.value == 1 for e in evals):
+        raise OutOfReach(
+            why,
+            value=f"{told}; the original solves all that were asked, so that none can be better",
+            valid=f"at most {percent(most)}",
+            fix=f"--keep {percent(math.floor(100 * most) / 100)}, or more problems that decide",
+        )
+    return f"{why}: {told}, so that only a better one would stand"
 
 
 def _validate(context: Context, task: Task, model: PreTrainedModel, sha: str, at: Path) -> dict[str, bool]:

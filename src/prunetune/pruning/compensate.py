@@ -28,29 +28,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunetune.common.device import native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.blocks.fold import fold_blocks
-from prunetune.pruning.cut import check_shape, cut_tensor
+from prunetune.pruning.cut import check_shape
+from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
-from prunetune.pruning.tap import Tap, added, adds, at_real
+from prunetune.pruning.tap import Tap, adds, at_real
 
 __all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 TARGETS = ("auto", "layer", "stream")
-MEMORY = 2 << 30
-"""Bytes of activations that are held so that a layer need not be run twice."""
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -138,10 +136,10 @@ def _compensate(
         if kept and not intact:
             start = next((f.ridge for f in reversed(fits) if f.ridge and not f.readout), None)
             found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
-            patch = _patch(one, source, plan, layer, found)
+            patch = patch_of(one, source, plan, layer, found)
             tensors |= patch
             fits.append(LayerFit(layer, found.ridge, found.before, found.after))
-            _cut(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, patch)
+            cut_layer(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, patch)
             if layer != plan.kept_layers[-1]:
                 hidden = [h.whole(one, source) for h in halves]
         elif kept and layer != plan.kept_layers[-1]:
@@ -194,29 +192,6 @@ class _Streams:
     calibration: int
 
 
-@dataclass(frozen=True)
-class _Half:
-    """A batch at a layer whose `down_proj` is about to change: what does not change is not computed again.
-
-    Attributes:
-        hidden: The layer's input.
-        mask: Its real places.
-        rest: The layer's output without the FFN's part; None: to be computed again.
-        kept: The activations that stay.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    rest: Tensor | None
-    kept: Tensor | None
-
-    def whole(self, one: OneLayer, source: LayerSource) -> Float[Tensor, "batch places hidden"]:
-        """The output of the layer as it is now: cut and patched."""
-        if self.rest is None or self.kept is None:
-            return forward(one, self.hidden, self.mask)
-        return added(one, source, self.rest, one.block.get_submodule(source.family.down)(self.kept))
-
-
 def _fit(
     one: OneLayer,
     source: LayerSource,
@@ -226,19 +201,19 @@ def _fit(
     *,
     ridges: Sequence[float],
     start: float | None,
-) -> tuple[Fold, list[_Half]]:
+) -> tuple[Fold, list[Half]]:
     """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from."""
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     scale = source.family.number(source.family.residual_scale, source.config)  # of what the FFN adds to the stream
-    apart, left, halves = adds(one, source, layer, streams.hidden[-1]), MEMORY, list[_Half]()
+    apart, left, halves = adds(one, source, layer, streams.hidden[-1]), MEMORY, list[Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         lost = tap.down.weight.float()[:, gone].T
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[1], source.device) for _ in range(2)]
         for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
             seen = tap.run(hidden, real)
-            stay = seen.a.index_select(-1, kept)
+            stay = columns(seen.a, kept)
             with native_products(seen.a):
                 missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
             missing = seen.weighted(missing)
@@ -246,12 +221,11 @@ def _fit(
                 missing += (at_real(streams.truth[i], real).float() - at_real(seen.out, real).float()) / scale
             features = seen.weighted(at_real(stay, real))
             if tap.down.bias is not None:
-                one_more = torch.ones_like(features[:, :1]) if seen.weight is None else seen.weight
-                features = torch.cat([features, one_more], dim=1)
+                features = with_one(features, seen.weight)
             sums[i >= streams.calibration].update(features, missing, seen.weighted(seen.y))
             left -= stay.nbytes + hidden.nbytes
             again = left < 0 or not apart
-            halves.append(_Half(hidden, real, None if again else seen.rest, None if again else stay))
+            halves.append(Half(hidden, real, None if again else seen.rest, None if again else stay))
     return fold(sums[0].finish(), sums[1].finish(), ridges, start), halves
 
 
@@ -277,30 +251,3 @@ def _fold_blocks(
         if not is_finite(tensor):
             raise broken_weights(f"layer {layer}'s patch", name, tensor)
     return tensors, [LayerFit(layer, f.found.ridge, f.found.before, f.found.after, f.readout) for f in folded]
-
-
-def _patch(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:
-    """The changed tensors of a layer by their names in the source, of the cut shape and the source's dtype."""
-    if found.change is None:
-        return {}
-    down: Any = one.block.get_submodule(source.family.down)
-    kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
-    change = found.change
-    changed = {"weight": down.weight[:, kept].to(change) + change[:, : len(kept)]}
-    if down.bias is not None:
-        changed["bias"] = down.bias.to(change) + change[:, -1]
-    named = {source.names[layer][f"{source.family.down}.{k}"]: v for k, v in changed.items()}
-    stored = {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
-    for name, tensor in stored.items():
-        if not is_finite(tensor):
-            raise broken_weights(f"layer {layer}'s patch", name, tensor)
-    return stored
-
-
-def _cut(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:
-    """Cut and patch the layer in hand, with the function that surgery cuts with."""
-    for suffix, tensor in list(one.block.named_parameters()):
-        new = cut_tensor(plan, patch, source.family, source.names[layer][suffix], tensor)
-        if new is not None and new is not tensor:
-            module, _, name = suffix.rpartition(".")
-            setattr(one.block.get_submodule(module), name, nn.Parameter(new, requires_grad=False))

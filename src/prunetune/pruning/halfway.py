@@ -6,8 +6,9 @@
         ...
         at.reached(part + 1, parts, lambda: {"hidden": hidden, ...})
 
-Saved whenever a tenth of the parts are done since the last time, and some seconds have passed: quick work writes
-nothing. Whoever ends the stage calls `clear`.
+Saved whenever a twentieth of the parts are done since the last time, and some seconds have passed: quick work writes
+nothing. With ten parts or more a kill loses a tenth at most; `in_parts` makes more of few batches. Whoever ends the
+stage calls `clear`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,37 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunetune.common.files import json_sha, remove, replacing
 
 SECONDS = 5.0
 """Not more often than this."""
-SHARE = 10
-"""Parts of the work in which it is saved."""
+SHARE = 20
+"""It is saved so many times at most."""
+PARTS = 10
+"""Work has so many parts at least, if it can be divided."""
+
+
+def in_parts(batches: Sequence[dict[str, Tensor]], parts: int = PARTS) -> list[dict[str, Tensor]]:
+    """The batches, or, where there are fewer than `parts`, their rows in as many or a few more: in the same order."""
+    if len(batches) >= parts:
+        return list(batches)
+    each = math.ceil(parts / max(1, len(batches)))
+    found = []
+    for batch in batches:
+        rows = max(1, len(next(iter(batch.values()))) // each)
+        columns = {name: values.split(rows) for name, values in batch.items()}
+        found += [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
+    return found
 
 
 @dataclass
@@ -45,12 +63,16 @@ class Halfway:
     _last: int = field(default=0, init=False)
     _time: float = field(default_factory=time.monotonic, init=False)
 
+    @property
+    def _sha(self) -> str:
+        return json_sha([PARTS, SHARE, self.key])  # how the work is divided
+
     def found(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The state that an earlier start left, its tensors on the device; None if there is none, or none of this."""
         try:
             head, _, body = self.path.read_bytes().partition(b"\n")
             note = json.loads(head)
-            if note != {"key": json_sha(self.key), "sha": hashlib.sha256(body).hexdigest(), "done": note["done"]}:
+            if note != {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": note["done"]}:
                 return None
             self._last = int(note["done"])
             state: dict[str, Any] = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
@@ -58,21 +80,23 @@ class Halfway:
             return None
         return state
 
-    def reached(self, done: int, total: int, state: Callable[[], dict[str, Any]]) -> None:
+    def reached(self, done: int, total: int, state: Callable[[], dict[str, Any]], *, result: bool = False) -> None:
         """Save, if it is time to.
 
         Args:
             done: Parts that are done.
-            total: Parts in all; the last one is not saved, for its result is.
+            total: Parts in all; the last one is not saved where its result is.
             state: What to go on from: tensors, numbers, text, in lists and dicts.
+            result: Whether the state is all that there is of the result, so that the last part is saved too.
         """
         now = time.monotonic()
-        if done >= total or (done - self._last) * SHARE < total or now - self._time < SECONDS:
+        due = result if done >= total else (done - self._last) * SHARE >= total
+        if not due or now - self._time < SECONDS:
             return
         buffer = io.BytesIO()
         torch.save(state(), buffer)
         body = buffer.getvalue()
-        head = {"key": json_sha(self.key), "sha": hashlib.sha256(body).hexdigest(), "done": done}
+        head = {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": done}
         with replacing(self.path) as tmp, tmp.open("wb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             file.write(body)

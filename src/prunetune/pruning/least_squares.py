@@ -30,10 +30,12 @@ BLOCK = 512
 class Gram:
     """C = E[x x^T] over tokens, in memory that does not grow with the number of tokens."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, width: int, device: torch.device | str = "cpu", total: Tensor | None = None, tokens: int = 0
+    ) -> None:
         kind = sum_dtype(width, torch.device(device).type)
-        self.total = torch.zeros(width, width, dtype=kind, device=device)
-        self.tokens = 0
+        self.total = torch.zeros(width, width, dtype=kind, device=device) if total is None else total
+        self.tokens = tokens
 
     def update(self, x: Float[Tensor, "tokens width"]) -> None:
         """Add a batch of tokens. Products are summed in fp32 at least; bf16 is multiplied as it is."""

@@ -6,7 +6,10 @@ the size of the model. The same pass tells how much each layer changes the resid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +23,8 @@ from prunetune.models.axes import shape_of
 from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockMoments
 from prunetune.pruning.criteria import Criterion, layer_criterion
-from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.layerwise import LayerSource, embed, one_layer, open_source
+from prunetune.pruning.halfway import PARTS, Halfway, in_parts
+from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
 from prunetune.pruning.tap import Tap, at_real
@@ -74,35 +77,74 @@ def rank(
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
     """
     source = open_source(model, device=device, dtype=dtype, quick=True)
-    masks, change_of = _masks(source, batches), layer_criterion(layers_by)
+    batches = in_parts(batches, math.ceil(PARTS / source.depth))
     asked, values = own_axes(more), source.config.to_dict()
+    walk = _Walk(source, _masks(source, batches), layer_criterion(layers_by), progress)
     shape, eps = shape_of(values), float(values.get("rms_norm_eps") or 0)
     state = (halfway.found(source.device) if halfway else None) or _start(source, batches)
-    hidden, scores, others = state["hidden"], state["scores"], state["others"]
-    changes = [LayerChange(change_of, *seen) for seen in state["changes"]]
+    scores, others = state["scores"], state["others"]
     for layer in range(len(scores), source.depth):
-        one, change = one_layer(source, layer), LayerChange(change_of)
-        gram = Gram(source.config.intermediate_size, source.device)
-        blocks = BlockMoments(one.block, asked, source.family, eps)
-        with torch.no_grad(), torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap, blocks:
-            for i, real in enumerate(masks):
-                if progress:
-                    progress(layer * len(masks) + i, source.depth * len(masks))
+        one = one_layer(source, layer)
+        with BlockMoments(one.block, asked, source.family, eps) as blocks:
+            gram, change = walk.through(one, layer, state, None if asked else halfway, blocks.update)
+        scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float())
+        others.append(blocks.scores(chosen, shape, layer, seed) if asked else {})
+        state["changes"].append(change.sums())
+        if progress:
+            progress((layer + 1) * len(walk.masks), walk.total)
+        if halfway and (asked or not walk.shallow):
+            halfway.reached(layer + 1, source.depth, state.copy)
+    found = {axis.name: torch.stack([each[axis.name].cpu() for each in others]) for axis in asked}
+    changes = [LayerChange(walk.change_of, *seen) for seen in state["changes"]]
+    return Ranked(torch.stack([s.cpu() for s in scores]), changes, found)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What every layer is run with."""
+
+    source: LayerSource
+    masks: list[Tensor]
+    change_of: Callable[[Tensor, Tensor], Tensor]
+    progress: Callable[[int, int], None] | None
+
+    @property
+    def total(self) -> int:
+        """Batches in all layers."""
+        return self.source.depth * len(self.masks)
+
+    @property
+    def shallow(self) -> bool:
+        """Whether a layer is too large a part to lose to a kill."""
+        return self.source.depth < PARTS
+
+    @torch.no_grad()
+    def through(
+        self,
+        one: OneLayer,
+        layer: int,
+        state: dict[str, Any],
+        halfway: Halfway | None,
+        seen_by: Callable[[Tensor], None],
+    ) -> tuple[Gram, LayerChange]:
+        """Run one layer over all batches; `state["hidden"]` is its input, and its output afterwards."""
+        source, hidden = self.source, state["hidden"]
+        change = LayerChange(self.change_of, *state.pop("change", ()))
+        gram = Gram(source.config.intermediate_size, source.device, *state.pop("gram", ()))
+        with torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
+            for i in range(state.pop("batch", 0), len(self.masks)):
+                real, done = self.masks[i], layer * len(self.masks) + i
+                if self.progress:
+                    self.progress(done, self.total)
                 seen = tap.run(hidden[i], real)
                 gram.update(seen.weighted(at_real(seen.a, real)))
-                blocks.update(real)
+                seen_by(real)
                 change.update(at_real(hidden[i], real), at_real(seen.out, real))
                 hidden[i] = seen.out
-            scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float())
-            others.append(blocks.scores(chosen, shape, layer, seed) if asked else {})
-        changes.append(change)
-        if progress:
-            progress((layer + 1) * len(masks), source.depth * len(masks))
-        if halfway:
-            now = {"hidden": hidden, "scores": scores, "changes": [c.sums() for c in changes], "others": others}
-            halfway.reached(layer + 1, source.depth, now.copy)
-    found = {axis.name: torch.stack([each[axis.name].cpu() for each in others]) for axis in asked}
-    return Ranked(torch.stack([s.cpu() for s in scores]), changes, found)
+                if halfway and self.shallow:
+                    now = {"gram": (gram.total, gram.tokens), "change": change.sums(), "batch": i + 1}
+                    halfway.reached(done + 1, self.total, partial(dict, state, **now))
+        return gram, change
 
 
 def _masks(source: LayerSource, batches: Sequence[Batch]) -> list[Tensor]:

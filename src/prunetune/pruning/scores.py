@@ -37,7 +37,7 @@ from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockWalk
 from prunetune.pruning.criteria import Criterion, blockwise, criterion, layer_criterion
 from prunetune.pruning.gradients import backward_by_layer
-from prunetune.pruning.halfway import Halfway
+from prunetune.pruning.halfway import Halfway, in_parts
 from prunetune.pruning.ranking import rank
 from prunetune.pruning.statistics import (
     LayerChange,
@@ -228,7 +228,7 @@ class _Walk:
     def run(
         self, batches: Sequence[Batch], progress: Callable[[int, int], None] | None, halfway: Halfway | None = None
     ) -> None:
-        before = self._restore(halfway.found(self.model.device)) if halfway else 0
+        before, batches = self._restore(halfway.found(self.model.device)) if halfway else 0, in_parts(batches)
         with ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
                 for handle in self._hooks(i, layer):

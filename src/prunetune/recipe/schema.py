@@ -204,17 +204,19 @@ class Recipe(_Config):
         if late and len(late) == len(self.recover):
             raise ValueError("when: last leaves the other rounds without recovery: one method must run in every round")
         if late and (self.prune.by_threshold or self.stop_at):
-            raise ValueError("when: last needs a round that is known to be the last: a target, and no stop_at")
+            raise ValueError("when: last needs a round that is known to be the last: a target, and no keep (stop_at)")
         if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
             )
         check_traces(self.data, self.score.data, self.recover, self.protect.data if self.protect else ())
         if self.within and (self.stop_at or self.control != "none" or self.prune.by_threshold):
-            raise ValueError("a budget of time goes neither with stop_at, nor with a control, nor with thresholds")
+            raise ValueError(
+                "a budget of time goes neither with keep (stop_at), nor with a control, nor with thresholds"
+            )
         if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
             raise ValueError(
-                "stop_at needs problems to decide with: stop_at.task, or a task with a verifier under evaluate"
+                "keep (stop_at) needs problems to decide with: a task with a verifier under evaluate, or stop_at.task"
             )
         return self
 

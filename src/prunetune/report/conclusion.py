@@ -134,7 +134,7 @@ def _judge(run: RunRecord, original: StageRecord, final: StageRecord) -> tuple[W
             return "cannot tell", *found
     check = f"prunetune check {run.path}"
     if promise is not None and promise.kept:
-        return "good", f"stop_at {human.percent(promise.wanted)} is kept: {promise.why}", check
+        return "good", f"keep {human.percent(promise.wanted)}: kept; {promise.why}", check
     told = " and ".join(f"{k.text()} of the accuracy on {k.task}" for k in shares) + " kept"
     if all(k.low >= GOOD for k in shares):
         return "good", told, check

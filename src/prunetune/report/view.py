@@ -119,7 +119,7 @@ def _notes(run: RunRecord) -> tuple[str, ...]:
     notes = []
     if promise is not None:
         wanted = human.percent(promise.wanted)
-        notes.append(f"stop_at {wanted}: {'kept' if promise.kept else 'not kept'}. {promise.why}.")
+        notes.append(f"keep {wanted}: {'kept' if promise.kept else 'not kept'}. {promise.why}.")
     notes += [f"{s.name}: {s.decision}." for s in run.stages if s.decision]
     notes += [f"{s.name} was undone: {s.why}." for s in run.stages if not s.accepted]
     notes += _collapses(run)
@@ -183,9 +183,9 @@ def _stopped(run: RunRecord) -> str:
         return ""
     wanted = human.percent(promise.wanted)
     if last.accepted:
-        return f" stop_at {wanted} is kept."
+        return f" It keeps {wanted} of the accuracy, as asked."
     tried = human.percent(human.ratio(last.params, params_of(run.original)))
-    return f" It is as small as stop_at {wanted} allows: the next step tried, to {tried}, was undone."
+    return f" It is as small as keeps {wanted} of the accuracy: the next step tried, to {tried}, was undone."
 
 
 def _facts(run: RunRecord) -> tuple[tuple[str, str, str], ...]:

@@ -136,13 +136,22 @@ def test_the_clock_counts_earlier_starts_and_what_comes_after() -> None:
 def test_a_run_recovers_for_what_is_left_and_goes_on_with_its_plan(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Planned by one pace, and by that which is timed again just before recovery: half as fast, half the tokens."""
     recipe = tiny_recipe(place, within=400, budget="damage", prune={"target": 0.8, "align": 4, "rounds": 1})
-    slow = dataclasses.replace(PACE, tune=(Tuning(each=0.2, beside=1.0, tokens_a_sample=20.0),))
-    monkeypatch.setattr(module, "measured", lambda context: slow)
+    planned = dataclasses.replace(PACE, tune=(Tuning(each=0.1, beside=1.0, tokens_a_sample=20.0),))
+    timed = list[Path]()
+
+    def again_timed(context: Context, place: int, method: Any, model: Path, at: Path, kept: Any) -> Tuning:
+        timed.append(model)
+        return Tuning(each=0.2, beside=1.0, tokens_a_sample=20.0)
+
+    monkeypatch.setattr(module, "measured", lambda context: planned)
+    monkeypatch.setattr(module, "tuning", again_timed)
     monkeypatch.setattr("prunetune.loop.pacing.clock.process_began", time.monotonic)
     summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
     (tuned,) = summary.stages[0].tune
     assert 900 < (tuned.tokens or 0) < 1.25 * 400 / 0.2  # what is left of 400 s, a fifth of a second each
+    assert [p.name for p in timed] == ["pruned"]
     assert (tmp_path / "out" / ".time.json").is_file()
     monkeypatch.setattr(module, "measured", lambda context: pytest.fail("measured again"))
     again = prune_tune_loop(recipe, tmp_path / "out", QUIET)

@@ -140,7 +140,7 @@ def measured(context: Context) -> Pace:
         step()
         tune = []
         for i, method in enumerate(methods):
-            tune.append(_tuning(context, i, method, cut, Path(at) / f"tune-{i}", tuple(plan.kept_layers)))
+            tune.append(tuning(context, i, method, cut, Path(at) / f"tune-{i}", tuple(plan.kept_layers)))
             step()
     untimed = [t.name for t in context.tasks if t.name not in found.ask]
     untimed += [m.type for m, t in zip(methods, tune, strict=True) if t is None]
@@ -292,10 +292,19 @@ def _latency(model: PreTrainedModel) -> float:
     return total
 
 
-def _tuning(
+def tuning(
     context: Context, place: int, method: TuneConfig, model: Path, at: Path, kept: tuple[int, ...]
 ) -> Tuning | None:
-    """A few optimiser steps, by a job like the run's; None for a method whose steps are too long to be timed (grpo)."""
+    """A few optimiser steps, by a job like the run's; None for a method whose steps are too long to be timed (grpo).
+
+    Args:
+        context: The run.
+        place: Of the method in the recipe.
+        method: With the settings that it trains with.
+        model: A folder of the shape that is trained.
+        at: A folder that does not exist yet; what is left in it is of no use.
+        kept: The original's layers that the model has.
+    """
     if method.type == "grpo":
         return None
     stream = context.own.get(place, context.stream)

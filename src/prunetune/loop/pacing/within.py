@@ -1,7 +1,7 @@
 """A run within a time: what of it fits is planned from the measured pace, and each recovery from what time is left.
 
     context = within(context, run)                 # the recipe as it fits, told; the same when the run goes on
-    parts = by_time_left(context, timed, parts, share)     # a round's recovery, as the clock has it
+    parts = by_time_left(context, timed, parts, share, pruned)     # a round's recovery, as the clock has it
 
 Recovery is what fills the time: its tokens are what is left over. Where even the least of them do not fit, fewer
 problems are asked, then no latency is measured, nothing is probed, and fewer sequences are scored; then it is refused.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from prunetune.errors import OutOfReach
 from prunetune.loop.context import Context
 from prunetune.loop.pacing.clock import Clock
 from prunetune.loop.pacing.minutes import Minutes, minutes, tokens_of
-from prunetune.loop.pacing.pace import Pace, measured
+from prunetune.loop.pacing.pace import Pace, measured, tuning
 from prunetune.loop.shares import Part
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed
@@ -208,23 +209,37 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
     )
 
 
-def by_time_left(context: Context, timed: Timed, parts: Sequence[Part], share: float | None) -> list[Part]:
-    """A round's recovery by the time that is left; decided once, and kept in the round's folder."""
+def by_time_left(
+    context: Context, timed: Timed, parts: Sequence[Part], share: float | None, pruned: Path
+) -> list[Part]:
+    """A round's recovery by the time that is left; decided once, and kept in the round's folder.
+
+    A few steps of each method are timed again, now and on the model that is trained: its learning rate falls over the
+    tokens that it is given, so that they must be those that it can reach.
+
+    Args:
+        context: The run.
+        timed: The round's folder.
+        parts: What each method may take.
+        share: Of the time that is left, this round's; None: all.
+        pruned: Folder of the cut model.
+    """
     clock = context.clock
     if clock is None or not parts:
         return list(parts)
 
     def make(tmp: Path) -> None:
+        each = [_each(context, clock, part, pruned) for part in parts]
         whole, found = clock.left() * (1.0 if share is None else share), []
         fixed = {p.place: min(_own_seconds(clock, p), whole / len(parts)) for p in parts if isinstance(p.method, Local)}
         seconds = (whole - sum(fixed.values())) / max(1, len(parts) - len(fixed))
-        for part in parts:
+        for part, pace in zip(parts, each, strict=True):
             if part.place in fixed:
                 found.append([part.tokens, LATE * max(1.0, fixed[part.place])])
                 continue
-            fits = round(seconds / clock.each[part.place] / part.method.epochs)
+            fits = round(seconds / pace / part.method.epochs)
             tokens = max(1, clock.least[part.place] // part.method.epochs, min(fits, 2 * (part.tokens or fits)))
-            found.append([tokens, LATE * max(seconds, clock.least[part.place] * clock.each[part.place])])
+            found.append([tokens, LATE * max(seconds, clock.least[part.place] * pace)])
         write_json(tmp, found)
 
     decided = read_json(once(timed.at / PLAN, {"parts": [p.tokens for p in parts]}, make))
@@ -241,3 +256,12 @@ def _own_seconds(clock: Clock, part: Part) -> float:
     a_sample = clock.least[part.place] / (LEAST_STEPS * part.method.batch_size)
     tokens = part.tokens or (part.samples or 0) * a_sample or float("inf")
     return clock.each[part.place] * part.method.trained(tokens, a_sample)
+
+
+def _each(context: Context, clock: Clock, part: Part, pruned: Path) -> float:
+    """Seconds a token of a method, as it is now; of one with an amount of its own as it was."""
+    if isinstance(part.method, Local):
+        return clock.each[part.place]
+    with context.watch.bar("time this machine"), tempfile.TemporaryDirectory(prefix="prunetune-pace-") as at:
+        found = tuning(context, part.place, part.method, pruned, Path(at) / "tune", ())
+    return found.each if found else clock.each[part.place]

@@ -1,0 +1,142 @@
+"""Patches of several plans that take neurons alone, from one walk: good enough to compare cuts with, not to cut with.
+
+    for each layer, in order:
+        run it whole on the input that the first plan's layers before it give; gather all of C = E[a a^T], once
+        every plan's least squares are parts of C: solve them all
+        the first plan's output is the next layer's input
+
+So the first plan gets what `compensate` gives, up to rounding; the others, which should take more, get the moments of a
+stream that is hurt a little less than theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunetune.errors import PlanError
+from prunetune.pruning.cut import check_shape
+from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
+from prunetune.pruning.halfway import Halfway
+from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, one_layer, open_source
+from prunetune.pruning.least_squares import Fold, Gram, Residue, fold
+from prunetune.pruning.plan import PrunePlan
+from prunetune.pruning.tap import Tap, adds, at_real
+
+Batch = dict[str, Tensor]
+
+
+def together(
+    model: PreTrainedModel | Path,
+    plans: Sequence[PrunePlan],
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch],
+    ridges: Sequence[float],
+    progress: Callable[[int, int], None] | None = None,
+    halfway: Halfway | None = None,
+) -> list[dict[str, Tensor]]:
+    """Replacement tensors for each plan, by their names in the source.
+
+    Args:
+        model: The model that the plans are for, or its folder.
+        plans: Each takes neurons and nothing else; the one that takes least first.
+        batches: Calibration: {input_ids, attention_mask}; padded places never count.
+        held_out: Batches that choose the ridge; not among the calibration.
+        ridges: To choose from, relative to the mean of C_kk's diagonal.
+        progress: Called with (layers done, layers in all).
+        halfway: Where an earlier start may have left off, and where this one may. The result stays there too.
+
+    Raises:
+        PlanError: A plan does not fit the model, or takes other units. NotFinite: A layer's activations overflow.
+    """
+    source = open_source(model, quick=True)
+    for plan in plans:
+        check_shape(plan, source.config.to_dict())
+        if plan.drop_layers or plan.drop:
+            raise PlanError("one walk folds several plans only if they take neurons alone", value=plan.new_shape)
+    every = [*batches, *held_out]
+    masks = [b["attention_mask"].bool().to(source.device) for b in every]
+    state = halfway.found(source.device) if halfway else None
+    if state is None:
+        hidden = embed(source, [b["input_ids"] for b in every])
+        state = {"hidden": hidden, "found": [{} for _ in plans], "ridges": [None for _ in plans], "next": 0}
+    hidden, found, start = state["hidden"], [_cpu(tensors) for tensors in state["found"]], state["ridges"]
+    with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+        for layer in range(state["next"], source.depth):
+            one, last = one_layer(source, layer), layer == source.depth - 1
+            moments, halves = _gather(one, source, plans[0], layer, hidden, masks, len(batches))
+            fits = [_solve(one, source, p, layer, moments, ridges, r) for p, r in zip(plans, start, strict=True)]
+            start = [fit.ridge or before for fit, before in zip(fits, start, strict=True)]
+            patches = [patch_of(one, source, p, layer, fit) for p, fit in zip(plans, fits, strict=True)]
+            found = [tensors | patch for tensors, patch in zip(found, patches, strict=True)]
+            cut_layer(one, source, plans[0], layer, patches[0])
+            hidden = [] if last else [half.whole(one, source) for half in halves]
+            if progress:
+                progress(layer + 1, source.depth)
+            if halfway:
+                now = {"hidden": hidden, "found": found, "ridges": start, "next": layer + 1}
+                halfway.reached(layer + 1, source.depth, partial(dict, now), result=True)
+    return found
+
+
+def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _gather(
+    one: OneLayer,
+    source: LayerSource,
+    plan: PrunePlan,
+    layer: int,
+    hidden: list[Tensor],
+    masks: list[Tensor],
+    calibration: int,
+) -> tuple[list[Float[Tensor, "n n"]], list[Half]]:
+    """C over both sets of tokens, with a last row for a bias if there is one; what the next layer can start from."""
+    kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
+    apart, left, halves = adds(one, source, layer, hidden[-1]), MEMORY, list[Half]()
+    with Tap(one, source, layer, apart=apart) as tap:
+        bias = tap.down.bias is not None
+        grams = [Gram(source.config.intermediate_size + bias, source.device) for _ in range(2)]
+        for i, (x, real) in enumerate(zip(hidden, masks, strict=True)):
+            seen = tap.run(x, real)
+            features = seen.weighted(at_real(seen.a, real))
+            grams[i >= calibration].update(with_one(features, seen.weight) if bias else features)
+            stay = columns(seen.a, kept)
+            left -= stay.nbytes + x.nbytes
+            again = left < 0 or not apart
+            halves.append(Half(x, real, None if again else seen.rest, None if again else stay))
+    return [gram.finish().float() for gram in grams], halves
+
+
+def _solve(
+    one: OneLayer,
+    source: LayerSource,
+    plan: PrunePlan,
+    layer: int,
+    moments: list[Float[Tensor, "n n"]],
+    ridges: Sequence[float],
+    start: float | None,
+) -> Fold:
+    down: Any = one.block.get_submodule(source.family.down)
+    kept = [*plan.kept("neurons", layer), *([plan.width] if down.bias is not None else [])]
+    stay = torch.tensor(kept, device=source.device)
+    gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
+    lost = down.weight.float()[:, gone]
+    calibration, held_out = (_residue(c, lost, stay, gone) for c in moments)
+    return fold(calibration, held_out, ridges, start)
+
+
+def _residue(c: Float[Tensor, "n n"], lost: Float[Tensor, "hidden gone"], stay: Tensor, gone: Tensor) -> Residue:
+    """What one plan's kept neurons are asked to make up for; errors are relative to that of plain pruning."""
+    rows = c[gone]
+    missing = float(((lost @ rows[:, gone]) * lost).sum())
+    return Residue(c[stay][:, stay], lost @ rows[:, stay], missing, missing, 0)
