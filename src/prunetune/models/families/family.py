@@ -101,7 +101,9 @@ class Family:
             if there is one; 0: all see the window; None: only the class knows.
         period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
             or has no rotary embedding. 0: they read each layer's kind, or all are alike. A model keeps its meaning
-            there only if layers go in whole periods (method, section 9).
+            there only if layers go in whole periods (method, section 9). Sources: the config classes of transformers
+            5.23 (which tests/models/test_families.py asks) and `set_swa_pattern` in llama.cpp, 4 for olmo3, exaone4 and
+            cohere2.
         special: The config list that says which layers those are, and its value for them.
         special_means: What makes them special, in words.
     """
