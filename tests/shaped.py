@@ -6,7 +6,7 @@ SHAPED = (
     "prunetune.pruning.statistics", "prunetune.pruning.scores", "prunetune.pruning.ranking", "prunetune.pruning.tap",
     "prunetune.pruning.blocks", "prunetune.pruning.folding", "prunetune.pruning.apply", "prunetune.pruning.cut", "prunetune.pruning.least_squares",
     "prunetune.pruning.layerwise", "prunetune.pruning.compensate", "prunetune.pruning.gradients", "prunetune.models.head_loss", "prunetune.models.head",
-    "prunetune.tune.training.kl", "prunetune.baselines.slicegpt",
+    "prunetune.tune.training.kl", "prunetune.baselines.slicegpt", "prunetune.evaluation.weight_only",
 )  # fmt: skip
 
 UNCHECKED = ("prunetune.baselines.sliced",)

@@ -122,3 +122,21 @@ def test_init_writes_the_recipe_that_run_would_use(tmp_path: Path, capsys):
     )
     code, _, said = call(capsys, "init", tmp_path / "x.yaml", *options, "--set", "scor.samples=3")
     assert code == 2 and "unknown key 'scor'" in said and not (tmp_path / "x.yaml").exists()
+
+
+def test_a_ladder_takes_the_place_of_a_recipes_own_target():
+    found = Recipe.parse(mapping_of(Asked(model="demo", data=["demo"], ladder="80%,0.6")))
+    assert (found.prune.ladder, found.prune.target) == ([0.8, 0.6], 0.6)
+    shipped = Recipe.parse(mapping_of(Asked(recipe="demo", ladder="0.8,0.6", rivals=["int8", "int4", "int8"])))
+    assert (shipped.prune.ladder, shipped.prune.target) == ([0.8, 0.6], 0.6)
+    assert shipped.evaluate.rivals == ["int8", "int4"] and shipped.evaluate.tasks
+    with pytest.raises(RecipeError, match=r"ends at 0\.6, but the target is 0\.5"):
+        Recipe.parse(mapping_of(Asked(recipe="demo", ladder="0.8,0.6", target="0.5")))
+    with pytest.raises(RecipeError, match="--ladder: a ladder falls"):
+        mapping_of(Asked(recipe="demo", ladder="0.6,0.8"))
+
+
+def test_keep_with_a_ladder_is_no_search():
+    value = mapping_of(Asked(recipe="demo", ladder="0.8,0.6", keep="95%"))
+    found = Recipe.parse(value)
+    assert not found.searches and found.stop_at.accuracy == 0.95 and found.prune.target == 0.6

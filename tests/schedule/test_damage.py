@@ -8,7 +8,6 @@ from prunetune.schedule.damage import (
     Probe,
     damages,
     equal_damage,
-    path,
     places,
     rounds_for,
     step_to,
@@ -16,6 +15,7 @@ from prunetune.schedule.damage import (
 )
 from prunetune.schedule.steps import Step
 from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
+from prunetune.schedule.way import path
 
 # 1000 outside the layers, 10 layers of 200 + 100 neurons of 8: 1000 + 10 * (200 + 800) = 11000
 SIZES = Sizes(depth=10, width=100, base=1000, layer=200, neuron=8, hidden=64)

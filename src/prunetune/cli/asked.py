@@ -10,7 +10,7 @@ from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import own_columns, with_columns
 from prunetune.errors import RecipeError
 from prunetune.recipe.goals import seconds
-from prunetune.recipe.said import changed, count, parse_data, share, target
+from prunetune.recipe.said import changed, count, ladder, parse_data, share, target
 
 USAGE = "prunetune run --model M --data D --target 0.6 --out RUN"
 
@@ -23,11 +23,13 @@ class Asked:
     model: str | None = None
     data: Sequence[str] = ()
     target: str | None = None
+    ladder: str | None = None
     step: float | None = None
     tokens: str | None = None
     keep: str | None = None
     budget: str | None = None
     tasks: Sequence[str] = ()
+    rivals: Sequence[str] = ()
     verifier: str | None = None
     n: int | None = None
     seed: int | None = None
@@ -40,9 +42,8 @@ class Asked:
     @property
     def changes(self) -> bool:
         """Whether the recipe of that name is run with something changed."""
-        return (self.target, self.keep, self.budget, self.step, self.tokens, self.seed) != (None,) * 6 or bool(
-            self.data or self.sets or self.chat
-        )
+        said = (self.target, self.ladder, self.keep, self.budget, self.step, self.tokens, self.seed)
+        return any(s is not None for s in said) or bool(self.data or self.sets or self.chat)
 
 
 def mapping_of(asked: Asked) -> dict[str, Any]:
@@ -59,8 +60,8 @@ def mapping_of(asked: Asked) -> dict[str, Any]:
         value = recipe_mapping(asked.recipe)
     elif asked.model is None:
         raise RecipeError("give either a recipe or --model", valid=f"prunetune run RECIPE, or {USAGE}")
-    elif not asked.data or (asked.target is None and asked.keep is None):
-        raise RecipeError("--model needs --data and --target (or --keep) too", fix=USAGE)
+    elif not asked.data or (asked.target, asked.ladder, asked.keep) == (None,) * 3:
+        raise RecipeError("--model needs --data and --target (or --ladder, or --keep) too", fix=USAGE)
     else:
         value = {"model": asked.model}
     value = _with_cut(value, asked)
@@ -99,6 +100,10 @@ def _with_cut(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
         prune["target"] = target(asked.target)
     if asked.step is not None:
         prune |= {"step": asked.step, "rounds": None}
+    if asked.ladder is not None:  # a recipe's own target gives way
+        value = {**value, "ladder": ladder(asked.ladder)}
+        prune = {k: v for k, v in prune.items() if k != "ladder" and (k != "target" or asked.target is not None)}
+        value = {k: v for k, v in value.items() if k != "prune"} if not prune else value
     if asked.keep is not None:
         return _with_goal(value, prune, asked)
     return {**value, "prune": prune} if prune else value
@@ -130,7 +135,7 @@ def _within(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
 
 
 def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """Tasks, their verifier, and on how many problems."""
+    """Tasks, their verifier, on how many problems, and who else is asked."""
     if asked.verifier and not asked.tasks:
         raise RecipeError("--verifier needs a task to judge", value=asked.verifier, fix="--task mine=rows.jsonl")
     evaluate = dict(value["evaluate"]) if isinstance(value.get("evaluate"), dict) else {}
@@ -143,6 +148,8 @@ def _with_tasks(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
                 "--n needs a task to measure", value=asked.n, fix="--task gsm8k, or --task mine=rows.jsonl"
             )
         evaluate["tasks"] = [{**t, "n": asked.n} if isinstance(t, dict) else t for t in tasks]
+    if asked.rivals:
+        evaluate["rivals"] = list(dict.fromkeys(asked.rivals))
     return {**value, "evaluate": evaluate} if evaluate else value
 
 

@@ -5,7 +5,7 @@ Every function gives the same facts twice: as plain values for machines, and as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
     from prunetune.runs.summary import Accuracy, Summary
+    from prunetune.schedule.steps import Ahead
     from prunetune.schedule.target import PruneConfig, Sizes
 
 
@@ -24,6 +25,7 @@ def check_inputs(recipe: Recipe) -> None:
     from prunetune.tasks.registry import build_judge, build_task
 
     check_names(recipe)
+    check_rivals(recipe)
     for task in recipe.evaluate.tasks:
         if task.path is not None and not task.name.startswith("lm-eval:"):
             build_task(task)
@@ -67,6 +69,16 @@ def check_names(recipe: Recipe) -> None:
         launcher_arguments(recipe.launcher)
 
 
+def check_rivals(recipe: Recipe) -> None:
+    """Rivals that are here: whether they can be loaded safely. Those of a hub the run itself fetches."""
+    from prunetune.models.folders import is_here, resolve_model
+    from prunetune.recipe.measured import WEIGHT_ONLY
+
+    for name in recipe.evaluate.rivals:
+        if name not in WEIGHT_ONLY and is_here(name):
+            resolve_model(name)
+
+
 def _sources(recipe: Recipe) -> list[DataSource]:
     own = [s for m in recipe.recover for s in m.data or ()]
     every = [*recipe.data, *own, *(recipe.score.data or ()), *(recipe.protect.data if recipe.protect else [])]
@@ -79,16 +91,14 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     from prunetune.models.cost import cost_of
     from prunetune.schedule.search import MOST
     from prunetune.schedule.steps import check_protection, plan_ahead
-    from prunetune.schedule.target import SEARCHED, Sizes, final_shape
+    from prunetune.schedule.target import SEARCHED, Sizes
 
     config = model_config(recipe.model)
     sizes = Sizes.of(config)
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
-    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
-    if (recipe.probed or recipe.searches) and not recipe.prune.open:
-        shapes.append(("target", *final_shape(recipe.prune, sizes)))
+    shapes = _shapes(recipe, sizes, ahead)
     rows: list[dict[str, Any]] = []
     for name, depth, width in shapes:
         cost = cost_of(config, shape={"layers": depth, "neurons": width})
@@ -116,10 +126,10 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         names = ", ".join(recipe.prune.axes or SEARCHED)
         how = f"by the held-out loss of at most {MOST} cuts"
         lines.append(f"shape: chosen for {recipe.prune.target} among {names}, {how}")
-    lines += about_traces(recipe)
-    if recipe.stop_at:
+    lines += [*about_choice(recipe), *about_traces(recipe)]
+    if recipe.stop:
         lines.append(
-            f"stop_at: a search for the smallest model that keeps {recipe.stop_at.accuracy:.1%} of the accuracy, no "
+            f"stop_at: a search for the smallest model that keeps {recipe.stop.accuracy:.1%} of the accuracy, no "
             "smaller than the target"
         )
     if recipe.foreseen:
@@ -147,6 +157,36 @@ def about_traces(recipe: Recipe) -> list[str]:
             + ", kept in RUN/traces"
         )
     return said
+
+
+def _shapes(recipe: Recipe, sizes: Sizes, ahead: Sequence[Ahead]) -> list[tuple[str, int, int]]:
+    """(name, depth, width) of the original, of every step that is known, and of the rungs or of the target."""
+    from prunetune.schedule.target import final_shape
+    from prunetune.schedule.way import rungs
+
+    shapes = [("original", sizes.depth, sizes.width), *((a.step.name, a.depth, a.width) for a in ahead)]
+    if recipe.prune.ladder:
+        ends = {at: share for share, at in zip(recipe.prune.ladder, rungs(recipe.prune, sizes), strict=True)}
+        if recipe.foreseen:
+            return [(f"{name} = {ends[d, w]:g}" if (d, w) in ends else name, d, w) for name, d, w in shapes]
+        return [*shapes, *((f"rung {share:g}", *at) for at, share in ends.items())]
+    if (recipe.probed or recipe.searches) and not recipe.prune.open:
+        shapes.append(("target", *final_shape(recipe.prune, sizes)))
+    return shapes
+
+
+def about_choice(recipe: Recipe) -> list[str]:
+    """What a ladder leaves, and who is asked the same; nothing where there is neither."""
+    from prunetune.runs.summary import rung_folder
+
+    lines = []
+    if recipe.prune.ladder:
+        folders = ", ".join(rung_folder(share) for share in recipe.prune.ladder)
+        keeps = f"; the smallest that keeps {recipe.stop_at.accuracy:.1%} is recommended" if recipe.stop_at else ""
+        lines.append(f"ladder: each rung ends a round and is a model of its own: {folders}{keeps}")
+    if recipe.evaluate.rivals:
+        lines.append(f"rivals, asked the same: {', '.join(recipe.evaluate.rivals)}")
+    return lines
 
 
 def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:
@@ -199,7 +239,9 @@ def closing(summary: Summary, out: Path) -> str:
     """A word on the result first; then original, compacted and control side by side, and where things are."""
     from prunetune.common.units import count, measured
     from prunetune.report.conclusion import conclude
+    from prunetune.report.sizes import sentences
     from prunetune.runs.reading import read_run
+    from prunetune.runs.summary import Accuracy
 
     original, final, control = summary.original, summary.final, summary.control
     said = conclude(read_run(out))
@@ -214,10 +256,17 @@ def closing(summary: Summary, out: Path) -> str:
         return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
 
     lines.append(line("original", full, "original", summary.accuracy))
+    for rung in summary.ladder[:-1]:
+        lines.append(line(f"rung {rung.share:g}", rung.params or 0, "final", rung.accuracy))
     lines.append(line("compacted", (final.params if final else None) or 0, "final", summary.accuracy))
+    for rival in summary.rivals:
+        theirs = {e.task: Accuracy(final=e.value, final_stderr=e.stderr, n=e.n) for e in rival.evals}
+        known = {t: a for t, a in theirs.items() if t in summary.accuracy}
+        lines.append(line(f"rival {Path(rival.name).name}", rival.params or 0, "final", known))
     if control:
         lines.append(line(control.name, (control.params_ratio or 0) * full, "final", control.accuracy))
         spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
         lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} {control.name}")
+    lines += ["", *sentences(read_run(out))] if summary.ladder or summary.rivals else []
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
     return "\n".join(lines)

@@ -19,6 +19,9 @@ RecipeName = Annotated[str | None, typer.Argument(help="A YAML file, or a shippe
 ModelName = Annotated[str | None, typer.Option("--model", help="Instead of a recipe: the model.")]
 DataNames = Annotated[list[str] | None, typer.Option("--data", "-d", help="Reasoning data: FILE, preset:NAME, ...")]
 Target = Annotated[str | None, typer.Option(help="What to keep: a share (0.6, 60%) or parameters (3B).")]
+Ladder = Annotated[
+    str | None, typer.Option("--ladder", help="Sizes on the way, each a finished model: 0.8,0.7,0.6,0.5.")
+]
 Keep = Annotated[str | None, typer.Option("--keep", help="As small as keeps this share of the accuracy, such as 95%.")]
 Budget = Annotated[
     str | None, typer.Option("--budget", help="Time of the whole run, such as 2h: what fits is told first.")
@@ -27,6 +30,12 @@ Step = Annotated[float | None, typer.Option(help="Share of the original paramete
 Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole run, such as 20M.")]
 Tasks = Annotated[
     list[str] | None, typer.Option("--task", "-t", help="Tasks to measure: gsm8k, gsm8k=FOLDER, mine=rows.jsonl.")
+]
+Rivals = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rival", help="Another model, asked the same: FOLDER, NAME, FILE.gguf; or the original's int8, int4."
+    ),
 ]
 Problems = Annotated[int | None, typer.Option("--n", min=1, max=MOST, help="Problems of each task.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")]
@@ -41,10 +50,12 @@ def options_of_a_run(
     model: ModelName = None,
     data: DataNames = None,
     target: Target = None,
+    ladder: Ladder = None,
     keep: Keep = None,
     budget: Budget = None,
     tokens: Tokens = None,
     task: Tasks = None,
+    rival: Rivals = None,
     verifier: VerifierOption = None,
     n: Problems = None,
     seed: Seed = None,
@@ -59,10 +70,12 @@ def options_of_a_run(
         model=model,
         data=data or (),
         target=target,
+        ladder=ladder,
         keep=keep,
         budget=budget,
         tokens=tokens,
         tasks=task or (),
+        rivals=rival or (),
         verifier=verifier,
         n=n,
         seed=seed,

@@ -32,6 +32,7 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
         recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
         budget="equal",
         stop_at=None,
+        evaluate=recipe.evaluate.model_copy(update={"rivals": []}),
     )
     if len(case.accepted) > 1:
         return ONCE, alone

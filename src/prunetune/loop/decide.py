@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import DecisionRecord, StageRecord, Waypoint, known
 from prunetune.schedule import damage as budget
 from prunetune.schedule.steps import Done, Step, next_step, plan_ahead
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
+from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, final_shape
+from prunetune.schedule.way import Place, path, rungs_left, stops
 
 LEAST_STEPS = 20
 """`rounds: auto`: optimiser steps that a round must get at least."""
@@ -34,7 +36,7 @@ class Decision:
         step: What goes.
         rounds: Rounds in all, as things stand.
         share: Share of the recovery budget that is left; None: an equal share of the whole.
-        last: Whether it reaches the target.
+        last: Whether it reaches the target, or a rung of the ladder: all methods run.
         why: Why so far, for people; None: the schedule says so.
         seconds: Spent on measuring for it.
     """
@@ -45,6 +47,8 @@ class Decision:
     last: bool
     why: str | None = None
     seconds: float = 0.0
+    rungs: int = 1
+    """Rungs that were not reached before it; without a ladder the target alone."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,14 @@ class Case:
         return self.accepted[-1] if self.accepted else self.original
 
     @property
-    def now(self) -> budget.Place:
+    def now(self) -> Place:
         """Its depth and width."""
         return self.current.place
+
+    @property
+    def target(self) -> Place:
+        """The depth and width of the target."""
+        return final_shape(self.recipe.prune, self.sizes)
 
     @property
     def history(self) -> list[Done]:
@@ -113,7 +122,7 @@ class Probing:
         affordable: Rounds that get `LEAST_STEPS` optimiser steps each from the recipe's budget.
     """
 
-    losses: Callable[[Sequence[budget.Place]], list[budget.Probe]]
+    losses: Callable[[Sequence[Place]], list[budget.Probe]]
     affordable: Callable[[], int]
 
 
@@ -149,11 +158,12 @@ def decide(case: Case, probed: Probed) -> Decision | End:
     step = next_step(prune, case.sizes, case.history)
     if step is None or index > (prune.max_rounds or index):
         return End()
+    left = rungs_left(prune, case.sizes, case.now) if prune.ladder else 1
     if not case.recipe.probed:
-        return Decision(step, case.rounds, None, _is_last(case, step))
+        return Decision(step, case.rounds, None, _is_last(case, step), rungs=left)
     found = probed(index, 1)
     step = known(found.step, "step")
-    return Decision(step, found.rounds, found.share, _is_last(case, step), found.why, found.seconds)
+    return Decision(step, found.rounds, found.share, _is_last(case, step), found.why, found.seconds, left)
 
 
 def _sought(case: Case, probed: Probed) -> Decision | End:
@@ -172,10 +182,13 @@ def _sought(case: Case, probed: Probed) -> Decision | End:
 def _is_last(case: Case, step: Step) -> bool:
     if case.recipe.prune.by_threshold:
         return False
+    prune, sizes = case.recipe.prune, case.sizes
+    if prune.ladder:
+        return rungs_left(prune, sizes, _after(case, step)) < rungs_left(prune, sizes, case.now)
     return case.sizes.params(*_after(case, step)) <= budget.target_params(case.recipe.prune, case.sizes)
 
 
-def _after(case: Case, step: Step) -> budget.Place:
+def _after(case: Case, step: Step) -> Place:
     depth, width = case.now
     return depth - (step.layers or 0), width - (step.neurons or 0)
 
@@ -184,26 +197,34 @@ def _after(case: Case, step: Step) -> budget.Place:
 
 
 def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
-    """The round by predicted damage: its shape, its share of the tokens that are left, the rounds in all."""
+    """The round by predicted damage: its shape, its share of the tokens that are left, the rounds in all.
+
+    On a ladder a round ends at the next rung at the latest. Each rung gets an equal share of the tokens, for each is a
+    model that somebody may take; damage shares them out between a rung's own rounds.
+    """
     prune, sizes, now = case.recipe.prune, case.sizes, case.now
     fixed = _fixed_rounds(case)
-    if fixed is not None and index >= fixed:
-        return _rest(case, index, budget.path(prune, sizes, now)[-1])
-    loss, way = case.current.loss, budget.path(prune, sizes, now)
+    way = path(prune, sizes, now)
+    ends = stops(prune, sizes, now, way)
+    least = index + len(ends) - 1  # a round for each rung that is left
+    if fixed is not None and least >= fixed:
+        return _rest(case, index, way[ends[0]], len(ends))
+    loss = case.current.loss
     probes = probing.losses([way[-1]])
     whole = probes[0].loss - loss
-    rounds = max(_rounds(case, whole, probing), index)
-    if rounds > index and whole > 0:  # the way there matters only if it is to be divided
+    rounds = max(_rounds(case, whole, probing), least)
+    if rounds > least and whole > 0:  # the way there matters only if it is to be divided
         probes = probing.losses([way[i] for i in budget.places(way, sizes, now)[:-1]]) + probes
     curve = budget.damages(way, sizes, now, loss, probes)
-    to_go = rounds - index + 1
+    to_go, end = rounds - index + 1, ends[0]
     chosen = budget.equal_damage(curve, to_go, exact=isinstance(prune.rounds, int))
+    chosen = end if rounds == least else min(chosen, end)
     step = budget.step_to(index, now, way[chosen])
-    share = curve[chosen] / curve[-1] if curve[-1] > 0 else 1 / to_go
-    share = 1.0 if chosen == len(way) - 1 else share
+    share = curve[chosen] / curve[end] if curve[end] > 0 else 1 / (to_go - len(ends) + 1)
+    share = (1.0 if chosen == end else share) * _rungs_part(case, len(ends))
     why = (
         f"the whole cut would add {curve[-1]:.3f} nats; {step.name} adds {curve[chosen]:.3f} (predicted), "
-        f"round {index} of {rounds}, {share:.0%} of the budget left"
+        f"round {index} of {rounds}, {share:.0%} of the budget left{_to_rung(prune, len(ends), chosen == end)}"
     )
     shapes = tuple(Waypoint(depth=d, width=w, damage=c) for (d, w), c in zip(way, curve, strict=True))
     return DecisionRecord(
@@ -211,11 +232,34 @@ def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
     )
 
 
-def _rest(case: Case, index: int, end: budget.Place) -> DecisionRecord:
-    """The last round goes to the target whatever it costs: nothing needs to be measured."""
+def _rungs_part(case: Case, left: int) -> float:
+    """Share of the tokens left that is the current rung's: an equal part of what there was at its start, less what its
+    rounds before this one took; `left` rungs share them. Without a ladder all.
+    """
+    prune, sizes, kept = case.recipe.prune, case.sizes, 1.0
+    for before, stage in pairwise([case.original, *case.accepted]):
+        if all(rungs_left(prune, sizes, s.place) == left for s in (before, stage)):
+            kept *= 1 - (stage.share or 0.0)
+    return 1.0 if left == 1 else max(0.0, (1 / left - 1 + kept) / kept)
+
+
+def _to_rung(prune: PruneConfig, left: int, ends: bool) -> str:
+    """Which rung a round ends at, or is on its way to."""
+    if not prune.ladder:
+        return ""
+    return f", {'to' if ends else 'on the way to'} the rung {prune.ladder[-left]:g}"
+
+
+def _rest(case: Case, index: int, end: Place, rungs: int) -> DecisionRecord:
+    """A round that goes to the next rung, or to the target, whatever it costs: nothing needs to be measured."""
     step = budget.step_to(index, case.now, end)
+    last = index + rungs - 1
     why = f"{step.name} is the last of {index} rounds: all that is left goes, with all of the budget left"
-    return DecisionRecord(index=index, rounds=index, step=step, share=1.0, why=why, loss=case.current.loss, probes=())
+    if rungs > 1:
+        why = f"{step.name}, round {index} of {last}: each ends a rung, with an equal share of the budget left"
+    return DecisionRecord(
+        index=index, rounds=last, step=step, share=_rungs_part(case, rungs), why=why, loss=case.current.loss, probes=()
+    )
 
 
 def _fixed_rounds(case: Case) -> int | None:
@@ -246,9 +290,11 @@ def _used_up(case: Case) -> bool:
 def prune_of(case: Case) -> PruneConfig:
     """The schedule of a control of the same size: the recipe's, or, where the loop chose the shape, that shape."""
     prune = case.recipe.prune
-    if not case.recipe.probed and case.recipe.stop_at is None:
-        return prune
+    if not case.recipe.probed and case.recipe.stop is None:
+        return prune.model_copy(update={"ladder": None})
     depth, width = case.now
     layers = prune.layers if isinstance(prune.layers, list) else "auto"
     target = FinalShape(width=width, depth=None if isinstance(layers, list) else depth)
-    return prune.model_copy(update={"target": target, "order": "together", "layers": layers, "rounds": None})
+    return prune.model_copy(
+        update={"target": target, "order": "together", "layers": layers, "rounds": None, "ladder": None}
+    )

@@ -11,16 +11,19 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prunetune.common.files import once, remove, write_json
 from prunetune.common.progress import Watch, watching
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.errors import Declined
+from prunetune.loop.beside.rivals import check_rivals, measure_rivals, rival_records
+from prunetune.loop.beside.rungs import finish_rungs, finished, rung_records
 from prunetune.loop.context import Context, prepare
 from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
-from prunetune.loop.measure import answers, flops_of, latency, original
+from prunetune.loop.measure import latency, original
 from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
 from prunetune.loop.round import one_round
@@ -30,14 +33,14 @@ from prunetune.loop.shares import used
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
-from prunetune.models.cost import cost_of
-from prunetune.models.folders import load_config, resolve_model
+from prunetune.models.folders import resolve_model
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import renewed, traces_of
-from prunetune.report.conclusion import doubts
+from prunetune.report.conclusion import GOOD, doubts
+from prunetune.report.sizes import recommended
 from prunetune.report.write import write_report
-from prunetune.runs.folder import RunFolder, link_or_copy
-from prunetune.runs.records import FULL, FullRecord, StageRecord, known
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import known
 from prunetune.runs.summary import Summary
 
 
@@ -61,6 +64,7 @@ def prune_tune_loop(
     out, watch = Path(out), watch or Watch()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
+    check_rivals(recipe)
     with (
         RunFolder.open(out, recipe, source) as run,
         telling(run, recipe, watch) as (journal, told),
@@ -74,15 +78,16 @@ def prune_tune_loop(
         case = begin(context, run)
         _doubt(context, run, go_on)
         context = shaped(context, run, case)
-        case = case_of(context, run)
+        case = _on(context, run)
         if run.stages:
             watch.line(f"continuing after {run.stages[-1].name}: finished rounds are kept")
         while decision := _next(context, run, case):
             journal.stage = decision.step.name
             tell_stage(journal, recipe, run, one_round(context, run, case, decision))
-            case = case_of(context, run)
+            case = _on(context, run)
         journal.stage = "control"
         _control(context, run, case)
+        measure_rivals(context, run)
         journal.stage = "final"
         return _finish(context, run, case)
 
@@ -123,6 +128,13 @@ def case_of(context: Context, run: RunFolder) -> Case:
     return Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream))
 
 
+def _on(context: Context, run: RunFolder) -> Case:
+    """What the next decision rests on, once the rungs that are reached are finished models."""
+    if context.recipe.prune.ladder:
+        finish_rungs(context, run, case_of(context, run))
+    return case_of(context, run)
+
+
 def _next(context: Context, run: RunFolder, case: Case) -> Decision | None:
     """The decision on the next round, told; None at the end."""
     decision = decide(case, lambda index, attempt: probed(context, run, case, index, attempt))
@@ -137,14 +149,9 @@ def _next(context: Context, run: RunFolder, case: Case) -> Decision | None:
 
 def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     """final/, summary.json and the report."""
-    final, watch = run.path / "final", context.watch
-    source = run.model_of(case.current)
-    if source != final:
-        key = {"model": case.current.model_sha}
-        once(final, key, lambda tmp: shutil.copytree(source, tmp, copy_function=link_or_copy))
-    if _measured_on_less(context, case.current):
-        _measure_all(context, run, case.current, final)
-        case = case_of(context, run)
+    watch = context.watch
+    final = finished(context, run, case.current, run.path / "final")
+    case = case_of(context, run)
     timings = latency(context, run, final) if case.accepted else None
     trained = [context.stream.take(*known(s.samples, "samples")) for s in case.stages]
     scored = context.scored if context.scores else ()
@@ -154,7 +161,7 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
         if found.normalised:
             those = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
             watch.line(f"warning: the recovery data hold {those}; read its figures with care")
-    summary = summarise(context.wanted, run, case.current, timings, leaked)
+    summary = _with_others(context, run, case, summarise(context.wanted, run, case.current, timings, leaked))
     if seconds := sampling_seconds(run):
         summary = summary.model_copy(update={"seconds": {**summary.seconds, "traces": round(seconds, 3)}})
     write_json(run.path / "summary.json", summary.to_json())
@@ -164,16 +171,15 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     return summary
 
 
-def _measure_all(context: Context, run: RunFolder, stage: StageRecord, final: Path) -> None:
-    """The final model answers all n problems, not round_n: beside its stage.json, which stays as it is."""
-    at, sha = run.folder(stage.name), known(stage.model_sha, "model_sha")
-
-    def make(tmp: Path) -> None:
-        evals = answers(context, context.load(final), sha, at, None)
-        flops = flops_of(context, cost_of(load_config(final)), at)
-        write_json(tmp, FullRecord(evals=evals, flops=flops).to_json())
-
-    once(at / FULL, {"model": sha, "evaluate": context.recipe.evaluate.model_dump(mode="json")}, make)
+def _with_others(context: Context, run: RunFolder, case: Case, summary: Summary) -> Summary:
+    """The summary with the rungs and the rivals, where the recipe has them."""
+    recipe, more = context.recipe, dict[str, Any]()
+    if recipe.prune.ladder:
+        rungs = rung_records(run, case, summary.latency)
+        more = {"ladder": rungs, "recommended": recommended(rungs, recipe.stop_at.accuracy if recipe.stop_at else GOOD)}
+    if recipe.evaluate.rivals:
+        more["rivals"] = rival_records(recipe, run, case.current)
+    return summary.model_copy(update=more)
 
 
 def own_examples(context: Context, case: Case) -> list[Sequence[Example]]:
@@ -181,16 +187,6 @@ def own_examples(context: Context, case: Case) -> list[Sequence[Example]]:
     recipe, stages = context.recipe, case.stages
     lasting = {i: stream for i, stream in context.own.items() if not renewed(recipe.recover[i].data)}
     return [stream.take(0, used(recipe, stages, i)[0]) for i, stream in lasting.items()]
-
-
-def _measured_on_less(context: Context, stage: StageRecord) -> bool:
-    for task in context.tasks:
-        have = stage.eval_of(task.name)
-        if have is None or (have.n or 0) < len(task.problems):
-            return True
-        if task.harness is not None and have.limit != task.harness.limit:
-            return True
-    return False
 
 
 def _control(context: Context, run: RunFolder, case: Case) -> None:

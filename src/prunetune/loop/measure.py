@@ -147,7 +147,8 @@ def stage_record(context: Context, config: Any, figures: Figures, **rest: Any) -
 def original(context: Context, run: RunFolder, rounds: int) -> StageRecord:
     """Measure the untouched model, the same way as every round, once."""
     at, recipe = run.folder("original"), context.recipe
-    key = {"evaluate": recipe.evaluate.model_dump(mode="json"), "model": str(recipe.model), "v": 1}
+    asked = recipe.evaluate.model_dump(mode="json", exclude={"rivals"})
+    key = {"evaluate": asked, "model": str(recipe.model), "v": 1}
 
     def make(tmp: Path) -> None:
         start, sha = time.monotonic(), model_sha(context.source)
@@ -170,8 +171,15 @@ def original(context: Context, run: RunFolder, rounds: int) -> StageRecord:
     return run.original
 
 
-def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
-    """Original and final model timed in turns, at batch 1 and `BATCH`; None if the recipe does not want it."""
+def latency(context: Context, run: RunFolder, final: Path, name: str = LATENCY) -> Timings | None:
+    """Original and final model timed in turns, at batch 1 and `BATCH`; None if the recipe does not want it.
+
+    Args:
+        context: The run.
+        run: Its folder.
+        final: Folder of the smaller model.
+        name: Of the file in the run folder.
+    """
     repeats = context.recipe.evaluate.latency_repeats
     if not repeats:
         return None
@@ -191,7 +199,7 @@ def latency(context: Context, run: RunFolder, final: Path) -> Timings | None:
         free()
 
     key = {"model": model_sha(final), "repeats": repeats, "batch": BATCH, "paired": True}
-    return Timings.read(Timed(run.path).once(LATENCY, "latency", key, make))
+    return Timings.read(Timed(run.path).once(name, "latency", key, make))
 
 
 def line_of(stage: StageRecord, first: StageRecord) -> str:

@@ -38,8 +38,9 @@ from prunetune.pruning.scores import Scores, score
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed, layer_origins, seconds_of
 from prunetune.runs.records import DecisionRecord, known
-from prunetune.schedule.damage import Place, Probe
+from prunetune.schedule.damage import Probe
 from prunetune.schedule.target import period_in
+from prunetune.schedule.way import Place
 
 DECISIONS = "decisions"
 """Folder of a run: what was measured and decided before its rounds."""
@@ -291,11 +292,11 @@ def scored_before(run: RunFolder, index: int) -> float:
 def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: int) -> DecisionRecord:
     """The round by damage, or the next try, measured and decided once: RUN/decisions/NN[-aK].json."""
     home, current, context = run.folder(DECISIONS), case.current, renewed_for(context, run, case, index)
-    path = _decision(home, index, attempt)
+    path, prune = _decision(home, index, attempt), case.recipe.prune
     at, source, sha = home / f"{index:02d}", run.model_of(current), known(current.model_sha, "model_sha")
     key = {
         "model": sha,
-        "prune": case.recipe.prune.model_dump(mode="json"),
+        "prune": prune.model_dump(mode="json", exclude=None if prune.ladder else {"ladder"}),  # as older runs have it
         "compensate": context.recipe.compensate,
         "data": context.scored_sha,
     }

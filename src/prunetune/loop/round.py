@@ -64,7 +64,13 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
 
     pruned = timed.once("pruned", "apply", cut_key(context, plan), prune)
     parts = parts_of(
-        context, case.stages, case.cursor, rounds=decision.rounds, share=decision.share, last=decision.last
+        context,
+        case.stages,
+        case.cursor,
+        rounds=decision.rounds,
+        share=decision.share,
+        last=decision.last,
+        rungs=decision.rungs,
     )
     parts = by_time_left(context, timed, parts, decision.share, pruned)
     key = _recovery_key(context, case, plan, decision)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from prunetune.loop.decide import Case
 from prunetune.runs.records import DecisionRecord, StageRecord, known
 from prunetune.schedule import tries
-from prunetune.schedule.damage import Place, Probe, step_to, target_params
+from prunetune.schedule.damage import Probe, step_to, target_params
 from prunetune.schedule.target import FinalShape, align_of, final_shape, period_in
 from prunetune.schedule.tries import HOPELESS, Shape, Space, Tried
+from prunetune.schedule.way import Place
 
 LAYERS, NEURONS = "layers", "neurons"
 

@@ -60,7 +60,14 @@ def source_of(context: Context, stages: Sequence[StageRecord], i: int, cursor: i
 
 
 def parts_of(
-    context: Context, stages: Sequence[StageRecord], cursor: int, *, rounds: int, share: float | None, last: bool
+    context: Context,
+    stages: Sequence[StageRecord],
+    cursor: int,
+    *,
+    rounds: int,
+    share: float | None,
+    last: bool,
+    rungs: int = 1,
 ) -> list[Part]:
     """What the methods of a round get: an equal share of the whole budget, or a share of what is left of it.
 
@@ -70,11 +77,13 @@ def parts_of(
         cursor: First example of the recipe's stream that this round may take.
         rounds: Rounds in all; a method of the last round has its whole budget there.
         share: Share of what is left; None: equal shares of the whole.
-        last: Whether this is the last round.
+        last: Whether this is the last round, or the last one before a rung of a ladder.
+        rungs: Rungs that are left: a method of the last round has an equal share of its budget at each.
     """
     found = []
     for i, method in active(context.recipe, last=last):
-        samples, tokens = _budget(context, stages, i, cursor, rounds, share)
+        late = method.when == "last" and context.recipe.prune.ladder is not None
+        samples, tokens = _budget(context, stages, i, cursor, rounds, 1 / rungs if late else share)
         found.append(Part(i, method, samples, tokens))
     return found
 

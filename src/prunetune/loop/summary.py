@@ -112,9 +112,9 @@ def _reached(recipe: Recipe, run: RunFolder, final: StageRecord, latency: Timing
 
 def promise(recipe: Recipe, stages: Sequence[StageRecord], final: StageRecord) -> Promise | None:
     """What `stop_at` asked for, whether the final model keeps it, and on what evidence; None if nothing was asked."""
-    if recipe.stop_at is None:
+    if recipe.stop is None:
         return None
-    wanted = recipe.stop_at.accuracy
+    wanted = recipe.stop.accuracy
     if final.index == 0:
         last = f" ({stages[-1].why})" if stages else ""
         return Promise(wanted=wanted, kept=False, why=f"no smaller model keeps it{last}")

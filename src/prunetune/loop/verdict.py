@@ -21,7 +21,8 @@ from prunetune.evaluation.evaluate import read_samples
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import answer, samples_of
 from prunetune.models.folders import model_sha
-from prunetune.recipe.schema import Recipe, StopConfig
+from prunetune.recipe.measured import StopConfig
+from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import EvalRecord, Validation, Verdict
 from prunetune.tasks.registry import Task, TaskConfig, build_task
@@ -45,10 +46,9 @@ def judge(context: Context, run: RunFolder, model: PreTrainedModel, sha: str, at
         sha: Of that model.
         at: The round's folder.
     """
-    recipe = context.recipe
-    if recipe.stop_at is None:
+    if (stop := context.recipe.stop) is None:
         return Verdict(accepted=True, why=UNCONDITIONAL)
-    return _asked(context, run, recipe.stop_at, _Judged(model, sha, at))
+    return _asked(context, run, stop, _Judged(model, sha, at))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def hardly_provable(context: Context, evals: Sequence[EvalRecord] = ()) -> str |
     Raises:
         OutOfReach: There are no problems to decide with; or none on which a smaller model could be better.
     """
-    stop = context.recipe.stop_at
+    stop = context.recipe.stop
     if stop is None:
         return None
     n = len(validation(context.recipe, stop, context.tasks).problems)

@@ -88,7 +88,7 @@ def _contents(run: RunRecord, final: Path, repo_id: str) -> dict[str, Path | byt
     out: dict[str, Path | bytes] = {
         p.name: p for p in sorted(final.iterdir()) if p.is_file() and not p.name.startswith(".")
     }
-    card = model_card(run, where=repo_id)
+    card = model_card(run, where=repo_id, folder=final.name)
     for name in FIGURES:
         figure = run.path / "figures" / f"{name}.svg"
         if figure.is_file():

@@ -22,7 +22,18 @@ def written_out(value: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: What is said in a word contradicts what is said at length.
     """
-    return _searched(_kept(_timed(value)))
+    return _searched(_kept(_timed(_stepped(value))))
+
+
+def _stepped(value: dict[str, Any]) -> dict[str, Any]:
+    """`ladder: [0.8, 0.6]`: `prune: {ladder: [0.8, 0.6]}`."""
+    said, prune = value.get("ladder"), value.get("prune") or {}
+    if "ladder" not in value or not isinstance(prune, dict):
+        return value
+    if prune.get("ladder", said) != said:
+        raise ValueError("give the ladder either by itself or as prune.ladder, not both")
+    rest = {k: v for k, v in value.items() if k != "ladder"}
+    return rest if said is None else {**rest, "prune": {**prune, "ladder": said}}
 
 
 def _timed(value: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +71,7 @@ def _searched(value: dict[str, Any]) -> dict[str, Any]:
     prune = value.get("prune") or {}
     if not value.get("stop_at") or not isinstance(prune, dict):
         return value
-    if {"sigma_neuron", "sigma_layer"} & prune.keys() or prune.get("target") is not None:
+    if {"sigma_neuron", "sigma_layer"} & prune.keys() or prune.get("target") is not None or prune.get("ladder"):
         return value
     return {**value, "prune": {**prune, "target": SMALLEST}}
 

@@ -16,7 +16,7 @@ from prunetune.common.plugins import names
 from prunetune.common.yaml import parse_yaml
 from prunetune.data.formats import DATA_SUFFIXES, suffix_of
 from prunetune.errors import RecipeError
-from prunetune.schedule.wanted import VALID, count_of, read_target
+from prunetune.schedule.wanted import VALID, count_of, read_ladder, read_target
 
 
 def count(text: str, what: str) -> int:
@@ -33,6 +33,14 @@ def target(text: str) -> float | int | str:
         return read_target(text)
     except ValueError as e:
         raise RecipeError(f"--target: {e}", value=text, valid=VALID) from None
+
+
+def ladder(text: str) -> list[float]:
+    """The rungs of a ladder: `0.8,0.7,0.6` or `80%,70%`."""
+    try:
+        return read_ladder(text)
+    except ValueError as e:
+        raise RecipeError(f"--ladder: {e}", value=text, valid="0.8,0.7,0.6,0.5") from None
 
 
 def share(text: str, what: str) -> float:

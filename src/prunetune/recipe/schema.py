@@ -27,10 +27,10 @@ from prunetune.models.prompt import PromptFormat
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
 from prunetune.recipe.goals import seconds, written_out
+from prunetune.recipe.measured import EvaluateConfig, StopConfig
 from prunetune.recipe.score import ScoreConfig
 from prunetune.recipe.traces import check_traces
 from prunetune.schedule.target import PruneConfig
-from prunetune.tasks.registry import TaskConfig, has_verifier
 from prunetune.tune.methods import TuneConfig
 from prunetune.tune.methods.cpt import Cpt
 
@@ -44,6 +44,7 @@ FREE = {
     "log": "who is told of it",
     "prune.target": "a deeper target goes on from the end",
     "prune.max_rounds": "more rounds go on from the end",
+    "prune.ladder": "further rungs go on from the end",
 }
 
 
@@ -61,38 +62,6 @@ class ProtectConfig(_Config):
     accuracy (studies/06-criteria)."""
     samples: int = Field(256, gt=0)
     """Sequences scored, once a round."""
-
-
-class EvaluateConfig(_Config):
-    """What is measured: the original, every round and the final model, the same way."""
-
-    tasks: list[TaskConfig] = Field(default_factory=list)
-    """Tasks with verifiers, and controls that say what recovery cost elsewhere (perplexity, squad, lm-eval:NAME)."""
-    round_n: int | None = Field(None, gt=0)
-    """Problems a task after each round; the original and the final model answer all `n`. None: all."""
-    batch_size: int | None = Field(None, gt=0)
-    """Questions answered at once; None: chosen by memory."""
-    latency_repeats: int = Field(5, ge=0)
-    """Repetitions of the prefill and decode measurement of original and final model, 0: not measured. From five on
-    there are at least eight, and up to four times as many until a speed-up is known to 3 % or half a minute is over."""
-
-    @property
-    def judged(self) -> TaskConfig | None:
-        """The first task whose verifier can judge any answer, as a reward or a stop condition needs it."""
-        return next((t for t in self.tasks if has_verifier(t)), None)
-
-
-class StopConfig(_Config):
-    """As small as possible without losing more than a share of the accuracy: a search (docs/method.md)."""
-
-    accuracy: float = Field(gt=0, le=1)
-    """Share of the original's accuracy that the model must keep."""
-    n: int = Field(1000, gt=0)
-    """Validation problems that decide, at most: fewer where the answer is plain. Not among those that are reported."""
-    fresh: int = Field(2000, gt=0)
-    """The promise is to hold, by the lower end of its 95 % interval, on so many problems never seen before."""
-    task: TaskConfig | None = None
-    """Where the validation problems come from; None: the first task of `evaluate`, drawn with another seed."""
 
 
 TOKENS = 20_000_000
@@ -130,7 +99,8 @@ class Recipe(_Config):
     do_no_harm: bool = True
     """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
     stop_at: StopConfig | None = None
-    """As small as possible while the wanted accuracy is kept; the target (none: `smallest`) is how far to try."""
+    """As small as possible while the wanted accuracy is kept; the target (none: `smallest`) is how far to try. With a
+    ladder nothing is searched: the smallest rung that keeps it is the one that the report recommends."""
     recover: list[TuneConfig] = Field(default_factory=_recovery)
     """Methods of a round, one after another (Algorithm 1, lines 9-10: continual pre-training, then GRPO)."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -160,7 +130,12 @@ class Recipe(_Config):
     @property
     def searches(self) -> bool:
         """Whether a search decides how small the model becomes."""
-        return self.stop_at is not None and not self.prune.by_threshold
+        return self.stop is not None and not self.prune.by_threshold
+
+    @property
+    def stop(self) -> StopConfig | None:
+        """What a round must keep to stand; None with a ladder, whose rungs stand whatever they keep."""
+        return None if self.prune.ladder else self.stop_at
 
     @property
     def foreseen(self) -> bool:
@@ -203,17 +178,21 @@ class Recipe(_Config):
         late = [m.type for m in self.recover if m.when == "last"]
         if late and len(late) == len(self.recover):
             raise ValueError("when: last leaves the other rounds without recovery: one method must run in every round")
-        if late and (self.prune.by_threshold or self.stop_at):
+        if late and (self.prune.by_threshold or self.stop):
             raise ValueError("when: last needs a round that is known to be the last: a target, and no keep (stop_at)")
         if self.do_no_harm and any(m.type == "grpo" for m in self.recover):
             raise ValueError(
                 "do_no_harm judges by the held-out loss, which grpo does not aim at: leave one of them out"
             )
         check_traces(self.data, self.score.data, self.recover, self.protect.data if self.protect else ())
-        if self.within and (self.stop_at or self.control != "none" or self.prune.by_threshold):
+        if self.within and (self.stop or self.control != "none" or self.prune.by_threshold):
             raise ValueError(
                 "a budget of time goes neither with keep (stop_at), nor with a control, nor with thresholds"
             )
+        if self.prune.ladder and self.stop_at and self.evaluate.judged is None:
+            raise ValueError("to recommend a rung by what it keeps needs a task with a verifier under evaluate")
+        if self.model in self.evaluate.rivals:
+            raise ValueError(f"the rival {self.model} is the model itself, which is measured in any case")
         if self.stop_at and self.stop_at.task is None and self.evaluate.judged is None:
             raise ValueError(
                 "keep (stop_at) needs problems to decide with: a task with a verifier under evaluate, or stop_at.task"

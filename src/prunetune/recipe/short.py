@@ -13,6 +13,7 @@ WORDS = {
     "model": "a hub name, a folder, a .gguf file, package:NAME, or demo",
     "data": "reasoning sequences (question and worked answer), for scoring and for recovery",
     "prune": "target: a share of the parameters, a count, 4GB, 2x (as fast), or {width: 7336, depth: 30}",
+    "ladder": "every share is a finished model of its own: RUN/final-0.8; the last is the target",
     "keep": "as small as keeps this share of the original's accuracy: a search",
     "budget": "time of the whole run: what fits is measured and told first",
     "recover": "methods of a round, one after another: cpt, sft, distill, grpo; tokens of the whole run",

@@ -79,22 +79,23 @@ def title(run: RunRecord) -> str:
     return f"{base}-prunetune-{human.count(params).replace(' ', '')}" if params else f"{base}-prunetune"
 
 
-def _engines(run: RunRecord) -> str | None:
+def _engines(run: RunRecord, folder: str) -> str | None:
     """Why some engines compute another model than this one; None where none does, or nothing is known of it."""
-    return engine_pattern(language_of(_config(run)))
+    return engine_pattern(language_of(_config(run, folder)))
 
 
-def _config(run: RunRecord) -> dict[str, Any]:
-    path = run.path / "final" / "config.json"
+def _config(run: RunRecord, folder: str) -> dict[str, Any]:
+    path = run.path / folder / "config.json"
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
-    """The README of the final model.
+def model_card(run: RunRecord, where: str = "path/to/this/folder", folder: str = "final") -> str:
+    """The README of the final model, or of a rung's (`run.at_rung`).
 
     Args:
         run: The run's records.
         where: What a reader passes to `from_pretrained`: the repository name once there is one.
+        folder: The model's, below the run.
     """
     base = hub_name(model_name(run))
     stages = []
@@ -111,7 +112,7 @@ def model_card(run: RunRecord, where: str = "path/to/this/folder") -> str:
         where=where,
         v=view(run),
         stages=stages,
-        engines=_engines(run),
-        wrapped=wrapper_of(_config(run)) is not None,
+        engines=_engines(run, folder),
+        wrapped=wrapper_of(_config(run, folder)) is not None,
         tasks=", ".join(sorted(measured)) or "nothing",
     )

@@ -185,7 +185,10 @@ def _longer(run: RunRecord, e: EvalRecord) -> str:
 
 
 def _larger(run: RunRecord) -> str:
-    """Half of what was removed."""
+    """Half of what was removed; of a ladder the rung that keeps more."""
+    best = run.summary.recommended
+    if best is not None and best.folder is not None:
+        return f"prunetune check {run.path / best.folder}"
     smallest = min((s.params for s in run.stages if s.params), default=None)
     share = human.ratio(smallest, run.original.params if run.original else None) or 0.8
     return _again(run, f"--target {min(0.95, round((1 + share) / 2, 2)):g}")

@@ -54,6 +54,8 @@ def view(state: RunState) -> RenderableType:
     parts: list[RenderableType] = [_head(state)]
     if state.record is not None:
         parts.append(_stages(state.record.measured, state.record.original))
+    if state.rungs:
+        parts.append(f"finished models: {escape(', '.join(state.rungs))}")
     if state.state == "running" and state.last is not None:
         parts += _action(state, state.last)
     return Group(*parts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunetune.common.stats import Paired, pair
+from prunetune.common.stats import Paired, kept_interval, pair
 from prunetune.evaluation.samples import Sample, read_rows
+from prunetune.runs.summary import Against, KeptRecord
 
 
 def read_samples(stage_folder: Path, task: str) -> dict[str, Sample]:
@@ -50,3 +51,23 @@ def side_by_side(task: str, first: dict[str, Sample], second: dict[str, Sample])
         if hit is not None:
             examples[name] = (first[hit], second[hit])
     return SideBySide(task, pair((first[i].correct, second[i].correct) for i in shared), examples)
+
+
+def ahead(first: dict[str, Sample], second: dict[str, Sample]) -> Against | None:
+    """How far the second model is ahead of the first on the questions that both answered; None if there are none."""
+    found = side_by_side("", first, second)
+    if found is None:
+        return None
+    low, high = found.counts.interval()
+    return Against(difference=found.counts.difference, low=low, high=high, n=found.counts.n)
+
+
+def keeps(first: dict[str, Sample], second: dict[str, Sample]) -> KeptRecord | None:
+    """The share of the first model's accuracy that the second keeps; None if they share no question."""
+    found = side_by_side("", first, second)
+    if found is None:
+        return None
+    counts = found.counts
+    right = counts.both + counts.lost
+    low, high = kept_interval(counts)
+    return KeptRecord(value=(counts.both + counts.gained) / right if right else None, low=low, high=high)

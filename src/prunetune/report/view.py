@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prunetune.common import units as human
 from prunetune.common.reading import read_text
 from prunetune.common.stats import wilson
-from prunetune.report import tables
+from prunetune.report import sizes, tables
 from prunetune.report.conclusion import Conclusion, conclude, doubts, kept
 from prunetune.report.headline import (
     Row,
@@ -51,6 +51,8 @@ class View:
     bars: tuple[Bar, ...]
     control_name: str | None
     control_note: str
+    models: Table
+    choices: tuple[str, ...]
     headline: tuple[Row, ...]
     rounds: Table
     spent: Table
@@ -80,6 +82,8 @@ def view(run: RunRecord) -> View:
         bars=_bars(run),
         control_name=control_name(run),
         control_note=control_note(run),
+        models=sizes.models(run),
+        choices=sizes.sentences(run),
         headline=tuple(headline(run)),
         rounds=tables.rounds(run),
         spent=tables.spent(run),

@@ -43,7 +43,7 @@ def html(run: RunRecord, figures: list[Plot]) -> str:
 
 
 def write_report(run: Path) -> None:
-    """Write RUN/report.md, RUN/report.html, RUN/figures/*.svg and, where the model is there, RUN/final/README.md.
+    """Write RUN/report.md, RUN/report.html, RUN/figures/*.svg and, where the models are there, their README.md.
 
     Args:
         run: A run folder, finished or not.
@@ -67,6 +67,9 @@ def write_report(run: Path) -> None:
         progress(3, 4)
         if (run / "final").is_dir():
             _write(run / "final" / "README.md", model_card(record))
+        for rung in record.summary.ladder:
+            if (run / rung.folder).is_dir():
+                _write(run / rung.folder / "README.md", model_card(record.at_rung(rung), folder=rung.folder))
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
     RUN/recipe.yaml  original/stage.json
     RUN/NN-axis-amount[-aK]/{scores.safetensors, plan.json, pruned/, tuned/, stage.json}
-    RUN/final/  summary.json  report.md  report.html  figures/
+    RUN/final/  final-0.8/ (of each rung)  rivals/NAME/  summary.json  report.md  report.html  figures/
 
 A stage is history once its stage.json is there, and is never made again. Everything before that is made by
 `files.once`, so that a run killed at any instant goes on where it was. A run starts in a new or an empty folder, or
@@ -88,7 +88,8 @@ class RunFolder:
         if file.is_file():
             before = read_yaml(file, "recipe", error=BadCheckpoint)
             if (free := self._free()) is not None:
-                check_unchanged(before or {}, recipe.model_dump(mode="json"), free)
+                wish = ("stop_at",) if recipe.prune.ladder else ()  # decides on nothing: it says what is recommended
+                check_unchanged(before or {}, recipe.model_dump(mode="json"), (*free, *wish))
 
     def _free(self) -> tuple[str, ...] | None:
         """What a recipe may change before the first finished round without throwing away what is made; None: all."""
@@ -145,11 +146,11 @@ class RunFolder:
             return self.model_of(before[-1]) if before else self.source
         if tuned.is_dir():
             return verify(tuned)
-        final = self.path / "final"
-        if is_made(final, {"model": stage.model_sha}):
-            return final
-        if (final / "config.json").is_file() and model_sha(verify(final)) == stage.model_sha:
-            return final  # copied without its hidden note
+        for final in (self.path / "final", *sorted(self.path.glob("final-*"))):
+            if is_made(final, {"model": stage.model_sha}):
+                return final
+            if (final / "config.json").is_file() and model_sha(verify(final)) == stage.model_sha:
+                return final  # copied without its hidden note
         raise BadCheckpoint("this stage's model is gone", value=str(tuned), fix="start again in a new --out")
 
     def _check_source(self, original: StageRecord) -> None:

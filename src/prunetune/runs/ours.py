@@ -52,7 +52,7 @@ def adopt_old(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what a kill has left half made or half deleted in a run folder that is held."""
-    for at in (path, *(p for p in _stages(path)), path / "original", path / "decisions", path / "figures"):
+    for at in (path, *_stages(path), *(path / d for d in ("original", "decisions", "figures")), *path.glob("rivals/*")):
         for p in at.glob(".*") if at.is_dir() else ():
             old = OLD_LEFTOVER.fullmatch(p.name) if at == path else re.fullmatch(r"\..+\.(tmp|gone)", p.name)
             if is_temporary(p.name) or old:
@@ -86,7 +86,7 @@ def _tune(path: Path) -> bool:
 
 def verify_run(path: Path) -> None:
     """BadCheckpoint for the first thing in a run folder, of its control too, whose bytes are not what was written."""
-    for at in (path, path / "original", path / "original" / "eval", path / "decisions", *_stages(path)):
+    for at in (path, path / "original", path / "decisions", *_stages(path), *path.glob("rivals/*")):
         verify_notes(at)
         verify_notes(at / "eval")
     if (path / "control").is_dir():

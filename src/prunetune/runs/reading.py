@@ -6,7 +6,7 @@ Everything is optional where a run may not have got there yet, so a report of ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from prunetune.errors import BadCheckpoint, MissingPath
 from prunetune.pruning.plan import PrunePlan
 from prunetune.runs.records import ACTIONS, StageRecord, read_stage
 from prunetune.runs.shapes import SHAPE, ShapeRecord
-from prunetune.runs.summary import Summary
+from prunetune.runs.summary import RungRecord, Summary
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,18 @@ class RunRecord:
     def tasks(self) -> tuple[str, ...]:
         """Every task that was measured, in order of appearance."""
         return tuple(dict.fromkeys(e.task for s in self.measured for e in s.evals))
+
+    def at_rung(self, rung: RungRecord) -> RunRecord:
+        """The run as if it had ended at a rung of its ladder: what that model's card and its speed are read from."""
+        names = [s.name for s in self.stages]
+        stages = self.stages[: 1 + names.index(rung.stage)] if rung.stage in names else self.stages
+        changes = {
+            "final": stages[-1] if stages else None, "stages": stages, "params_ratio": rung.params_ratio,
+            "accuracy": rung.accuracy, "speedup": rung.speedup, "latency": rung.latency, "control": None,
+            "promise": None, "asked": rung.share, "reached": rung.params_ratio, "ladder": (), "recommended": None,
+            "rivals": (), "recovery_tokens": rung.recovery_tokens, "shape": stages[-1].shape if stages else None,
+        }  # fmt: skip
+        return replace(self, stages=stages, summary=self.summary.model_copy(update=changes), control=None)
 
     def folder(self, stage: StageRecord) -> Path:
         """The folder of one of this run's stages."""

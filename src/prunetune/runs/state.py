@@ -66,6 +66,12 @@ class RunState:
         """The last step of an action."""
         return next((e for e in reversed(self.events) if e.kind == "step"), None)
 
+    @property
+    def rungs(self) -> list[str]:
+        """The folders of the rungs that are finished models, the largest first."""
+        made = (p.name for p in self.path.glob("final-*") if (p / "config.json").is_file())
+        return sorted(made, reverse=True)
+
     def where(self) -> str:
         """What is done now, or was last done: `02-width-64, tune cpt, step 120 of 400`."""
         if self.last is not None:
@@ -82,6 +88,7 @@ class RunState:
             "params": newest.params if newest else None,
             "params_ratio": self.ratio,
             "accuracy": {e.task: e.value for e in newest.evals} if newest else {},
+            "rungs": self.rungs,
             "rounds": len(self.record.accepted) if self.record else 0,
             "where": self.where(),
             "left": self.last.left if self.last and self.state == "running" else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from prunetune.runs.records import Record, StageRecord
+from prunetune.runs.records import EvalRecord, Record, StageRecord
 
 
 class Timing(Record):
@@ -82,6 +82,72 @@ class Promise(Record):
     why: str
 
 
+class Against(Record):
+    """How far one model is ahead of another on the same `n` questions, as a share of 1, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+class KeptRecord(Record):
+    """The share of the original's accuracy that a model keeps, with its 95 % interval; None: no bound."""
+
+    value: float | None = None
+    low: float = 0.0
+    high: float | None = None
+
+
+class RungRecord(Record):
+    """A rung of a ladder: a finished model in RUN/`folder`; `against` is it minus the original, by task.
+
+    `share` is what the recipe asks for, `recovery_tokens` all that were spent up to it.
+    """
+
+    share: float
+    folder: str
+    stage: str
+    params: int | None = None
+    params_ratio: float | None = None
+    weight_bytes: int | None = None
+    recovery_tokens: int | None = None
+    accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    against: dict[str, Against] = Field(default_factory=dict)
+    kept: dict[str, KeptRecord] = Field(default_factory=dict)
+    speedup: dict[str, float | TaskSpeedup] = Field(default_factory=dict)
+    latency: Timings | None = None
+
+
+class Recommended(Record):
+    """The rung that keeps `wanted` of the accuracy; `folder` None: none does."""
+
+    wanted: float
+    folder: str | None = None
+    why: str = ""
+
+
+class RivalRecord(Record):
+    """RUN/rivals/`folder`/rival.json: what could be taken instead, on the same questions; bytes as `how` says.
+
+    In summary.json `against` is our final model minus it, by task.
+    """
+
+    name: str
+    folder: str
+    how: str = ""
+    model_sha: str | None = None
+    params: int | None = None
+    weight_bytes: int | None = None
+    evals: tuple[EvalRecord, ...] = ()
+    against: dict[str, Against] = Field(default_factory=dict)
+
+
+def rung_folder(share: float) -> str:
+    """The folder of a rung's model below the run: `final-0.8`."""
+    return f"final-{share}"
+
+
 class Leak(Record):
     """A task's questions that also occur in the recovery data; see `data.stream.Overlap`."""
 
@@ -110,6 +176,9 @@ class Summary(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     control: ControlRecord | None = None
     promise: Promise | None = None
+    ladder: tuple[RungRecord, ...] = ()
+    recommended: Recommended | None = None
+    rivals: tuple[RivalRecord, ...] = ()
     leaks: dict[str, Leak] | None = None
     truncated: int | None = None
     environment: dict[str, JsonValue] = Field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Steps and tokens by damage: pure arithmetic on the held-out losses that probing found (docs/method.md).
 
-    way = path(prune, sizes, now)                          # every shape on the way to the target, in the recipe's order
+    way = path(prune, sizes, now)                           # every shape to the target, in the recipe's order (way.py)
     probes = [measure(way[i]) for i in places(way, sizes)]  # elsewhere (loop/probe.py): prune, compensate, loss
     curve = damages(way, sizes, loss, probes)               # the loss that each shape would cost, interpolated
     i = equal_damage(curve, rounds)                         # the next round goes to way[i]
@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunetune.schedule.steps import Step
-from prunetune.schedule.target import PruneConfig, Sizes, align_of, final_shape, period_in
-
-Place = tuple[int, int]
-"""(depth, width)."""
+from prunetune.schedule.target import PruneConfig, Sizes, final_shape
+from prunetune.schedule.way import Place
 
 PROBED = (0.6, 0.85, 1.0)
 """Where the damage is measured: shares of the parameters that are still to go."""
@@ -40,24 +38,6 @@ class Probe:
     width: int
     params: int
     loss: float
-
-
-def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
-    """All shapes from the one after `now` to the target, one aligned width, or one layer (or period) after another."""
-    depth, width = now
-    final_depth, final_width = final_shape(prune, sizes)
-    align = align_of(prune, sizes)
-    first = (width - 1) // align * align
-    widths = [w for w in range(first, final_width, -align) if w > final_width] + [final_width] * (width > final_width)
-    period = period_in(prune, sizes)
-    depths = list(range(depth - period, final_depth - 1, -period))
-    if prune.order == "together":
-        gone = [round(len(depths) * (i + 1) / len(widths)) * period for i in range(len(widths))]
-        shapes = [(depth - n, w) for n, w in zip(gone, widths, strict=True)]
-        return shapes or [(d, width) for d in depths]
-    if prune.order == "layers-then-neurons":
-        return [(d, width) for d in depths] + [(final_depth, w) for w in widths]
-    return [(depth, w) for w in widths] + [(d, final_width) for d in depths]
 
 
 def places(way: Sequence[Place], sizes: Sizes, now: Place) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prunetune.errors import OutOfReach
@@ -24,6 +24,7 @@ from prunetune.schedule.target import (
     final_shape,
     period_in,
 )
+from prunetune.schedule.way import leg
 
 Axis = Literal["neurons", "layers", "both"]
 
@@ -72,7 +73,6 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         return None
     if prune.by_threshold:
         return _threshold_step(prune, sizes, index, accepted)
-    shared, prune = prune.rounds if isinstance(prune.rounds, int) else None, evenly(prune, sizes)
     depth, width = (accepted[-1].depth, accepted[-1].width) if accepted else (sizes.depth, sizes.width)
     final_depth, final_width = final_shape(prune, sizes)
     neurons_left, layers_left = width - final_width, depth - final_depth
@@ -85,6 +85,11 @@ def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step
         )
     if not neurons_left and not layers_left:
         return None
+    if prune.ladder:
+        part = leg(prune, sizes, [(d.depth, d.width) for d in accepted])
+        step = next_step(part.prune, part.sizes, accepted[part.before :])
+        return step and replace(step, index=index)
+    shared, prune = prune.rounds if isinstance(prune.rounds, int) else None, evenly(prune, sizes)
     if shared is not None and prune.order != "together":
         return _shared(prune, shared, sizes, index, (neurons_left, layers_left), width, accepted)
     if prune.order == "together":
@@ -242,5 +247,6 @@ def once(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     if isinstance(prune.layers, list):  # which layers go stays decided; their number then gives the depth
         target = FinalShape(width=width, depth=None)
     layers = prune.layers if isinstance(prune.layers, list) else "auto"
-    changes = {"target": target, "step": 1.0, "order": "together", "max_rounds": None, "layers": layers, "rounds": None}
+    none = dict.fromkeys(("max_rounds", "rounds", "ladder"))
+    changes = {"target": target, "step": 1.0, "order": "together", "layers": layers, **none}
     return prune.model_copy(update=changes)

@@ -22,7 +22,7 @@ from prunetune.models.families.pattern import period_of
 from prunetune.models.shape import Shape
 from prunetune.schedule.fitting import bytes_at, fits, stored_bytes
 from prunetune.schedule.search import NEURONS, frontier
-from prunetune.schedule.wanted import SMALLEST, bytes_of, read_target, times_of
+from prunetune.schedule.wanted import SMALLEST, bytes_of, check_ladder, read_ladder, read_target, times_of
 
 SEARCHED = (NEURONS, "layers")
 """The axes that rounds cut."""
@@ -58,6 +58,9 @@ class PruneConfig(_Config):
     """Share of the original parameters (0 to 1), a parameter count (above 1), or {width, depth}. As text also `60%`,
     `3B`, `4GB` (bytes of the weights as they are stored; see `context`) and `2x` (decoding at batch 1, on this
     machine). smallest: half of the layers and a sixteenth of the width, the end of a search with `stop_at`."""
+    ladder: list[float] | None = None
+    """Sizes on the way, as falling shares ([0.8, 0.7, 0.6, 0.5]): each ends a round and is finished as a model of its
+    own (`RUN/final-0.8`), the last is the target. Short: `ladder` beside `prune`."""
     context: int | None = Field(None, gt=0)
     """With a target in bytes: the key/value cache of so many tokens counts, too."""
     axes: list[str] | None = Field(None, min_length=1)
@@ -89,7 +92,10 @@ class PruneConfig(_Config):
     @model_validator(mode="before")
     @classmethod
     def _steps(cls, value: Any) -> Any:
-        """Who says `step`, or thresholds, does not want `rounds: auto`."""
+        """Who says `step`, or thresholds, does not want `rounds: auto`; a ladder's last rung is the target."""
+        if isinstance(value, dict) and value.get("ladder") is not None:
+            rungs = read_ladder(value["ladder"])
+            value = {**value, "ladder": rungs, "target": value["target"] if "target" in value else rungs[-1]}
         if isinstance(value, dict) and {"step", "sigma_neuron", "sigma_layer"} & set(value):
             return {"rounds": None, **value}
         return value
@@ -119,6 +125,16 @@ class PruneConfig(_Config):
             raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
         if self.open and not (self.rounds == "auto" or isinstance(self.rounds, int)):
             raise ValueError("a shape that is chosen by measuring needs rounds (auto, or a number), not step")
+        return self
+
+    @model_validator(mode="after")
+    def _down_the_ladder(self) -> PruneConfig:
+        if self.ladder and (self.axes is not None or self.by_threshold or self.order == "alternating"):
+            raise ValueError(
+                "a ladder lies on one way to its target: leave out axes, thresholds and order: alternating"
+            )
+        if self.ladder:
+            check_ladder(self.ladder, self.target, {"rounds": self.rounds, "max_rounds": self.max_rounds})
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
+LADDER = "[0.8, 0.7, 0.6, 0.5]"
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbKMBgG]?)")
 _SCALE = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", re.IGNORECASE)
@@ -56,3 +59,33 @@ def read_target(text: str) -> float | int | str:
     if not math.isfinite(share) or share <= 0 or (share > 1 and percent != text):
         raise ValueError("a target must be above 0, and at most 100 %")
     return int(share) if share > 1 and share == int(share) else share
+
+
+def read_ladder(value: Any) -> list[float]:
+    """The rungs of a ladder: falling shares of the original's parameters, as numbers or as text (`80%`).
+
+    Raises:
+        ValueError: They are no such shares.
+    """
+    said = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(said, list | tuple) or not said:
+        raise ValueError(f"a ladder is a list of shares: {LADDER}")
+    rungs: list[float] = []
+    for text in said:
+        share = read_target(text) if isinstance(text, str) else text
+        if not isinstance(share, float) or not 0 < share < 1:
+            raise ValueError(f"a rung is a share of the parameters, above 0 and below 1, not {text!r}: {LADDER}")
+        if rungs and share >= rungs[-1]:
+            raise ValueError(f"a ladder falls from rung to rung, and {share:g} comes after {rungs[-1]:g}: {LADDER}")
+        rungs.append(share)
+    return rungs
+
+
+def check_ladder(ladder: list[float], target: object, rounds: Mapping[str, object]) -> None:
+    """ValueError if the target is not the last rung, or a number of rounds is less than one for each."""
+    if target != ladder[-1]:
+        said = target if isinstance(target, float | int | str) else "a shape"
+        raise ValueError(f"the ladder ends at {ladder[-1]:g}, but the target is {said}: leave out the target")
+    for name, most in rounds.items():
+        if isinstance(most, int) and most < len(ladder):
+            raise ValueError(f"each rung of a ladder ends a round: {name} must be {len(ladder)} at least")

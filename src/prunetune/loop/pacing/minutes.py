@@ -69,7 +69,8 @@ def minutes(context: Context, pace: Pace) -> Minutes:
     everything = sum(pace.ask[t.name].time(len(t.problems)) for t in context.tasks if t.name in pace.ask)
     n = recipe.evaluate.round_n
     some = sum(pace.ask[t.name].time(min(n or 10**9, len(t.problems))) for t in context.tasks if t.name in pace.ask)
-    again = everything if n is not None and any(n < len(t.problems) for t in context.tasks) else 0.0
+    rungs = len(recipe.prune.ladder or ()) or 1
+    again = rungs * everything if n is not None and any(n < len(t.problems) for t in context.tasks) else 0.0
     losses = 2 * (pace.load + pace.loss)  # straight after the cut, after recovery
     losses += 2 * (pace.load + pace.loss) if recipe.do_no_harm and recipe.recover else 0.0
     tuned = training(context, pace, rounds)
@@ -88,7 +89,8 @@ def minutes(context: Context, pace: Pace) -> Minutes:
         "probes and compensation": rounds * probing,
         "recovery": tuned + rounds * beside,
         "writing": rounds * pace.write,
-        "latency": latency,
+        "latency": rungs * latency,
+        "rivals": len(recipe.evaluate.rivals) * (everything + pace.load),
     }
     if recipe.control == "once":
         control = scoring + pace.write + losses + some + again + tuned + beside + latency
@@ -129,10 +131,10 @@ def _probes(recipe: Recipe, rounds: int) -> int:
 
 def _judged(recipe: Recipe, pace: Pace) -> float:
     """The verdict of a search: a third of the problems, of both models in the mean half again."""
-    if recipe.stop_at is None or not pace.ask:
+    if recipe.stop is None or not pace.ask:
         return 0.0
     asked = next(iter(pace.ask.values()))
-    return 1.3 * asked.time(round(0.5 * recipe.stop_at.n))
+    return 1.3 * asked.time(round(0.5 * recipe.stop.n))
 
 
 def training(context: Context, pace: Pace, rounds: int) -> float:

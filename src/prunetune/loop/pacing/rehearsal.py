@@ -44,16 +44,23 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     if not is_here(recipe.model):
         away = " and the hub cannot be reached, so that a run would fail" if is_offline() else ""
         return {}, f"minutes on this machine: not known, for {recipe.model} is not here{away}"
+    from prunetune.loop.beside.rivals import check_rivals
     from prunetune.loop.context import prepare
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
     from prunetune.models.folders import resolve_model
+    from prunetune.recipe.measured import WEIGHT_ONLY
     from prunetune.runs.folder import RunFolder
 
     begin()
     source = resolve_model(recipe.model)
     RunFolder.check(out, recipe, source)
+    far = [name for name in recipe.evaluate.rivals if name not in WEIGHT_ONLY and not is_here(name)]
+    near = [name for name in recipe.evaluate.rivals if name not in far]
+    check_rivals(recipe.changed(evaluate=recipe.evaluate.model_copy(update={"rivals": near})))
+    if far:
+        watch.line(f"rivals that are not here, which only the run can check: {', '.join(far)}")
     context = prepare(recipe, source, watch)
     space, told = room(context, out)
     pace = measured(context)
@@ -81,6 +88,7 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
     held = state_bytes(average=any(m.average for m in context.recipe.recover))
     weights = sum(p.stat().st_size for p in context.source.glob("*.safetensors"))
     disk = KEPT * weights + (16 * cost.params if context.recipe.recover else 0)  # a checkpoint: fp32 and two moments
+    disk += round(sum(context.recipe.prune.ladder or ()) * weights)  # each rung's model stays
     check_space(out, disk, "the run's models and one checkpoint")
     at = out.absolute()
     while not at.exists():

@@ -70,13 +70,19 @@ def within(context: Context, run: RunFolder) -> Context:
         pace = measured(context)
         tmp.write_text(fitted(context, pace).model_dump_json(), encoding="utf-8")
 
-    once(path, {"recipe": recipe.model_dump(mode="json")}, make)
+    said = recipe.model_dump(mode="json", exclude={"evaluate": {"rivals"}} | _unsaid(recipe))
+    once(path, {"recipe": said}, make)
     found = read_model(path, Fitted, "plan of the time", fix="start again in a new --out")
     for line in found.told:
         context.watch.line(line)
     clock = Clock(recipe.within, spent, found.each, found.least, found.after)
     tasks = tuple(t.first(found.asked) for t in context.tasks)
     return dataclasses.replace(context, recipe=found.recipe, tasks=tasks, clock=clock)
+
+
+def _unsaid(recipe: Recipe) -> dict[str, set[str]]:
+    """A ladder that is none: runs of before there were ladders go on."""
+    return {} if recipe.prune.ladder else {"prune": {"ladder"}}
 
 
 def _spent(run: RunFolder) -> float:
@@ -125,9 +131,9 @@ def _smaller(context: Context, pace: Pace, seconds: float) -> Iterator[tuple[Rec
     recipe, cuts = context.recipe, list[str]()
     more = minutes(context, pace).more
     rounds = 1 + int(OVERHEAD * seconds / more) if more else recipe.prune.max_rounds
-    prune = (
-        recipe.prune.model_copy(update={"max_rounds": min(rounds or 6, recipe.prune.max_rounds or 6)}) if more else None
-    )
+    rungs = len(recipe.prune.ladder or ())  # each ends a round
+    most = min(max(rounds or 6, rungs), recipe.prune.max_rounds or max(6, rungs))
+    prune = recipe.prune.model_copy(update={"max_rounds": most}) if more else None
     recipe = recipe.changed(prune=prune) if prune else recipe
     yield recipe, None, cuts
     most = max((len(t.problems) for t in context.tasks), default=0)
@@ -195,7 +201,7 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
     told += [f"at most {recipe.prune.max_rounds or 1} rounds" if found.more else f"{found.rounds} rounds"]
     lines = [f"within {duration(recipe.within)}, as measured here: {', '.join(told)}"]
     lines += [f"  cut down: {'; '.join(cuts)}"] if cuts else []
-    after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing")) + sum(t.beside for t in timed)
+    after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing", "rivals")) + sum(t.beside for t in timed)
     after += sum(pace.ask[t.name].time(len(t.problems)) for t in context.tasks) + 4 * (pace.load + pace.loss)
     return Fitted(
         recipe=recipe.changed(recover=methods),

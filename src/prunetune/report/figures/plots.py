@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from prunetune.common import units as human
 from prunetune.report.curves import Curve, Point, curve_of
+from prunetune.report.figures.bytes import by_bytes
 from prunetune.report.figures.draw import GRID, INK, SERIES, Plot, blank, plot
 from prunetune.report.figures.heatmap import removed
 from prunetune.report.figures.learning import losses, rollouts
@@ -28,6 +29,7 @@ def plots(run: RunRecord) -> list[Plot]:
     """Every figure that the run's records allow, in the report's order."""
     makers: tuple[Callable[[RunRecord], Plot | None], ...] = (
         by_size,
+        by_bytes,
         by_round,
         controls,
         saw,

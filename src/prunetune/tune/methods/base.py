@@ -59,7 +59,8 @@ class Method(BaseModel):
     per: Literal["run", "round"] = "run"
     """What the budget covers: the whole run, shared out over its rounds, or each round."""
     when: Literal["every", "last"] = "every"
-    """`last`: only in the last round, with the whole budget, such as reinforcement learning at the final size."""
+    """`last`: only in the last round, with the whole budget, such as reinforcement learning at the final size. On a
+    ladder: in the last round of each rung, with equal shares of it."""
     data: tuple[DataSource, ...] | None = Field(default=None, min_length=1)
     """A stream of its own, in place of the recipe's: other problems than those that are scored."""
     epochs: int = Field(default=1, gt=0)
