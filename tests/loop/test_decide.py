@@ -359,7 +359,7 @@ def test_a_share_that_cannot_be_proved_is_told_before_any_try(tmp_path):
     perfect = {"task": "sums", "value": 1.0, "metric": "accuracy", "n": 4}
     with pytest.raises(OutOfReach, match="cannot show") as e:
         hardly_provable(context, [EvalRecord.model_validate(perfect)])
-    assert "--keep" in str(e.value.fix)
+    assert f"--keep {int(100 * provable(196, 2000))}%" in str(e.value.fix)  # the rows that are not reported
     easy = dataclasses.replace(context, recipe=tiny_recipe(tmp_path, stop_at={"accuracy": 0.5}))
     assert hardly_provable(easy, [EvalRecord.model_validate(perfect)]) is None
 

@@ -168,7 +168,7 @@ def hardly_provable(context: Context, evals: Sequence[EvalRecord] = ()) -> str |
             why,
             value=f"{told}; the original solves all that were asked, so that none can be better",
             valid=f"at most {percent(most)}",
-            fix=f"--keep {percent(math.floor(100 * most) / 100)}, or more problems that decide",
+            fix=f"--keep {math.floor(100 * most)}%, or more problems that decide",
         )
     return f"{why}: {told}, so that only a better one would stand"
 

@@ -49,6 +49,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
+    from prunetune.loop.verdict import hardly_provable
     from prunetune.models.folders import resolve_model
     from prunetune.recipe.measured import WEIGHT_ONLY
     from prunetune.runs.folder import RunFolder
@@ -63,6 +64,8 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         watch.line(f"rivals that are not here, which only the run can check: {', '.join(far)}")
     context = prepare(recipe, source, watch)
     space, told = room(context, out)
+    doubt = hardly_provable(context)
+    told += f"\nwarning: {doubt}" if doubt else ""
     pace = measured(context)
     if recipe.within is not None:
         plan = fitted(context, pace)
@@ -109,7 +112,11 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
 
 def foretold(recipe: Recipe) -> str:
     """What the last dry run of this recipe has found on this machine, or how to know."""
+    from prunetune.common.units import duration
+
     file = _file(recipe)
+    if recipe.within is not None:
+        return f"within {duration(recipe.within)}: what fits is measured first"
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     return "how long it takes on this machine: the same command with --dry-run measures it"

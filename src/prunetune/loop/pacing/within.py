@@ -198,7 +198,8 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
             ]
     problems = max((len(t.problems) for t in context.tasks), default=0)
     told += [f"{problems} problems a task"] if problems else []
-    told += [f"at most {recipe.prune.max_rounds or 1} rounds" if found.more else f"{found.rounds} rounds"]
+    rounds = (recipe.prune.max_rounds or 1) if found.more else found.rounds
+    told += [f"{'at most ' if found.more else ''}{rounds} round{'s' if rounds > 1 else ''}"]
     lines = [f"within {duration(recipe.within)}, as measured here: {', '.join(told)}"]
     lines += [f"  cut down: {'; '.join(cuts)}"] if cuts else []
     after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing", "rivals")) + sum(t.beside for t in timed)
