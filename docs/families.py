@@ -16,6 +16,7 @@ from tests.pruning.test_apply import CASES as APPLIED
 from tests.pruning.test_heads import CUT
 from tests.pruning.test_wrappers import HEADS
 from tests.pruning.vocabulary.test_families import CUT as VOCABULARIES
+from tests.tiny import DENSE, MIXTURES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -36,6 +37,14 @@ HELD: dict[str, tuple[list[str], str]] = {
     **{method: (LOOPED, "tests/loop/test_families.py") for method in RECOVERED},
 }
 """Column -> (the families that a test runs it for, the test)."""
+
+MIXED: dict[str, tuple[list[str], str]] = {
+    **{axis: (MIXTURES, "tests/pruning/experts/test_cut.py") for axis in ("layers", "neurons", "experts")},
+    "heads": ([name for name in MIXTURES if not FAMILIES[name].heads_stay], "tests/pruning/experts/test_cut.py"),
+    "vocabulary": (VOCABULARIES, "tests/pruning/vocabulary/test_families.py"),
+    **{method: (LOOPED, "tests/loop/test_families.py") for method in RECOVERED},
+}
+"""The same of mixtures of experts."""
 
 WRAPPED: dict[str, tuple[list[str], str]] = {
     "layers": (list(WRAPPERS), "tests/pruning/test_wrappers.py"),
@@ -101,9 +110,17 @@ def page() -> str:
         "the whole one with the same parts set to zero, and the loop goes through two rounds. `sft` and `distill` train as `cpt` does and are tested on Llama. The models behind",
         "the names: [Concepts](concepts.md#families). The columns vLLM and llama.cpp say that their own lists name the architecture; they were not run here.",
         "",
-        *table(list(FAMILIES), HELD),
+        *table(DENSE, HELD),
         "",
         f"Held by: {tests(HELD)}. Loaded by plain transformers where prunetune cannot be imported: `tests/publish/test_elsewhere.py`.",
+        "",
+        "## Mixtures of experts",
+        "",
+        "Neurons are those inside each expert. What else works, and what does not: [the method](method.md#prune).",
+        "",
+        *table(MIXTURES, MIXED),
+        "",
+        f"Held by: {tests(MIXED)}.",
         "",
         "## Models with a vision tower",
         "",

@@ -65,8 +65,17 @@ EXTRA: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 8},
     "gpt_neox": {},
     "phi": {},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "intermediate_size": 64, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 3, "clip_qkv": 2.0},
+    "gpt_oss": {
+        "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
 }  # fmt: skip
 assert set(EXTRA) == set(FAMILIES)
+DENSE = [name for name, family in FAMILIES.items() if family.experts is None]
+MIXTURES = [name for name in FAMILIES if name not in DENSE]
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> Any:

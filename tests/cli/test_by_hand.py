@@ -7,11 +7,15 @@ import json
 import torch
 from safetensors.torch import load_file
 from tests.cli.test_app import call
-from tests.tiny_run import tiny_recipe
+from tests.tiny import tiny_folder
+from tests.tiny_run import rows, tiny_recipe
+from transformers import AutoModelForCausalLM
 
+from prunetune.common.files import read_json
 from prunetune.common.progress import Watch
 from prunetune.data.stream import FileData, load_stream
 from prunetune.loop.loop import prune_tune_loop
+from prunetune.models.cost import cost_of
 
 
 def test_stage_by_stage_gives_what_one_round_of_run_gives(tmp_path, capsys):
@@ -91,3 +95,26 @@ def test_local_recovery_by_hand_is_what_the_loop_does(tmp_path, capsys):
     cut, out = (load_file(f / "model.safetensors") for f in (stage / "pruned", tmp_path / "out"))
     changed = {n for n in cut if not torch.equal(cut[n], out[n])}
     assert changed and all(".layers." in n for n in changed)
+
+
+def test_experts_go_by_hand(tmp_path, capsys):
+    """One tensor an expert on disk; neurons inside them go along; what is not there for mixtures is one message."""
+    model = tiny_folder(tmp_path / "m", "qwen3_moe")
+    data = ["--data", rows(tmp_path / "rows.jsonl"), "--samples", 8, "--max-length", 64]
+    scores, plan, out = (tmp_path / n for n in ("s.safetensors", "plan.json", "out"))
+    assert call(capsys, "score", model, *data, "--axis", "experts", "--out", scores)[0] == 0
+    code, said, _ = call(capsys, "plan", scores, "--cut", "experts=2", "--neurons", 8, "--layers", 1, "--out", plan)
+    assert code == 0 and "experts 6 -> 4" in said and "width 48 -> 40" in said
+    assert call(capsys, "apply", plan, model, out)[0] == 0
+    small = AutoModelForCausalLM.from_pretrained(out)
+    assert small.config.num_experts == 4 and small.config.moe_intermediate_size == 40
+    assert cost_of(read_json(out / "config.json")).params == small.num_parameters()
+    code, said, _ = call(capsys, "inspect", out, "--target", 0.8)
+    assert code == 0 and "4 experts, 3 of them a token" in said
+    code, _, said = call(capsys, "compensate", plan, model, *data, "--out", tmp_path / "patch.safetensors")
+    assert code == 2 and "mixture of experts" in said and "compensate: none" in said
+    dense = tiny_folder(tmp_path / "dense")
+    code, _, said = call(capsys, "score", dense, *data, "--axis", "experts", "--out", tmp_path / "no")
+    assert code == 2 and "no experts" in said
+    code, _, said = call(capsys, "plan", scores, "--cut", "experts=6", "--out", tmp_path / "no")
+    assert code == 2 and "0 to 5" in said

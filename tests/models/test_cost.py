@@ -68,7 +68,8 @@ def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
         changes = {**changes, "layer_types": config.layer_types[: resize.get("layers", 4)]}
     elif getattr(config, "layer_types", None):
         changes = {**changes, "layer_types": None}
-    names = {"layers": "num_hidden_layers", "neurons": "intermediate_size"}
+    width = "moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"
+    names = {"layers": "num_hidden_layers", "neurons": width}
     smaller = tiny_config(family, **changes, **{names[k]: v for k, v in resize.items()})
     assert cost_of(config, shape=resize).params == sum(p.numel() for p in meta_model(smaller).parameters())
 
@@ -87,7 +88,8 @@ class Counted:
 
     def __init__(self, config: Any, prompt: int, new: int) -> None:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        eager: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = AutoModelForCausalLM.from_config(config, **eager, dtype=torch.float32).eval()
         ids = torch.randint(3, 100, (1, prompt))
         with torch.no_grad(), FlopCounterMode(display=False) as prefill:
             out = model(ids, use_cache=True, logits_to_keep=1)
@@ -195,8 +197,8 @@ def test_record_and_refusal() -> None:
     record = cost_of(tiny_config("llama")).to_json()
     assert record["weight_bytes"] == 2 * record["params"]
     assert set(record) == {"params", "weight_bytes", "kv_bytes_per_token", "train_bytes"}
-    with pytest.raises(UnsupportedModel, match="mixtral"):
-        cost_of({"model_type": "mixtral", "num_local_experts": 8})
+    with pytest.raises(UnsupportedModel, match="deepseek_v3"):
+        cost_of({"model_type": "deepseek_v3", "n_routed_experts": 8})
     assert isinstance(cost_of(Shape.of(LLAMA3_8B)), Cost)
     assert cost_of(LLAMA3_8B).flops(10, 1).decode == cost_of(LLAMA3_8B).flops(10, 0).decode == 0
     assert math.isclose(cost_of(LLAMA3_8B, dtype_bytes=4).weight_bytes, 2 * cost_of(LLAMA3_8B).weight_bytes)

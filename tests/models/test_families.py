@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_config
+from tests.tiny import DENSE, MIXTURES, tiny_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from prunetune.common.files import write_json
@@ -17,7 +17,7 @@ from prunetune.models.families.pattern import engine_pattern, is_special, period
 from prunetune.models.folders import load_config
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DENSE)
 def test_entry_describes_the_model(name: str) -> None:
     """Every tensor whose size follows the FFN width is a cut of the family, and nothing else is; its norms are named."""
     family, biases = FAMILIES[name], {"mlp_bias": True} if FAMILIES[name].mlp_bias == "mlp_bias" else {}
@@ -44,6 +44,27 @@ def test_entry_describes_the_model(name: str) -> None:
     assert model.get_submodule(family.head) is model.get_output_embeddings()
 
 
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_entry_of_a_mixture_describes_the_model(name: str) -> None:
+    """Every tensor of router and experts, no other; where gate and up are; the norms; the activation."""
+    family = FAMILIES[name]
+    found = family.experts
+    assert found is not None and family.cuts == ()
+    config = tiny_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layer = model.get_submodule(f"{family.layers}.0")
+    held = {n: tuple(p.shape) for n, p in layer.named_parameters() if n.startswith("mlp.")}
+    assert held == found.sizes(6, 32, 48)
+    module = layer.get_submodule(found.module)
+    assert (module.is_transposed, module.has_bias) == (found.transposed, found.bias)
+    assert module.is_concatenated != found.alternating
+    norms = {n.rpartition(".")[0] for n, p in layer.named_parameters() if "norm" in n}
+    assert norms == {*family.norms, *(family.qk_norm.names if family.qk_norm else ())}
+    assert model.get_submodule(family.base) is model.base_model
+    assert model.get_submodule(family.embedding) is model.get_input_embeddings()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_config_object_and_dict_give_the_same_family(name: str) -> None:
     config = tiny_config(name)
@@ -51,8 +72,7 @@ def test_config_object_and_dict_give_the_same_family(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
-    "qwen3_moe": ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture of experts"),
+    "phimoe": ({"model_type": "phimoe", "num_local_experts": 8}, "mixture of experts"),
     "deepseek": ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "mixture of experts"),
     "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "quantised"),
     "t5": ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
@@ -86,7 +106,7 @@ def test_an_unknown_type_on_disk(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-PERIODS = {"gemma2": 2, "gemma3_text": 6, "smollm3": 4, "olmo3": 4, "exaone4": 4, "cohere2": 4}
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "smollm3": 4, "olmo3": 4, "exaone4": 4, "cohere2": 4, "gpt_oss": 2}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import down_of, layers_of, tiny_folder, tiny_model
+from tests.tiny import DENSE, down_of, layers_of, tiny_folder, tiny_model
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError, PlanError, UnknownName, UnsupportedModel
@@ -22,7 +22,7 @@ from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.scores import score
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f: (f, {}) for f in FAMILIES},
+    **{f: (f, {}) for f in DENSE},
     "llama-biases": ("llama", {"mlp_bias": True, "attention_bias": True}),
 }
 
@@ -245,7 +245,7 @@ def stream_error(model: PreTrainedModel, pruned: PreTrainedModel) -> float:
     return float((a - b).square().mean())
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not FAMILIES[f].post_ffn_norm])
+@pytest.mark.parametrize("family", [f for f in DENSE if not FAMILIES[f].post_ffn_norm])
 def test_stream_target_makes_up_for_a_removed_layer(family: str) -> None:
     model, plan = tiny_model(family), make_plan(count=0)
     patch = compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target="stream")
@@ -292,7 +292,7 @@ def test_stream_target_with_neurons_is_at_least_as_close() -> None:
 # ----------------------------------------------------------------------------------------------------------- selection
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_ranking_uses_each_layers_own_moments(family: str) -> None:
     model = tiny_model(family)
     scores = score(model, CALIBRATION, neuron_criterion="leverage").neurons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import DENSE, tiny_model, tiny_tokenizer
 
 import prunetune
 from prunetune.errors import DataError, OutOfReach, PlanError
@@ -17,7 +17,7 @@ from prunetune.pruning.scores import score as score_by
 ROWS = [{"question": f"{i}+{i % 7}", "answer": f"{i}+{i % 7}={i + i % 7}"} for i in range(40, 72)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_the_stages_on_a_model_object(family):
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from tests.tiny import FAMILIES, down_of, layers_of, tiny_model
+from tests.tiny import DENSE, down_of, layers_of, tiny_model
 
 from prunetune.errors import BadCheckpoint, DataError, MissingPath
 from prunetune.models.families import family_of
@@ -45,7 +45,7 @@ def one_by_one(model, sequences=SEQUENCES):
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_contribution_identity(family):
     """||FFN(x) - FFN without j (x)|| = |a_j| ||W_down[:, j]|| (method, section 2), and its mean is the score."""
     model = tiny_model(family)
@@ -63,7 +63,7 @@ def test_contribution_identity(family):
 
 
 @pytest.mark.parametrize("criterion", ["contribution", "leverage"])  # by hooks, and layer by layer
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_layer_scores_equal_a_direct_computation_for_the_last_layer_too(family, criterion):
     model = tiny_model(family)
     scores = score(model, make_batches(SEQUENCES, 0), neuron_criterion=criterion)
@@ -112,7 +112,7 @@ def test_a_batch_of_several_blocks_scores_as_one_of_one_block():
         torch.testing.assert_close(whole.layers_max, parts.layers_max, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_taylor_equals_autograd_through_the_whole_model(family):
     """The direct formula, all logits at once and one graph: |a dL/da|, sequence by sequence without padding."""
     model = tiny_model(family)

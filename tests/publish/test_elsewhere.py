@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.pruning.experts.test_cut import plan_of
 from tests.pruning.test_apply import make_plan
-from tests.tiny import tiny_model
+from tests.tiny import MIXTURES, tiny_model
 from tests.wrapped import wrapped_folder
 
 from prunetune.models.families import FAMILIES
@@ -48,7 +49,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             wrapped_folder(source, name)
         else:
             tiny_model(name).save_pretrained(source)
-        apply_on_disk(source, make_plan(model_sha(source), drop_layers=(2,)), folders[name])
+        sha = model_sha(source)
+        plan = plan_of("all", sha) if name in MIXTURES else make_plan(sha, drop_layers=(2,))
+        apply_on_disk(source, plan, folders[name])
     there = child(ISOLATED + READ, models={n: str(p) for n, p in folders.items()}, ids=IDS)
     return {name: [*there[name], here(folder)] for name, folder in folders.items()}
 

@@ -141,7 +141,7 @@ def description(
     config: dict[str, Any], *, target: float | None, step: float, gpu: str, tokens: int
 ) -> tuple[dict[str, Any], str]:
     """Shape and cost of a model from its config alone, and what a target would take."""
-    from prunetune.models.cost import cost_of
+    from prunetune.models.cost import active_params, cost_of
     from prunetune.models.families import family_of
     from prunetune.models.gpus import gpu_of
     from prunetune.schedule.damage import target_params
@@ -151,11 +151,14 @@ def description(
 
     family, cost, sizes, parts = family_of(config), cost_of(config), Sizes.of(config), parts_of(config)
     memory_gib, _ = gpu_of(gpu)
+    experts = cost.shape.experts
+    active = f", {count(active_params(cost.shape))} of them a token," if experts else ""
     value: dict[str, Any] = {
         "family": family.model_type,
         "depth": sizes.depth,
         "width": sizes.width,
         "hidden": sizes.hidden,
+        **({"experts": experts, "experts_per_token": cost.shape.active} if experts else {}),
         **cost.to_json(),
         "parts": parts,
         "flops": vars(cost.flops(512, 256)),
@@ -167,8 +170,8 @@ def description(
     }
     lines = [
         f"{family.model_type}: {sizes.depth} layers, FFN width {sizes.width}, hidden size {sizes.hidden}"
-        f"{_inside(config)}",
-        f"parameters        {count(cost.params)}  ({size(cost.weight_bytes)} in bf16, "
+        f"{_inside(config)}" + (f", {experts} experts, {cost.shape.active} of them a token" if experts else ""),
+        f"parameters        {count(cost.params)}{active}  ({size(cost.weight_bytes)} in bf16, "
         f"{size(cost.kv_bytes_per_token)} of KV cache a token)",
         aligned([(f"  {name:<14}", count(held), f"{held / sizes.original:.1%}") for name, held in parts.items()]),
         f"FLOPs             {flops(cost.flops(512, 256).total)} a question of 512 + 256 tokens",

@@ -32,7 +32,9 @@ def score(
     max_length: Annotated[int, typer.Option(min=2, max=MOST, help="Longer sequences are cut.")] = 1024,
     columns: Columns = None,
     chat: Chat = False,
-    axis: Annotated[list[str] | None, typer.Option(help="Score units of this axis, too: heads, query_heads.")] = None,
+    axis: Annotated[
+        list[str] | None, typer.Option(help="Score units of this axis, too: heads, query_heads, experts.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -44,7 +46,12 @@ def score(
     from prunetune.pruning.statistics import statistic
 
     more = _axes(axis or ())
-    find(criterion), find_layer(layer_criterion), statistic(reduce), blockwise(criterion, more)
+    (
+        find(criterion),
+        find_layer(layer_criterion),
+        statistic(reduce),
+        blockwise(criterion, [name for name in more if name != "experts"]),
+    )
     quiet_libraries()
     from prunetune.cli.commands import score_file
 
@@ -79,7 +86,7 @@ def plan(
     protect: Annotated[Path | None, typer.Option(help="Scores on a corpus whose neurons stay.")] = None,
     protect_share: Annotated[float, typer.Option(min=0, max=1, help="Top share that stays.")] = 0.05,
     cut: Annotated[
-        list[str] | None, typer.Option(help="Units of another axis that go: heads=1, query_heads=1.")
+        list[str] | None, typer.Option(help="Units of another axis that go: heads=1, query_heads=1, experts=16.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +110,7 @@ def plan(
         protected=guarded,
         protect_share=protect_share if protect else 0.0,
         others=found.others(amounts),
+        experts=found.experts,
     )
     with output_file(out, is_plan) as tmp:
         made.write(tmp)
@@ -120,7 +128,7 @@ def _axes(names: Sequence[str]) -> list[str]:
     from prunetune.errors import UnknownName
     from prunetune.models.axes import axes
 
-    able = [name for name, axis in axes().items() if axis.readout is not None and name != "neurons"]
+    able = [name for name, axis in axes().items() if name == "experts" or (axis.readout and name != "neurons")]
     if wrong := [name for name in names if name not in able]:
         raise UnknownName("axis", wrong[0], able)
     return list(dict.fromkeys(names))

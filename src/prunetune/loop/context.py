@@ -26,7 +26,9 @@ from prunetune.loop.inputs import check_text
 from prunetune.loop.pacing.clock import Clock
 from prunetune.models.families import family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
+from prunetune.models.generation import check_router
 from prunetune.models.prompt import encode
+from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.scores import Batch, make_batches
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import judge_of, questions, traces_of
@@ -134,7 +136,11 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     config, device = load_config(source), device_of(recipe.device)
     for traces in traces_of(recipe):
         build_judge(judge_of(recipe, traces))
-    family_of(config)
+    family = family_of(config)
+    if recipe.compensate != "none":
+        dense_only(family, "compensation by least squares")
+    if any(method.type == "local" for method in recipe.recover):
+        dense_only(family, "local recovery", "another method: cpt, sft or distill")
     sizes = Sizes.of(config)
     planned_rounds(recipe, sizes)  # the target can be reached
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
@@ -152,6 +158,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     tokenizer, own, tasks = load_tokenizer(source), _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
     if any(method.type == "grpo" for method in recipe.recover):
         require_end(tokenizer, "grpo")
+        check_router(config)
     scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
     check_text(recipe, tokenizer, [stream, *own.values(), *([scores] if scores else [])], tasks, watch)
     for i, method in enumerate(recipe.recover):

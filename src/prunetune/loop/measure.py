@@ -130,14 +130,15 @@ def stage_record(context: Context, config: Any, figures: Figures, **rest: Any) -
         figures: What was measured of it.
         rest: The other fields of `StageRecord`; those of a stage that took and removed nothing are the default.
     """
+    shape = Shape.of(config)
     nothing = {"samples": (context.reserved, context.reserved), "tokens": 0, "tune": (), "step": None, "attempt": 1}
     return StageRecord.model_validate(
         {
             **nothing,
             "removed": {"neurons": 0, "layers": ()},
             "depth": config.num_hidden_layers,
-            "width": config.intermediate_size,
-            "shape": Shape.of(config).counts(),
+            "width": shape.width,
+            "shape": shape.counts(),
             **{key: getattr(figures, key) for key in ("cost", "evals", "pruned_loss", "held_out_loss")},
             **rest,
         }

@@ -28,6 +28,7 @@ from prunetune.loop.decide import (
 from prunetune.loop.measure import held_out_loss
 from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.seek import seek
+from prunetune.models.axes import shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import RIDGES, Patch, calibration_and_held_out, compensate
 from prunetune.pruning.criteria import criterion
@@ -130,6 +131,7 @@ def plan_for(context: Context, run: RunFolder, at: Path, scores: Scores, *, neur
         period=period_in(context.recipe.prune, context.sizes),
         protected=Scores.read(at / "protect.safetensors").neurons.tolist() if protect else None,
         protect_share=protect.share if protect else 0.0,
+        experts=scores.experts,
     )
 
 
@@ -179,7 +181,8 @@ def losses(
     that are right for the gentlest, a little too high for the others.
     """
     whole = context.load(source)
-    depth, width = whole.config.num_hidden_layers, whole.config.intermediate_size
+    has = shape_of(whole.config.to_dict())
+    depth, width = has["layers"], has["neurons"]
     plans = [plan_for(context, run, at, scores, neurons=width - w, layers=depth - d) for d, w in shapes]
     shared = _Shared(context, at, whole, plans)
     found = []

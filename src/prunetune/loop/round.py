@@ -158,6 +158,7 @@ def _threshold_plan(context: Context, at: Path, scores: Scores) -> PrunePlan:
         align=align_of(prune, context.sizes),
         protected=guarded,
         protect_share=share,
+        experts=scores.experts,
     )
     return make_plan(
         scores.neurons.tolist(),
@@ -168,6 +169,7 @@ def _threshold_plan(context: Context, at: Path, scores: Scores) -> PrunePlan:
         which_layers=which,
         protected=guarded,
         protect_share=share,
+        experts=scores.experts,
     )
 
 

@@ -81,7 +81,7 @@ def _chosen(context: Context, run: RunFolder, case: Case, source: Path, sha: str
         raise TypeError("a target that leaves the shape open, and the cost of the model")
     names = tuple(dict.fromkeys(prune.axes or SEARCHED))
     whole = sizes.cost.shape.counts() | shape_of(context.config.to_dict())
-    units = {name: whole[name] for name in axes()}
+    units = {name: whole[name] for name in axes() if name in whole}
     clock = _clock(context, source, sha, units, names).ms if isinstance(target, str) and not prune.in_bytes else None
     enough = fits(target, sizes.cost, context=prune.context, ms=clock)
     shapes = candidates(prune, units, names, context, case, enough)
@@ -150,11 +150,13 @@ def _tried(context: Context, candidate: Candidate, clock: Callable[[Counts], flo
 def _clock(context: Context, source: Path, sha: str, units: Counts, names: tuple[str, ...]) -> Clock:
     """Time by shape on this machine: the model with the first units of each axis, whatever they are worth."""
     model = context.load(source)
-    none = [[0.0] * units[NEURONS]] * units["layers"]
+    experts = units.get("experts", 0)
+    none = [[0.0] * units[NEURONS] * (experts or 1)] * units["layers"]
 
     def cut(shape: Counts) -> Any:
         gone = {name: units[name] - shape[name] for name in units}
-        plan = make_plan(none, [0.0] * units["layers"], sha, n_neurons=gone[NEURONS], n_layers=gone["layers"])
+        amounts: Any = {"n_neurons": gone[NEURONS], "n_layers": gone["layers"], "experts": experts}
+        plan = make_plan(none, [0.0] * units["layers"], sha, **amounts)
         return apply_in_memory(model, plan, {})
 
     with context.watch.bar("time shapes") as bar:

@@ -22,9 +22,12 @@ from prunetune.models.shape import Shape
 
 
 def neuron_params(config: Any) -> int:
-    """Parameters that one neuron of one layer holds: its rows and its column, and biases where the family has them."""
+    """Parameters that a layer holds for one neuron: its rows and its column, and biases where the family has them; in
+    each expert, where there are experts, since all lose as many.
+    """
     shape = _shape(config)
-    return shape.ffn_matrices * shape.hidden + (shape.ffn_matrices - 1 if shape.mlp_bias else 0)
+    biases = shape.ffn_matrices - 1 if shape.mlp_bias or shape.expert_bias else 0
+    return shape.ffns * (shape.ffn_matrices * shape.hidden + biases)
 
 
 def layer_params(config: Any, width: int | None = None) -> int:
@@ -32,7 +35,9 @@ def layer_params(config: Any, width: int | None = None) -> int:
     shape = _shape(config)
     ffn = neuron_params(shape) * (shape.width if width is None else width) + (shape.hidden if shape.mlp_bias else 0)
     biases = (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
-    return shape.attention_weights + biases + shape.qk_norm_weights + shape.layer_extra + ffn
+    router = shape.router_weights + (shape.experts * (1 + shape.hidden) if shape.expert_bias else 0)
+    own = shape.attention_weights + biases + shape.qk_norm_weights + shape.layer_extra
+    return own + (shape.heads if shape.sinks else 0) + router + ffn
 
 
 def params(config: Any, depth: int | None = None, width: int | None = None) -> int:
@@ -40,6 +45,13 @@ def params(config: Any, depth: int | None = None, width: int | None = None) -> i
     shape = _shape(config)
     embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2) + (shape.vocab if shape.head_bias else 0)
     return embeddings + shape.model_extra + (shape.depth if depth is None else depth) * layer_params(shape, width)
+
+
+def active_params(config: Any) -> int:
+    """Parameters that one token passes: all but those of the experts that it is not routed to."""
+    s = _shape(config)
+    one = s.width * s.ffn_matrices * s.hidden + (s.width * (s.ffn_matrices - 1) + s.hidden if s.expert_bias else 0)
+    return params(s) - s.depth * max(0, s.experts - s.active) * one
 
 
 def _shape(config: Any) -> Shape:
@@ -104,7 +116,8 @@ class Cost:
         held as a whole, are fp32 and have a gradient.
         """
         s = self.shape
-        layer = s.hidden * (16 + 4 * item) + s.width * 5 * item + 3 * (s.heads + s.kv_heads) * s.head_dim * item
+        wide = s.width * max(1, s.active)
+        layer = s.hidden * (16 + 4 * item) + wide * 5 * item + 3 * (s.heads + s.kv_heads) * s.head_dim * item
         layers = s.depth * 4 * s.hidden + layer if checkpointing else s.depth * layer
         return tokens * (layers + (8 * s.vocab if logits else 0))
 
@@ -115,9 +128,8 @@ class Cost:
         fp32 logits (`head_loss.CHUNK_BYTES`; a GPU's are four times as large). No batch's logits are ever held.
         """
         s = self.shape
-        one_layer = (
-            self.dtype_bytes * tokens * (8 * s.hidden + 4 * s.width + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
-        )
+        wide = s.width * max(1, s.active)
+        one_layer = self.dtype_bytes * tokens * (8 * s.hidden + 4 * wide + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
         if not gradients:
             return self.weight_bytes + one_layer
         chunk = min(128 << 20, 4 * s.vocab * tokens)
@@ -126,7 +138,7 @@ class Cost:
     def forward_flops(self, tokens: int, past: int = 0, head_tokens: int | None = None) -> int:
         """FLOPs of a forward pass of `tokens` after `past` cached ones; the head runs on `head_tokens` (all)."""
         s = self.shape
-        weights = s.depth * (s.attention_weights + s.ffn_matrices * s.hidden * s.width)
+        weights = s.depth * s.passed_weights
         head = s.hidden * s.vocab * (tokens if head_tokens is None else head_tokens)
         sliding_keys = tokens + (min(past, s.window - 1) if s.window else past)
         keys = (s.depth - s.sliding) * (past + tokens) + s.sliding * sliding_keys
@@ -141,7 +153,7 @@ class Cost:
     def train_flops(self, tokens: int, length: int = 1024, passes: int = 3) -> int:
         """FLOPs of training in sequences of `length`: see `training_flops`."""
         s = self.shape
-        products = s.depth * (s.attention_weights + s.ffn_matrices * s.hidden * s.width) + s.hidden * s.vocab
+        products = s.depth * s.passed_weights + s.hidden * s.vocab
         return round(training_flops(tokens, length, products, s.depth * s.heads * s.head_dim, passes))
 
     def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:
@@ -152,6 +164,7 @@ class Cost:
         """The figures that a stage's record keeps."""
         return {
             "params": self.params,
+            **({"active_params": active_params(self.shape)} if self.shape.experts else {}),
             "weight_bytes": self.weight_bytes,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "train_bytes": self.train_bytes,

@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from prunetune.errors import UnsupportedModel
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import is_finite, overflow
 from prunetune.models.folders import pad_id
@@ -80,6 +81,7 @@ def generate(
             criterion = _StopTexts(tokenizer, stop, width, model) if stop else None
             criteria = StoppingCriteriaList([criterion] if criterion else [])
             result = generator.generate(
+                **without_router(model),
                 input_ids=ids,
                 attention_mask=mask,
                 stopping_criteria=criteria,
@@ -173,6 +175,24 @@ def _may_complete(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], voc
     mask = torch.zeros(vocabulary, dtype=torch.bool)
     mask[hits] = True
     return mask
+
+
+def check_router(config: Any) -> None:
+    """UnsupportedModel for a mixture whose config asks for its router's loss: for what samples answers and trains."""
+    if getattr(config, "output_router_logits", False):
+        raise UnsupportedModel(
+            "grpo does not train with the router's auxiliary loss, and config.json asks for it",
+            value="output_router_logits: true",
+            valid="cpt, sft and distill with it; grpo without",
+            fix="set output_router_logits: false in config.json, or take another method",
+        )
+
+
+def without_router(model: PreTrainedModel) -> dict[str, bool]:
+    """What `generate` is to be told of a mixture whose config asks for its router's loss (`output_router_logits`):
+    with a cache transformers compares the router's new tokens with a mask of all.
+    """
+    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 
 from prunetune.errors import UnsupportedModel
 from prunetune.models import axes
+from prunetune.models.axes.experts import KEYS, experts
+from prunetune.models.axes.neurons import MOE_WIDTH
 from prunetune.models.families import Family, family_of
 
 
@@ -19,7 +21,8 @@ class Shape:
     `ffn_matrices` is 3, or 2 without a gate. `qk_norm` is how norms of queries and keys are shaped (`QkNorm.per`; "":
     none). `layer_extra` is what a layer holds besides all that: norms and the output projection's bias; `model_extra`
     the same of the model: the final norm. The biases tell whether there are some, whose size follows the shape.
-    `sliding` is how many layers attend to the last `window` tokens only.
+    `sliding` is how many layers attend to the last `window` tokens only. `experts` is how many FFNs of `width` a layer
+    has, of which a token passes `active`; 0: it has one, without a router. `sinks`: a number more a query head.
     """
 
     depth: int
@@ -41,6 +44,10 @@ class Shape:
     head_bias: bool = False
     parallel: bool = False
     model_extra: int = 0
+    experts: int = 0
+    active: int = 0
+    expert_bias: bool = False
+    sinks: bool = False
 
     @staticmethod
     def of(config: Any) -> Shape:
@@ -58,7 +65,7 @@ class Shape:
         sliding = types.count("sliding_attention") if window else 0
         return Shape(
             depth=config.num_hidden_layers,
-            width=config.intermediate_size,
+            width=getattr(config, MOE_WIDTH, None) or config.intermediate_size,
             hidden=hidden,
             vocab=config.vocab_size,
             heads=heads,
@@ -76,6 +83,10 @@ class Shape:
             head_bias=family.head_bias,
             parallel=parallel,
             model_extra=norm,
+            experts=experts(vars(config)) if family.experts else 0,
+            active=config.num_experts_per_tok if family.experts else 0,
+            expert_bias=family.experts is not None and family.experts.bias,
+            sinks=bool(family.sinks),
         )
 
     @staticmethod
@@ -116,6 +127,22 @@ class Shape:
         return {key: getattr(self, name) for key, name in _KEYS.items()}
 
     @property
+    def ffns(self) -> int:
+        """FFNs of a layer: its experts, or one."""
+        return self.experts if self.active else 1
+
+    @property
+    def router_weights(self) -> int:
+        """Elements of a layer's router, its bias apart."""
+        return self.experts * self.hidden
+
+    @property
+    def passed_weights(self) -> int:
+        """Elements of a layer's matrices that one token passes: the attention's, the router's, those of its experts."""
+        ffns = self.active or 1
+        return self.attention_weights + self.router_weights + ffns * self.ffn_matrices * self.hidden * self.width
+
+    @property
     def attention_weights(self) -> int:
         """Elements of a layer's query, key, value and output matrices."""
         return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
@@ -136,8 +163,11 @@ _KEYS = {  # of a config, as axes read and write them -> fields of a `Shape`
     "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads",
     "head_dim": "head_dim",
+    "num_local_experts": "experts",
+    "num_experts_per_tok": "active",
 }
-_COUNTS = [key for key in _KEYS if key not in ("head_dim", "num_key_value_heads")]
+_OPTIONAL = ("head_dim", "num_key_value_heads", "num_local_experts", "num_experts_per_tok")
+_COUNTS = [key for key in _KEYS if key not in _OPTIONAL]
 
 
 def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
@@ -145,10 +175,12 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
 
     tests/test_cost.py holds this against the classes.
     """
-    given = {"tie_word_embeddings": False, **family.silent, **config}
+    silent = {k: v for k, v in family.silent.items() if k not in KEYS or not experts(config)}
+    given = {"tie_word_embeddings": False, **silent, **config}
     if not family.grouped:
         given["num_key_value_heads"] = given.get("num_attention_heads")
-    if not all(type(given.get(key)) is int and given[key] > 0 for key in (*_COUNTS, "num_key_value_heads")):
+    wanted = (*_COUNTS, "num_key_value_heads", *(("num_experts_per_tok",) if family.experts else ()))
+    if not all(type(given.get(key)) is int and given[key] > 0 for key in wanted):
         return None
     odd = given["hidden_size"] % given["num_attention_heads"]
     if odd and (family.even_heads or not family.own_head_dim or given.get("head_dim") is None):

@@ -43,7 +43,8 @@ def part_of(family: Family, name: str) -> str:
     norms = (*family.norms, *(family.qk_norm.names if family.qk_norm else ()))
     if name.startswith(f"{family.final_norm}.") or any(f".{norm}." in name for norm in norms):
         return "norms"
-    return "FFN" if f".{family.down.split('.')[0]}." in name else "attention"
+    ffn = family.experts.module if family.experts else family.down
+    return "FFN" if f".{ffn.split('.')[0]}." in name else "attention"
 
 
 def _norm(family: Family, name: str, *size: int) -> Sizes:
@@ -56,12 +57,16 @@ def _layer(family: Family, shape: Shape) -> Sizes:
     for norm in family.norms:
         if not (shape.parallel and norm in family.parallel_lacks):
             found |= _norm(family, norm, shape.hidden)
+    if family.experts:
+        found |= family.experts.sizes(shape.experts, shape.hidden, shape.width)
     for cut in family.cuts:
         rows = shape.width * cut.copies
         if cut.suffix.endswith(".weight"):
             found[cut.suffix] = (rows, shape.hidden) if cut.dim == 0 else (shape.hidden, rows)
         elif shape.mlp_bias:
             found[cut.suffix] = (rows,)
+    if family.sinks:
+        found[family.sinks] = (shape.heads,)
     if shape.mlp_bias:
         found[f"{family.down}.bias"] = (shape.hidden,)
     return found | {suffix: (size,) for suffix, size in family.extra.items()}

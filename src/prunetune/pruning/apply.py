@@ -36,10 +36,12 @@ EXTRA_FOLDERS = ("additional_chat_templates",)
 def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> None:
     """BadCheckpoint unless every kept layer holds its cut weights: a foreign layout would be left uncut in silence."""
     found = {at for name in names if (at := layer_of(family, name))}
+    if family.experts:
+        found = {(layer, family.experts.held(suffix)) for layer, suffix in found}
     cuts = [cut.suffix for name in ("neurons", *plan.sizes) for cut in axis_of(name).slices(family, plan.shape)]
     for layer in plan.kept_layers:
         for suffix in cuts:
-            if suffix.endswith(".weight") and (layer, suffix) not in found:
+            if not suffix.endswith("bias") and (layer, suffix) not in found:
                 raise BadCheckpoint(
                     f"this checkpoint has no `{suffix}` in layer {layer}",
                     value=family.model_type,

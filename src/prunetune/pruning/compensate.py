@@ -36,6 +36,7 @@ from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.blocks.fold import fold_blocks
 from prunetune.pruning.cut import check_shape
+from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
@@ -166,6 +167,7 @@ def _state(
 
 
 def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:
+    dense_only(source.family, "compensation by least squares")
     if target not in TARGETS:
         raise UnknownName("compensation target", target, TARGETS)
     if target == "stream" and source.family.post_ffn_norm:

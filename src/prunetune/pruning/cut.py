@@ -14,7 +14,9 @@ from jaxtyping import Shaped
 
 from prunetune.errors import PlanError, UnsupportedModel
 from prunetune.models.axes import Axis, Slice, axis_of, resized
+from prunetune.models.axes.experts import spelled
 from prunetune.models.families import Family, layer_of
+from prunetune.pruning.experts.cut import check_counted, cut_experts, kept_experts
 from prunetune.pruning.plan import PrunePlan
 
 Tensor = Shaped[torch.Tensor, "..."]
@@ -22,7 +24,9 @@ PatchTensors = Mapping[str, Tensor]
 
 
 def cut_name(plan: PrunePlan, family: Family, name: str) -> str | None:
-    """The name that a source tensor has in the result, its layer renumbered; None if its layer is dropped."""
+    """The name that a source tensor has in the result, its layer renumbered, and its expert where it is that of one;
+    None if either is dropped.
+    """
     at = layer_of(family, name)
     if at is None:
         return name
@@ -31,7 +35,13 @@ def cut_name(plan: PrunePlan, family: Family, name: str) -> str | None:
     if layer in plan.drop_layers:
         return None
     new = layer - sum(dropped < layer for dropped in plan.drop_layers)
-    return f"{name[: -len(f'{layer}.{suffix}')]}{new}.{suffix}"
+    start = name[: -len(f"{layer}.{suffix}")]
+    if family.experts and (single := family.experts.single_at(suffix)):
+        kept = kept_experts(plan, layer, single[0] + 1)
+        if single[0] not in kept:
+            return None
+        suffix = family.experts.renumbered(suffix, list(kept).index(single[0]))
+    return f"{start}{new}.{suffix}"
 
 
 def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, tensor: Tensor) -> Tensor | None:
@@ -45,7 +55,8 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
         tensor: The tensor.
 
     Returns:
-        None if its layer is dropped; the tensor itself, not a copy, if nothing of it goes; else a new tensor.
+        None if its layer, or the expert whose it is, is dropped; the tensor itself, not a copy, if nothing of it goes;
+        else a new tensor.
 
     Raises:
         PlanError: the tensor or its patch does not have the shape that the plan says.
@@ -57,6 +68,9 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
     _check_layer(plan, layer, name)
     if layer in plan.drop_layers:
         return None
+    if family.experts and family.experts.held(suffix) in family.experts.sizes(1, 1, 1):
+        cut = cut_experts(plan, family, layer, suffix, name, tensor)
+        return None if cut is None else _patched(patch, name, cut)
     stays: torch.Tensor | None = None
     for axis_name in ("neurons", *plan.sizes):
         axis = axis_of(axis_name)
@@ -122,7 +136,8 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
     and that list is not constant, it is written, sliced, so that each kept layer stays what it was.
     """
     check_shape(plan, resolved)
-    changed = resized(resolved, plan.new_shape)
+    check_counted(plan, family)
+    changed = spelled(resized(resolved, plan.new_shape), raw)
     for name in plan.drop:
         if told := axis_of(name).unfit(family, {**resolved, **changed}):
             raise UnsupportedModel(

@@ -104,6 +104,7 @@ def plan(
         n_layers=layers,
         which_layers=which_layers,
         others=scores.others(more) if more else None,
+        experts=scores.experts,
     )
 
 

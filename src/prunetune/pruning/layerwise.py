@@ -25,11 +25,13 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from prunetune.common.device import device_of, walk_dtype
 from prunetune.errors import BadCheckpoint
+from prunetune.models.axes import axis_of, resized
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.families.wrappers import own_name
 from prunetune.models.folders import check_weights, load_config
 from prunetune.models.shards import ShardReader, open_shards
 from prunetune.pruning.cut import cut_config
+from prunetune.pruning.experts.tensors import merged
 from prunetune.pruning.plan import PrunePlan
 
 _BASE_MODELS: Any = MODEL_MAPPING  # config class -> base model class
@@ -73,8 +75,9 @@ class LayerSource:
         return len(self.names)
 
     def layer_tensors(self, layer: int) -> dict[str, Tensor]:
-        """{suffix: tensor} of one layer, on the device and in the dtype of the walk."""
-        return {s: self.read(n).to(self.device, self.dtype) for s, n in self.names[layer].items()}
+        """{suffix: tensor} of one layer as the model has them, on the device and in the dtype of the walk."""
+        found = {s: self.read(n).to(self.device, self.dtype) for s, n in self.names[layer].items()}
+        return merged(self.family.experts, found) if self.family.experts else found
 
 
 def open_source(
@@ -119,7 +122,7 @@ def open_source(
 
 
 def _dtype(device: torch.device, stored: torch.dtype, config: PretrainedConfig, quick: bool) -> torch.dtype:
-    elements = config.hidden_size * config.intermediate_size if quick else 0
+    elements = config.hidden_size * axis_of("neurons").units(config.to_dict()) if quick else 0
     return walk_dtype(device.type, stored, elements)
 
 
@@ -162,7 +165,7 @@ def one_layer(source: LayerSource, layer: int) -> OneLayer:
 def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
     values = source.config.to_dict()
     others = tuple(i for i in range(source.depth) if i != layer)
-    plan = PrunePlan(model_sha="", depth=source.depth, width=values["intermediate_size"], drop_layers=others)
+    plan = PrunePlan(model_sha="", depth=source.depth, width=axis_of("neurons").units(values), drop_layers=others)
     config = copy.deepcopy(source.config)
     for key, value in cut_config(plan, source.family, values, values).items():
         if value != values.get(key):
@@ -176,7 +179,11 @@ def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
 def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
     """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden]."""
     config = _one_layer_config(source, 0)
-    config.vocab_size, config.pad_token_id, config.intermediate_size = 1, None, 1
+    config.vocab_size, config.pad_token_id = 1, None
+    for key, value in resized(
+        config.to_dict(), {"neurons": 1} | ({"experts": 1} if source.family.experts else {})
+    ).items():
+        setattr(config, key, value)
     table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
     table.weight = nn.Parameter(source.read(source.embedding).to(source.device, source.dtype), requires_grad=False)
     scale = source.family.number(source.family.embedding_scale, source.config)

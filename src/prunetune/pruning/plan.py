@@ -54,9 +54,10 @@ class PrunePlan(BaseModel):
     Attributes:
         model_sha: `store.model_sha` of the model that the plan is for.
         depth: Layers of that model.
-        width: FFN width (`intermediate_size`) of that model.
+        width: FFN width (`intermediate_size`) of that model, or of one of its experts.
         drop_layers: Layers to remove, ascending.
-        drop_neurons: Layer -> neurons to remove, ascending; the same number in every kept layer, or empty.
+        drop_neurons: Layer -> neurons to remove, ascending; the same number in every kept layer, or empty. Where the
+            model has experts (and `sizes` says how many): in each kept expert of it, counted expert after expert.
         sizes: How many units that model has of every other axis that `drop` names, and of those that they are in.
         drop: Axis -> layer -> units to remove, as `drop_neurons`; of an axis within another (query heads in key/value
             groups) as many in each kept unit of that. Not written where it is empty, as before there were other axes.
@@ -101,7 +102,7 @@ class PrunePlan(BaseModel):
             if layer in gone or not 0 <= layer < self.depth:
                 raise ValueError(f"{key} names layer {layer}, which is not kept")
             _ascending(f"{key}[{layer}]", units, axis.places(self.shape))
-            if axis.within is None:
+            if axis.within is None or axis.within not in self.shape:
                 counts.add(len(units))
                 continue
             each = self.shape[name]
@@ -111,7 +112,7 @@ class PrunePlan(BaseModel):
                 raise ValueError(f"{key}[{layer}] names {name} of {axis.within} {min(wrong)}, which goes as a whole")
             counts |= set(found.values()) | ({0} if len(found) < self.shape[axis.within] - len(whole) else set())
         if len(counts) > 1:
-            each_of = f" in each of its {axis.within}" if axis.within else ""
+            each_of = f" in each of its {axis.within}" if axis.within in self.shape else ""
             raise ValueError(f"every kept layer must lose the same number of {name}{each_of}, not {sorted(counts)}")
         if counts == {self.shape[name]}:
             raise ValueError(f"{key} leaves no {axis.called[0]}")
@@ -130,7 +131,7 @@ class PrunePlan(BaseModel):
 
     def _lost(self, name: str) -> int:
         units, axis = next(iter(self.drops(name).values()), ()), axis_of(name)
-        if not units or axis.within is None:
+        if not units or axis.within not in self.shape:
             return len(units)
         return sum(unit // self.shape[name] == units[0] // self.shape[name] for unit in units)
 
@@ -159,7 +160,7 @@ class PrunePlan(BaseModel):
     @property
     def new_width(self) -> int:
         """FFN width of the result."""
-        return self.width - len(next(iter(self.drop_neurons.values()), ()))
+        return self.width - self._lost("neurons")
 
     @property
     def removes_nothing(self) -> bool:
@@ -214,14 +215,15 @@ def make_plan(
     protected: Sequence[Row] | None = None,
     protect_share: float = 0.0,
     others: Others | None = None,
+    experts: int = 0,
 ) -> PrunePlan:
     """The plan that removes the lowest scores: counts of neurons in every layer, of layers, of other axes' units. Pure.
 
     Args:
-        neurons: Neuron scores, [layers][width]; low = redundant.
+        neurons: Neuron scores, [layers][width]; low = redundant. Of a mixture of experts [layers][experts x width].
         layers: Layer scores, [layers].
         model_sha: The model that was scored.
-        n_neurons: Neurons that every kept layer loses.
+        n_neurons: Neurons that every kept layer loses, or every kept expert of it.
         n_layers: Layers that go.
         which_layers: Only these may go (an explicit choice of layers).
         period: Layers go in runs of so many neighbours, which keeps the place of the others in a pattern of that period
@@ -229,32 +231,45 @@ def make_plan(
         protected: Neuron scores on the protected corpus; the top share of each layer is not eligible.
         protect_share: That share of the current width.
         others: What goes of other axes, and its scores.
+        experts: How many experts a layer has; 0: it has one FFN.
 
     Raises:
         OutOfReach: So many cannot go. NotFinite: A score is NaN or infinite, which has no order.
     """
     _check_finite(neurons, layers, protected or ())
-    depth, width = len(neurons), len(neurons[0])
+    depth, width = len(neurons), len(neurons[0]) // (experts or 1)
     candidates = sorted(range(depth) if which_layers is None else which_layers, key=lambda i: (layers[i], i))
     chosen = candidates[:n_layers] if period == 1 or which_layers is not None else _runs(layers, n_layers, period)
     drop_layers = tuple(sorted(chosen))
     if len(drop_layers) < n_layers or n_layers >= depth:
         raise OutOfReach("this many layers cannot go", value=n_layers, valid=f"0 to {min(len(candidates), depth - 1)}")
+    kept = [i for i in range(depth) if i not in drop_layers]
+    more = _others(others, kept)
     drop: dict[int, tuple[int, ...]] = {}
     if n_neurons:
-        for i in (i for i in range(depth) if i not in drop_layers):
-            free = _eligible(width, protected[i] if protected is not None else None, protect_share)
-            if n_neurons > len(free) or n_neurons >= width:
-                raise OutOfReach(
-                    "this many neurons cannot go",
-                    value=n_neurons,
-                    valid=f"at most {min(len(free), width - 1)} of {width} a layer",
-                    fix="a smaller step, or a smaller protect.share",
-                )
-            row = neurons[i]
-            drop[i] = tuple(sorted(sorted(free, key=lambda j: (row[j], j))[:n_neurons]))
-    more = _others(others, [i for i in range(depth) if i not in drop_layers])
+        for i in kept:
+            whole = more["drop"].get("experts", {}).get(i, ()) if more else ()
+            safe = protected[i] if protected is not None else None
+            stay = [e for e in range(experts or 1) if e not in whole]
+            drop[i] = tuple(j for e in stay for j in _lowest(neurons[i], safe, e, width, n_neurons, protect_share))
+        if experts:
+            more = {**more, "sizes": {**more.get("sizes", {}), "experts": experts}}
     return PrunePlan(model_sha=model_sha, depth=depth, width=width, drop_layers=drop_layers, drop_neurons=drop, **more)
+
+
+def _lowest(row: Row, protected: Row | None, expert: int, width: int, count: int, share: float) -> list[int]:
+    """The neurons with the lowest scores, of one FFN (of `width`) of a layer, as numbered in the layer."""
+    at = slice(expert * width, (expert + 1) * width)
+    own = row[at]
+    free = _eligible(width, protected[at] if protected is not None else None, share)
+    if count > len(free) or count >= width:
+        raise OutOfReach(
+            "this many neurons cannot go",
+            value=count,
+            valid=f"at most {min(len(free), width - 1)} of {width} a layer",
+            fix="a smaller step, or a smaller protect.share",
+        )
+    return [at.start + j for j in sorted(sorted(free, key=lambda j: (own[j], j))[:count])]
 
 
 def _others(others: Others | None, layers: Sequence[int]) -> dict[str, Any]:
@@ -287,6 +302,7 @@ def threshold_counts(
     align: int,
     protected: Sequence[Row] | None = None,
     protect_share: float = 0.0,
+    experts: int = 0,
 ) -> tuple[int, tuple[int, ...]]:
     """How many neurons a layer, and which layers, the thresholds call redundant (Eq. 4, 6).
 
@@ -297,7 +313,7 @@ def threshold_counts(
         (neurons every kept layer loses, layers that go).
     """
     _check_finite(neurons, layers_max, protected or ())
-    depth, width = len(neurons), len(neurons[0])
+    depth, width = len(neurons), len(neurons[0]) // (experts or 1)
     gone: list[int] = []
     if sigma_layer is not None:
         gone = sorted((i for i in range(depth) if layers_max[i] <= sigma_layer), key=lambda i: (layers_max[i], i))
@@ -306,8 +322,10 @@ def threshold_counts(
         return 0, tuple(sorted(gone))
     counts = []
     for i in (i for i in range(depth) if i not in gone):
-        free = set(_eligible(width, protected[i] if protected is not None else None, protect_share))
-        counts.append(sum(neurons[i][j] <= sigma_neuron for j in free))
+        for start in range(0, len(neurons[i]), width):
+            own = neurons[i][start : start + width]
+            safe = protected[i][start : start + width] if protected is not None else None
+            counts.append(sum(own[j] <= sigma_neuron for j in _eligible(width, safe, protect_share)))
     left = max(1, math.ceil((width - min(counts)) / align) * align)
     return max(0, width - left), tuple(sorted(gone))
 

@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 
 from prunetune.errors import DataError
 from prunetune.models.axes import shape_of
+from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockMoments
 from prunetune.pruning.criteria import Criterion, layer_criterion
+from prunetune.pruning.experts.walk import ExpertsTap
 from prunetune.pruning.halfway import PARTS, Halfway, in_parts
-from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, one_layer, open_source
+from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
 from prunetune.pruning.tap import Tap, at_real
@@ -78,7 +80,8 @@ def rank(
     """
     source = open_source(model, device=device, dtype=dtype, quick=True)
     batches = in_parts(batches, math.ceil(PARTS / source.depth))
-    asked, values = own_axes(more), source.config.to_dict()
+    mixture = source.family.experts is not None
+    asked, values = own_axes(source.family, more), source.config.to_dict()
     walk = _Walk(source, _masks(source, batches), layer_criterion(layers_by), progress)
     shape, eps = shape_of(values), float(values.get("rms_norm_eps") or 0)
     state = (halfway.found(source.device) if halfway else None) or _start(source, batches)
@@ -86,17 +89,22 @@ def rank(
     for layer in range(len(scores), source.depth):
         one = one_layer(source, layer)
         with BlockMoments(one.block, asked, source.family, eps) as blocks:
-            gram, change = walk.through(one, layer, state, None if asked else halfway, blocks.update)
-        scores.append(chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float())
-        others.append(blocks.scores(chosen, shape, layer, seed) if asked else {})
+            if mixture:
+                tap, change = walk.experts(one, layer, state, chosen, blocks.update)
+                found, own = tap.neurons(layer, seed), {"experts": tap.experts()}
+            else:
+                gram, change = walk.through(one, layer, state, None if asked else halfway, blocks.update)
+                found, own = chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float(), {}
+        scores.append(found)
+        others.append((blocks.scores(chosen, shape, layer, seed) if asked else {}) | own)
         state["changes"].append(change.sums())
         if progress:
             progress((layer + 1) * len(walk.masks), walk.total)
-        if halfway and (asked or not walk.shallow):
+        if halfway and (asked or mixture or not walk.shallow):
             halfway.reached(layer + 1, source.depth, state.copy)
-    found = {axis.name: torch.stack([each[axis.name].cpu() for each in others]) for axis in asked}
+    units = {name: torch.stack([each[name].cpu() for each in others]) for name in others[0]}
     changes = [LayerChange(walk.change_of, *seen) for seen in state["changes"]]
-    return Ranked(torch.stack([s.cpu() for s in scores]), changes, found)
+    return Ranked(torch.stack([s.cpu() for s in scores]), changes, units)
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,33 @@ class _Walk:
                     now = {"gram": (gram.total, gram.tokens), "change": change.sums(), "batch": i + 1}
                     halfway.reached(done + 1, self.total, partial(dict, state, **now))
         return gram, change
+
+    @torch.no_grad()
+    def experts(
+        self,
+        one: OneLayer,
+        layer: int,
+        state: dict[str, Any],
+        chosen: Criterion,
+        seen_by: Callable[[Tensor], None],
+    ) -> tuple[ExpertsTap, LayerChange]:
+        """The same of a mixture's layer: each expert has second moments of its own."""
+        hidden, change = state["hidden"], LayerChange(self.change_of)
+        tap = ExpertsTap(one.block, self.source.family, chosen)
+        handle = tap.hooked()
+        with torch.autocast(self.source.device.type, enabled=False):
+            for i, real in enumerate(self.masks):
+                if self.progress:
+                    self.progress(layer * len(self.masks) + i, self.total)
+                tap.real = real.flatten().nonzero().squeeze(1)
+                out = forward(one, hidden[i], real)
+                if not is_finite(at_real(out, real)):
+                    raise layer_overflow(one.block, layer, "its second moments", hidden[i].dtype)
+                seen_by(real)
+                change.update(at_real(hidden[i], real), at_real(out, real))
+                hidden[i] = out
+        handle.remove()
+        return tap, change
 
 
 def _masks(source: LayerSource, batches: Sequence[Batch]) -> list[Tensor]:

@@ -12,30 +12,26 @@ norm and is wrong for the last layer. Inside the hooks autocast is off, so that 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunetune.errors import DataError, NotFinite
-from prunetune.models.axes import Axis, axes, shape_of
+from prunetune.errors import DataError
+from prunetune.models.axes import Axis, shape_of
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import Family, family_of
-from prunetune.models.finite import is_finite, layer_overflow
-from prunetune.pruning.blocks.choose import Others
+from prunetune.models.finite import layer_overflow
 from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockWalk
 from prunetune.pruning.criteria import Criterion, blockwise, criterion, layer_criterion
+from prunetune.pruning.experts.walk import ExpertsTap
 from prunetune.pruning.gradients import backward_by_layer
 from prunetune.pruning.halfway import Halfway, in_parts
 from prunetune.pruning.ranking import rank
@@ -48,71 +44,11 @@ from prunetune.pruning.statistics import (
     statistic,
     vote_scores,
 )
-from prunetune.pruning.tensors import ScoresNote, check_shapes, read_tensors
+from prunetune.pruning.tensors import Scores
+
+__all__ = ["Batch", "Scores", "make_batches", "score"]
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How redundant every neuron and layer of one model is; low = redundant.
-
-    Attributes:
-        neurons: One row a layer, fp32.
-        layers: The layer criterion, mean over tokens (ranks the layers).
-        layers_max: Its maximum over tokens (for the threshold of Eq. 6, "for all x").
-        criterion: Neuron criterion, with its reduction over tokens.
-        layer_criterion: Layer criterion.
-        model_sha: `store.model_sha` of the model.
-        data_sha: Hash of the sequences.
-        tokens: Real tokens seen.
-        blocks: Axis -> the same for its units, if it was asked for (heads, query_heads: all those of a layer).
-        sizes: How many units the model has of those axes, and of those that they are in.
-    """
-
-    neurons: Float[Tensor, "layers width"]
-    layers: Float[Tensor, " layers"]
-    layers_max: Float[Tensor, " layers"]
-    criterion: str
-    layer_criterion: str
-    model_sha: str
-    data_sha: str
-    tokens: int
-    blocks: Mapping[str, Float[Tensor, "layers units"]] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-    def write(self, path: Path) -> None:
-        """Write as safetensors with the hashes as metadata."""
-        tensors = {"neurons": self.neurons, "layers": self.layers, "layers_max": self.layers_max, **self.blocks}
-        note = {k: getattr(self, k) for k in ("criterion", "layer_criterion", "model_sha", "data_sha", "tokens")}
-        note |= {"sizes": dict(self.sizes)} if self.sizes else {}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"prunetune": json.dumps(note)})
-
-    @staticmethod
-    def read(path: Path) -> Scores:
-        """Read back; BadCheckpoint if it is not a scores file."""
-        fix = "make it anew with `prunetune score`"
-        note, tensors = read_tensors(path, ScoresNote, "scores file", fix, check_shapes)
-        neurons, layers, layers_max = (tensors[name].float() for name in ("neurons", "layers", "layers_max"))
-        blocks = {name: tensors[name].float() for name in tensors if name in axes()}
-        del blocks["neurons"], blocks["layers"]
-        found = Scores(neurons, layers, layers_max, **note.model_dump(), blocks=blocks)
-        if (layer := found.not_finite()) is not None:
-            raise NotFinite(
-                f"the scores of layer {layer} are NaN or infinite, so no plan can be made from them",
-                value=str(path),
-                fix="make them anew with `prunetune score`, which says where the model overflows",
-            )
-        return found
-
-    def others(self, amounts: Mapping[str, int]) -> Others:
-        """What is asked of other axes (`{"heads": 1}`), with their scores, as `make_plan` takes it."""
-        return Others(amounts, {name: rows.tolist() for name, rows in self.blocks.items()}, self.sizes)
-
-    def not_finite(self) -> int | None:
-        """The first layer with a score that is NaN or infinite; None: all are numbers."""
-        kinds = (self.neurons, self.layers, self.layers_max, *self.blocks.values())
-        return next((i for i in range(len(self.layers)) if not all(is_finite(x[i]) for x in kinds)), None)
 
 
 def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:
@@ -167,15 +103,16 @@ def score(
         NotFinite: A layer's activations, gradients or weights are. RecipeError: The criterion knows neurons alone.
     """
     chosen, family, values = criterion(neuron_criterion), family_of(model.config), model.config.to_dict()
-    shape, asked = shape_of(values), own_axes(more if blockwise(neuron_criterion, more) else ())
+    shape, asked = shape_of(values), own_axes(family, more)
+    blockwise(neuron_criterion, [axis.name for axis in asked])
     if chosen.needs == "moments":
         ways: Any = {"progress": progress, "halfway": halfway}
         neurons, changes, blocks = rank(model, batches, chosen, more, layers_by, seed, **ways)
     else:
         walk = _Walk(model, family, chosen, chosen.reduce or reduce, layers_by)
         walk.add(asked, shape)
-        walk.run(batches, progress, None if asked else halfway)  # what blocks have gathered is not kept halfway
-        blocks = {name: block.scores(seed) for name, block in walk.blocks.items()}
+        walk.run(batches, progress, None if asked or family.experts else halfway)  # what these gather is not kept
+        blocks = {name: block.scores(seed) for name, block in walk.blocks.items()} | walk.experts()
         neurons = torch.stack([walk.neuron_scores(i, vote_share, seed).cpu() for i in range(len(walk.layers))])
         changes = walk.changes
     found = Scores(
@@ -188,7 +125,7 @@ def score(
         data_sha=data_sha,
         tokens=sum(int(b["attention_mask"].sum()) for b in batches),
         blocks=blocks,
-        sizes={name: shape[name] for axis in asked for name in axis.counts},
+        sizes={name: shape[name] for name in (*blocks, *(of for axis in asked for of in axis.beside))},
     )
     return _checked(found, model)
 
@@ -219,6 +156,11 @@ class _Walk:
         self.last = torch.zeros(0, dtype=torch.int64)  # flat place of each sample's last real token
         self.tokens = 0
         self.blocks: dict[str, BlockWalk] = {}
+        self.taps = [ExpertsTap(layer, family, chosen, reduce) for layer in self.layers] if family.experts else []
+
+    def experts(self) -> dict[str, Tensor]:
+        """Scores of the experts, where the model has some."""
+        return {"experts": torch.stack([tap.experts() for tap in self.taps])} if self.taps else {}
 
     def add(self, asked: Sequence[Axis], shape: Mapping[str, int]) -> None:
         """Other axes whose units are scored in the same pass."""
@@ -259,9 +201,12 @@ class _Walk:
 
     def _hooks(self, i: int, layer: nn.Module) -> list[Any]:
         handles = [layer.register_forward_hook(self._layer_hook(i), with_kwargs=True)]
-        if self.chosen.needs in ("activations", "gradients"):
+        if self.taps:
+            handles.append(self.taps[i].hooked())
+        elif self.chosen.needs in ("activations", "gradients"):
             down = layer.get_submodule(self.family.down)
             handles.append(down.register_forward_pre_hook(self._activation_hook(self.stats[i].update)))
+        if self.chosen.needs in ("activations", "gradients"):
             for block in self.blocks.values():
                 handles.append(block.readout(layer).register_forward_pre_hook(self._activation_hook(block.update(i))))
         if self.chosen.needs == "votes":
@@ -324,6 +269,8 @@ class _Walk:
         mask = batch["attention_mask"].bool()
         self.tokens += int(mask.sum())
         self.real = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
+        for tap in self.taps:
+            tap.real = self.real
         places = torch.arange(mask.shape[1], device=mask.device)
         rows = torch.arange(mask.shape[0], device=mask.device) * mask.shape[1]
         self.last = (mask * places).amax(1) + rows
@@ -337,7 +284,9 @@ class _Walk:
                 raise layer_overflow(self.layers[i], i, "its scores", self.model.dtype)
 
     def neuron_scores(self, i: int, vote_share: float, seed: int) -> Float[Tensor, " width"]:
-        """Combine what the pass gathered for layer i with the layer's weights."""
+        """Combine what the pass gathered for layer i with the layer's weights; of experts one after another."""
+        if self.taps:
+            return self.taps[i].neurons(i, seed)
         stat = None if self.chosen.needs == "weights" else self.stats[i].finish()
         if self.chosen.needs == "votes":
             return vote_scores(torch.as_tensor(stat), self.up_votes[i].finish(), vote_share)

@@ -49,9 +49,12 @@ class Record(BaseModel):
 
 
 class CostRecord(Record):
-    """What a model of one stage costs; `flops` is the mean a question, by task."""
+    """What a model of one stage costs; `flops` is the mean a question, by task. Of a mixture of experts also
+    `active_params`, those that one token passes.
+    """
 
     params: int | None = None
+    active_params: int | None = None
     weight_bytes: int | None = None
     kv_bytes_per_token: int | None = None
     train_bytes: int | None = None

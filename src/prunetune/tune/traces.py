@@ -203,7 +203,7 @@ def sample_answers(model: Any, tokenizer: Any, batch: list[Example], job: TraceJ
     from transformers import GenerationConfig, LogitsProcessorList
 
     from prunetune.models.batches import mask_of, padded
-    from prunetune.models.generation import Numbers
+    from prunetune.models.generation import Numbers, without_router
 
     prompts = [prompt_ids(tokenizer, e.question, job.fmt, e.before) for e in batch]
     pad = pad_id(tokenizer)
@@ -222,7 +222,13 @@ def sample_answers(model: Any, tokenizer: Any, batch: list[Example], job: TraceJ
     )
     with torch.inference_mode():
         numbers = LogitsProcessorList([Numbers(model, mask)])
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=numbers)
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=numbers,
+            **without_router(model),
+        )
     out = made[:, width:].tolist()
     texts = []
     for row in out:

@@ -11,7 +11,7 @@ from prunetune.errors import UnknownName
 from prunetune.models.axes import AXES, axis_of, resized, shape_of
 from prunetune.models.families import FAMILIES, family_of, layer_of
 
-FEWER = {"layers": 2, "neurons": 40, "heads": 1, "query_heads": 1}
+FEWER = {"layers": 2, "neurons": 40, "heads": 1, "query_heads": 1, "experts": 4}
 
 
 @pytest.mark.parametrize("name", [a for a in AXES if a != "layers"])
@@ -20,6 +20,9 @@ def test_the_tensors_that_lose_units_are_those_whose_size_follows_the_config(fam
     """By the shapes of two models on the meta device: those slices change, by that many rows, and nothing else does."""
     if "heads" in name and FAMILIES[family].heads_stay:
         pytest.skip(FAMILIES[family].heads_stay)
+    if name == "experts" and FAMILIES[family].experts is None:
+        assert axis_of(name).units(tiny_config(family).to_dict()) == 0
+        return
     biases = {"mlp_bias": True, "attention_bias": True} if family in ("llama", "smollm3") else {}
     config = tiny_config(family, **biases)
     values, axis = config.to_dict(), axis_of(name)
@@ -38,12 +41,12 @@ def test_the_tensors_that_lose_units_are_those_whose_size_follows_the_config(fam
             assert new.shape == old, tensor
             continue
         one = slices[found[1]]
-        rows = one.rows(old[one.dim], axis.places(shape))
+        rows = one.rows(old[one.dim], shape[name] if one.each else axis.places(shape))
         assert rows is not None
-        left = axis.places({**shape, name: FEWER[name]})
+        left = FEWER[name] if one.each else axis.places({**shape, name: FEWER[name]})
         assert new.shape[one.dim] == left * sum(rows[0]) + rows[1], tensor
         assert old.numel() // old[one.dim] == new.numel() // new.shape[one.dim], tensor
-    if axis.readout is not None:
+    if axis.readout is not None and not (name == "neurons" and FAMILIES[family].experts):
         weight = f"{FAMILIES[family].layers}.0.{axis.readout(family_of(config))}.weight"
         assert slices[layer_of(family_of(config), weight)[1]].dim == 1  # type: ignore[index]
 
@@ -53,7 +56,8 @@ def test_a_shape_is_what_the_config_says(family: str) -> None:
     values = tiny_config(family).to_dict()
     shape = shape_of(values)
     assert {name: shape[name] for name in ("layers", "neurons")} == {"layers": 4, "neurons": 48}
-    assert set(shape) == set(AXES)
+    assert set(shape) == set(AXES) - ({"experts"} if FAMILIES[family].experts is None else set())
+    assert shape.get("experts") == (6 if FAMILIES[family].experts else None)
     assert resized(values, shape) == {}
 
 

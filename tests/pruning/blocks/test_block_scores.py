@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_folder, tiny_model
+from tests.tiny import DENSE, tiny_folder, tiny_model
 from transformers import PreTrainedModel
 
 from prunetune.cli import app
@@ -180,7 +180,7 @@ def test_the_lowest_units_go_as_many_in_every_group() -> None:
         make_plan([[0.0, 1.0]] * 2, [0.0, 1.0], "", others=Others({"heads": 1}))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not FAMILIES[f].heads_stay])
+@pytest.mark.parametrize("family", [f for f in DENSE if not FAMILIES[f].heads_stay])
 def test_least_squares_never_raises_the_error_and_helps(family: str, tmp_path: Path) -> None:
     model = model_of(family, **({"attention_bias": True} if family == "llama" else {}))
     plan = plan_of(model, heads=1, query_heads=1) if not FAMILIES[family].even_heads else plan_of(model, heads=2)

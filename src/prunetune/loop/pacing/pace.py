@@ -28,6 +28,7 @@ from prunetune.loop.context import Context, free
 from prunetune.loop.measure import BATCH
 from prunetune.loop.probe import scoring
 from prunetune.loop.sampling.pace import sampling_pace
+from prunetune.models.axes import shape_of
 from prunetune.models.folders import model_sha
 from prunetune.models.generation import generate
 from prunetune.models.prompt import encode, prompt_ids
@@ -198,8 +199,9 @@ def _final(context: Context) -> tuple[int, int]:
 
 def _cut(context: Context, neurons: int, layers: int, *, depth: int | None = None, sha: str = "") -> PrunePlan:
     """A plan that takes whatever comes first; of a model of so many layers."""
-    depth = depth or context.sizes.depth
-    return make_plan([[0.0] * context.sizes.width] * depth, [0.0] * depth, sha, n_neurons=neurons, n_layers=layers)
+    depth, experts = depth or context.sizes.depth, shape_of(context.config.to_dict()).get("experts", 0)
+    rows = [[0.0] * context.sizes.width * (experts or 1)] * depth
+    return make_plan(rows, [0.0] * depth, sha, n_neurons=neurons, n_layers=layers, experts=experts)
 
 
 def _shallow(context: Context, whole: PreTrainedModel) -> PreTrainedModel:

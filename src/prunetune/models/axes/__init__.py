@@ -11,6 +11,7 @@ from typing import Any
 
 from prunetune.common.plugins import joined, lookup
 from prunetune.models.axes.axis import Axis, Slice, Values
+from prunetune.models.axes.experts import EXPERTS
 from prunetune.models.axes.heads import HEADS
 from prunetune.models.axes.layers import LAYERS
 from prunetune.models.axes.neurons import NEURONS
@@ -18,7 +19,7 @@ from prunetune.models.axes.query_heads import QUERY_HEADS
 
 __all__ = ["AXES", "Axis", "Slice", "Values", "axes", "axis_of", "resized", "shape_of"]
 
-AXES: dict[str, Axis] = {axis.name: axis for axis in (LAYERS, NEURONS, HEADS, QUERY_HEADS)}
+AXES: dict[str, Axis] = {axis.name: axis for axis in (LAYERS, NEURONS, HEADS, QUERY_HEADS, EXPERTS)}
 
 
 def axes() -> dict[str, Axis]:
@@ -32,8 +33,11 @@ def axis_of(name: str) -> Axis:
 
 
 def shape_of(values: Values) -> dict[str, int]:
-    """How many there are of each axis in a model, from its config with its defaults filled in."""
-    return {name: axis.units(values) for name, axis in axes().items()}
+    """How many there are of each axis in a model, from its config with its defaults filled in; what it lacks is not
+    named (experts).
+    """
+    found = {name: axis.units(values) for name, axis in axes().items()}
+    return {name: count for name, count in found.items() if count}
 
 
 def resized(values: Values, shape: Mapping[str, int]) -> dict[str, Any]:

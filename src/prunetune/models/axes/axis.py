@@ -17,12 +17,15 @@ class Slice:
     """One tensor that loses units.
 
     Attributes:
-        suffix: Its name inside the layer; of an axis outside the layers the end of its name in the model.
+        suffix: Its name inside the layer, as the model has it; of an axis outside the layers the end of its name in
+            the model.
         dim: The dimension that the units lie along.
         blocks: Rows of one unit in each of the parts that the dimension is made of, one part after another: (1, 1) is a
             fused pair whose halves are cut alike.
         rest: Rows behind those parts, which all stay.
         scaled: Blocks and rest are multiples of a number that the tensor's own size tells (`head_dim`).
+        each: The tensor's first dimension are experts, and the units are those of each of them. `dim` counts from the
+            tensor's end (-1), so that it holds for the tensor of one expert as well.
     """
 
     suffix: str
@@ -30,6 +33,7 @@ class Slice:
     blocks: tuple[int, ...] = (1,)
     rest: int = 0
     scaled: bool = False
+    each: bool = False
 
     def rows(self, size: int, places: int) -> tuple[tuple[int, ...], int] | None:
         """(rows of one unit in each part, rows that all stay) of a dimension of this size; None if it does not fit."""
@@ -53,8 +57,8 @@ class Axis:
         readout: The module inside a layer whose input columns are the units, block by block: where scores are taken,
             and into whose columns least squares folds. None: there is none.
         grain: The multiple that the number left should be of.
-        within: Units are counted in each unit of this axis (query heads in each key/value group), each of which loses
-            as many.
+        within: Where the shape has this axis, units are counted in each unit of it (query heads in each key/value
+            group, neurons in each expert), each of which loses as many.
         beside: Other axes whose counts `slices` and `within` need.
         unfit: Why a config cannot have what `resized` makes of it, since its class or stock code refuses; None: it can.
     """
@@ -77,4 +81,4 @@ class Axis:
 
     def places(self, shape: Mapping[str, int]) -> int:
         """How many indices there are in a layer: the units, in all the units that they are counted in."""
-        return shape[self.name] * (shape[self.within] if self.within else 1)
+        return shape[self.name] * (shape.get(self.within, 1) if self.within else 1)

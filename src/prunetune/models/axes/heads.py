@@ -43,6 +43,8 @@ def attention(family: Family, queries: int, keys: int, fixed: int = 0) -> tuple[
     if family.qk_norm and family.qk_norm.per == "each":
         sizes = zip(family.qk_norm.names, (queries, keys), strict=True)
         found += [Slice(f"{name}.weight", 0, (heads,)) for name, heads in sizes if heads]
+    if family.sinks and queries:
+        found.append(Slice(family.sinks, 0, (queries,)))
     return (*found, Slice(f"{family.o}.weight", 1, (queries,), scaled=True))
 
 

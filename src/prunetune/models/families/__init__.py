@@ -17,14 +17,16 @@ from typing import Any
 from prunetune.common.plugins import joined
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families.entries import FAMILIES
+from prunetune.models.families.experts import Experts
 from prunetune.models.families.family import Cut, Family, QkNorm
 from prunetune.models.families.wrappers import own_name, wrapper_of
 
-__all__ = ["FAMILIES", "Cut", "Family", "QkNorm", "families", "family_of", "layer_of", "named"]
+__all__ = ["FAMILIES", "Cut", "Experts", "Family", "QkNorm", "families", "family_of", "layer_of", "named"]
 
 # Config keys that mean "this cannot be cut by dropping neurons and layers alone", with the reason.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 _REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"), "a mixture of experts"),
+    (_EXPERTS, "a mixture of experts, of a family whose experts are not known"),
     (("quantization_config",), "already quantised"),
     (("is_encoder_decoder",), "an encoder-decoder"),
     (
@@ -41,18 +43,21 @@ _WIDTHS = re.compile(r"(inter|ffn|mlp|hidden|head).*(size|dim|num|width|heads)|n
 def family_of(config: Any) -> Family:
     """The family of a `PretrainedConfig` or a config.json dict; UnsupportedModel, naming what is supported, if none.
 
-    Raises before any weight is read: an unknown `model_type`, a mixture of experts, per-layer widths, an
+    Raises before any weight is read: an unknown `model_type`, an unknown mixture of experts, per-layer widths, an
     encoder-decoder, and quantised weights are refused.
     """
     d: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
     model_type = str(d.get("model_type") or "")
+    found = families()
+    mixture = model_type in found and found[model_type].experts is not None
     for keys, reason in _REFUSED:
         for key in keys:
-            if d.get(key) not in (None, False, 0, [], {}):
+            harmless: tuple[object, ...] = (None, False, 0, [], {}) if key != "decoder_sparse_step" else (None, 0, 1)
+            if d.get(key) not in harmless and not (mixture and key in (*_EXPERTS, "mlp_only_layers")):
                 raise UnsupportedModel(
                     f"this model ({model_type}) is {reason}",
                     value=f"{key}: {d[key]}",
-                    valid=f"dense models of {named(model_type)}",
+                    valid=f"models of {named(model_type)}",
                 )
     for key, value in d.items():
         if (
@@ -63,9 +68,8 @@ def family_of(config: Any) -> Family:
             raise UnsupportedModel(
                 f"this model ({model_type}) has another FFN width or other heads in each layer",
                 value=f"{key}: {str(value)[:60]}",
-                valid=f"dense models of {named(model_type)}, all layers alike",
+                valid=f"models of {named(model_type)}, all layers alike",
             )
-    found = families()
     if wrapper := wrapper_of(d):
         raise UnsupportedModel(
             f"this model ({model_type}) wraps its language model, and is read from its folder alone",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
+from prunetune.models.families.mixtures import MIXTURES
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
 _GEMMA = {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256}
@@ -184,4 +185,4 @@ _TWO_MATRICES = (
     ),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_GATED, *_TWO_MATRICES)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_GATED, *_TWO_MATRICES, *MIXTURES)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prunetune.errors import UnsupportedModel
+from prunetune.models.families.experts import Experts
 
 Flag = bool | str
 
@@ -71,6 +72,8 @@ class Family:
         o: The projection whose input is the attention heads, side by side.
         qkv: The projections of queries, keys and values; or the one that fuses them, in that order.
         qkv_by_head: The fused one holds them head after head: q, k, v of the first, q, k, v of the second.
+        experts: The FFN is a mixture of experts, kept there; `down`, `up` and `gate` then say nothing. None: it is not.
+        sinks: One number a query head that takes part in its softmax, inside a layer; "": there are none.
         norms: Norms of width d in a layer; where one follows the FFN, it is the last.
         qk_norm: Norms on queries and keys.
         extra: Parameters of a layer that nothing cuts: {suffix: elements} ([elements]).
@@ -125,6 +128,8 @@ class Family:
     o: str = "self_attn.o_proj"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     qkv_by_head: bool = False
+    experts: Experts | None = None
+    sinks: str = ""
     norms: tuple[str, ...] = PRE
     qk_norm: QkNorm | None = None
     extra: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -177,7 +182,9 @@ class Family:
         return self.gate == self.up
 
     def __post_init__(self) -> None:
-        """Fill in `cuts`."""
+        """Fill in `cuts`; neurons inside experts are of the axis `neurons` itself."""
+        if self.experts is not None:
+            return
         rows = (self.up,) if self.fused or not self.gate else (self.gate, self.up)
         copies = 2 if self.fused else 1
         halves = tuple(Cut(f"{name}.{kind}", 0, copies) for name in rows for kind in ("weight", "bias"))

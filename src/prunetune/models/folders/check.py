@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prunetune.common.memory import is_memory
 from prunetune.errors import BadCheckpoint, MissingPath, TooLittleMemory, UnsupportedModel
-from prunetune.models.families import Family, families, family_of, named
+from prunetune.models.families import Family, families, family_of, layer_of, named
 from prunetune.models.families.wrappers import own_name, wrapper_of
 from prunetune.models.folders.config import CONFIG, check_ids, config_values, file_values
 from prunetune.models.folders.faults import (
@@ -123,6 +123,8 @@ def _check_family(config: Mapping[str, Any], headers: Headers, path: Path) -> No
     if wrapper := wrapper_of(file_values(path)):
         found = {own_name(name): size for name, size in found.items() if not wrapper.is_other(name)}
     found = _with_base(found, family)
+    if family.experts:
+        found = _merged(found, family, Shape.of(dict(config)).experts)
     check_uneven(found, family, path)
     faults = compare({n: s for n, s in found.items() if not n.endswith(family.buffers)}, wanted, path)
     if faults:
@@ -138,6 +140,21 @@ def _with_base(found: Mapping[str, tuple[int, ...]], family: Family) -> dict[str
     if any(name.startswith("layers.0.") for name in found) and not any(n.startswith(base) for n in found):
         return {n if n.startswith(f"{family.head}.") else f"{base}{n}": size for n, size in found.items()}
     return dict(found)
+
+
+def _merged(found: Mapping[str, tuple[int, ...]], family: Family, experts: int) -> dict[str, tuple[int, ...]]:
+    """Sizes as the model has them: one tensor of all experts where the file has one an expert."""
+    layers: dict[int, dict[str, tuple[int, ...]]] = {}
+    merged = {}
+    for name, size in found.items():
+        if at := layer_of(family, name):
+            layers.setdefault(at[0], {})[at[1]] = size
+        else:
+            merged[name] = size
+    for i, tensors in layers.items():
+        held = family.experts.merged(tensors, experts) if family.experts else tensors
+        merged |= {f"{family.layers}.{i}.{suffix}": size for suffix, size in held.items()}
+    return merged
 
 
 def compare(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], path: Path) -> Faults:

@@ -140,8 +140,8 @@ def gguf_config(path: Path) -> dict[str, Any]:
     header = read_gguf(path)
     arch = header.values.get("general.architecture")
     model_type = _TYPES.get(str(arch), str(arch))
-    if model_type not in FAMILIES:
-        raise UnsupportedModel("this model family is not supported", value=arch, valid=named(model_type))
+    if model_type not in FAMILIES or FAMILIES[model_type].experts:
+        raise UnsupportedModel("this model family is not supported as GGUF", value=arch, valid=named(model_type))
     config: dict[str, Any] = {k: header.values.get(f"{arch}.{v}") for k, v in _KEYS.items()}
     config = {k: v for k, v in config.items() if v is not None}
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))

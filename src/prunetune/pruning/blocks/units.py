@@ -70,9 +70,16 @@ def blocks_of(layer: nn.Module, axis: Axis, family: Family, shape: Mapping[str, 
     return Blocks(readout.detach(), places, places // shape[axis.name], squares)
 
 
-def own_axes(names: Sequence[str]) -> list[Axis]:
-    """The axes whose units are scored as blocks: all but layers and neurons, which have scores of their own."""
-    return [axis_of(name) for name in names if name not in ("layers", "neurons")]
+def own_axes(family: Family, names: Sequence[str]) -> list[Axis]:
+    """The axes whose units are scored as blocks: all but layers, neurons and experts, which have scores of their own.
+
+    Args:
+        family: Of the model. UnsupportedModel where it has no such axis.
+        names: What is asked for.
+    """
+    if "experts" in names and family.experts is None:
+        raise UnsupportedModel("this model has no experts to score", value=family.model_type, fix="leave out `experts`")
+    return [axis_of(name) for name in names if name not in ("layers", "neurons", "experts")]
 
 
 # ------------------------------------------------------------------------------------------ activations, token by token

@@ -20,11 +20,12 @@ def removed_map(run: RunRecord) -> tuple[np.ndarray, dict[int, str]] | None:
     plans = run.plans()
     if not plans:
         return None
-    depth, width = plans[0][1].depth, plans[0][1].width
+    experts = max(plan.sizes.get("experts", 1) for _, plan in plans)  # whose neurons stand one after another
+    depth, width = plans[0][1].depth, plans[0][1].width * experts
     alive = {layer: np.arange(width) for layer in range(depth)}  # original layer -> original neurons still there
     order, gone = list(range(depth)), {}
     for stage, plan in plans:
-        if plan.depth != len(order) or any(len(alive[layer]) != plan.width for layer in order):
+        if plan.depth != len(order) or any(len(alive[layer]) != plan.width * experts for layer in order):
             return None  # a plan of another model: the chain is broken, so no honest picture
         for now, layer in enumerate(order):
             if now in plan.drop_layers:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prunetune.common.strict_json import or_null
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.models.folders import require_end
+from prunetune.models.generation import check_router
 from prunetune.tune.job import Entry
 from prunetune.tune.methods.grpo import Grpo
 from prunetune.tune.training.checkpoints import Guard
@@ -43,6 +44,7 @@ def train_policy(stage: Stage, rollout: Rollout | None = None) -> Trained:
     """
     method, task = stage.settings(Grpo), judge_of(stage.job)
     require_end(stage.tokenizer, "grpo")
+    check_router(stage.model.config)
     prompts, left_out = make_prompts(stage, method.max_length)
     reward = reward_of(task, stage.examples, method)
     batch, answer = min(method.batch_size, len(prompts)), method.max_new_tokens or task.max_new_tokens

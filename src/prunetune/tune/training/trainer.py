@@ -62,8 +62,10 @@ class BoundedTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         if self.head == "plain":
-            logits, targets = counted(model(**inputs, use_cache=False).logits, labels)
+            output = model(**inputs, use_cache=False)
+            logits, targets = counted(output.logits, labels)
             total = on_logits(logits, self._term({**inputs, "index": index}, labels, targets))
+            total = total + self._balance(model, output, targets)
         else:
             total = self._bounded(model, inputs, labels, index)
         items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
@@ -75,13 +77,24 @@ class BoundedTrainer(Trainer):
         hidden, targets = counted(output.hidden_states[-1], labels)
         plain = self.accelerator.unwrap_model(model)
         head = head_of(plain)
-        return chunked(
+        total = chunked(
             head.reads(hidden),
             head.weight(),
             self._term({**inputs, "index": index}, labels, targets),
             softcap=head.softcap,
             compute=self.compute,
         )
+        return total + self._balance(model, output, targets)
+
+    def _balance(self, model: Any, output: Any, targets: Tensor) -> Tensor | float:
+        """A mixture's auxiliary loss, where its config has the model give it (`output_router_logits`): for each token
+        that counts, with the config's weight (`router_aux_loss_coef`).
+        """
+        aux = getattr(output, "aux_loss", None)
+        if aux is None:
+            return 0.0
+        loss: Tensor = aux * (self.accelerator.unwrap_model(model).config.router_aux_loss_coef * len(targets))
+        return loss
 
     def _term(self, inputs: dict[str, Any], labels: Tensor, targets: Tensor) -> Term:
         return self.objective(inputs, labels, targets) if self.objective else cross_entropy(targets)

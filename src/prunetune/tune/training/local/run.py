@@ -38,6 +38,7 @@ from prunetune.models.folders import copy_files, load_config
 from prunetune.models.headers import read_header
 from prunetune.models.shards import ShardReader, open_shards, rewrite
 from prunetune.pruning.compensate import calibration_and_held_out
+from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.layerwise import LayerSource, OneLayer, one_layer, open_source
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods.local import Local
@@ -55,7 +56,7 @@ def check_local(job: TuneJob, examples: Sequence[Example]) -> None:
         raise TuneError("local recovery needs the original model", fix="--original MODEL, the model before it was cut")
     ours, its = load_config(job.model), load_config(job.teacher)
     for config in (ours, its):
-        family_of(config)
+        dense_only(family_of(config), "local recovery", "another method: cpt, sft or distill")
     for name in ("hidden_size", "vocab_size"):
         if getattr(ours, name) != getattr(its, name):
             raise TuneError(

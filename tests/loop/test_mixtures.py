@@ -1,0 +1,59 @@
+"""The loop on a mixture of experts: two rounds on the width of its experts, recovered by cpt with the router's loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import tiny_folder
+from tests.tiny_run import rows, tiny_recipe
+from transformers import AutoModelForCausalLM
+
+from prunetune.common.files import read_json
+from prunetune.common.progress import Watch
+from prunetune.errors import UnsupportedModel
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.models.cost import active_params, cost_of
+from prunetune.recipe.schema import Recipe
+
+QUIET = Watch(quiet=True)
+
+
+def recipe_of(at: Path, **changes: object) -> Recipe:
+    at.mkdir(exist_ok=True)
+    tiny_folder(at / "model", "qwen3_moe", output_router_logits=True)
+    rows(at / "rows.jsonl")
+    return tiny_recipe(at, "qwen3_moe", **changes)
+
+
+@pytest.mark.parametrize("criterion", ["contribution", "greedy"])
+def test_two_rounds_leave_a_plain_smaller_mixture(criterion: str, tmp_path: Path) -> None:
+    changes = {"prune": {"target": 0.75, "step": 0.14, "align": 4, "layers": 0}, "control": "once"}
+    recipe = recipe_of(
+        tmp_path, **changes, score={"samples": 8, "held_out": 4, "max_length": 64, "criterion": criterion}
+    )
+    summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    names = sorted(p.name for p in (tmp_path / "out").glob("[0-9]*"))
+    assert len(names) == 2
+    final = read_json(tmp_path / "out" / "final" / "config.json")
+    assert final["moe_intermediate_size"] < 48 and final["num_local_experts"] == 6 and final["intermediate_size"] == 64
+    assert cost_of(final).params <= 0.75 * cost_of(read_json(tmp_path / "model" / "config.json")).params
+    record = read_json(tmp_path / "out" / names[-1] / "stage.json")
+    assert record["cost"]["active_params"] == active_params(final) < record["cost"]["params"] == cost_of(final).params
+    assert (record["width"], record["shape"]["experts"]) == (final["moe_intermediate_size"], 6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
+    assert model.num_parameters() == cost_of(final).params and model.config.output_router_logits
+    assert summary.final is not None
+
+
+def test_what_a_mixture_cannot_have_is_refused_before_work(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, compensate="least-squares")
+    with pytest.raises(UnsupportedModel, match="compensation by least squares"):
+        prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert not list((tmp_path / "out").glob("[0-9]*"))
+    local = {"type": "local", "samples": 8}
+    with pytest.raises(UnsupportedModel, match="local recovery"):
+        prune_tune_loop(recipe_of(tmp_path / "local", recover=[local]), tmp_path / "third", QUIET)
+    grpo = {"type": "grpo", "samples": 8, "group": 2, "batch_size": 2}
+    with pytest.raises(UnsupportedModel, match="output_router_logits"):
+        prune_tune_loop(recipe_of(tmp_path / "grpo", recover=[grpo]), tmp_path / "other", QUIET)

@@ -1,0 +1,25 @@
+"""Published mixtures of experts, by their shipped shapes: the parameters of one token are those published, too."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunetune.cli.about_model import description, model_config
+from prunetune.models.cost import active_params, cost_of
+
+# In billions, as their publishers say (shapes/sources.json); that of gpt-oss leaves the embedding's table out.
+ACTIVE = {"Qwen/Qwen3-30B-A3B": 3.3, "mistralai/Mixtral-8x7B-v0.1": 12.9, "openai/gpt-oss-20b": 3.6}
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active_parameters_and_what_experts_hold(name: str) -> None:
+    values = model_config(name)
+    looked_up = values["vocab_size"] * values["hidden_size"] if "gpt-oss" in name else 0
+    assert (active_params(values) - looked_up) / 1e9 == pytest.approx(ACTIVE[name], rel=0.02)
+    value, text = description(values, target=0.6, step=0.2, gpu="H100", tokens=10**6)
+    assert value["experts"] == cost_of(values).shape.experts and "of them a token" in text
+    held = {row["axis"]: row for row in value["axes"]}
+    assert held["experts"]["params"] >= held["neurons"]["params"] > 0.85 * value["params"]
+    stay = held["experts"]["alone"]
+    assert cost_of(values, shape={"experts": stay}).params <= value["wanted"]
+    assert cost_of(values, shape={"experts": stay + 1}).params > value["wanted"]
