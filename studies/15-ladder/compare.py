@@ -114,8 +114,10 @@ def main() -> None:
     args = parser.parse_args()
     args.data = args.data or ["demo"]
     if not args.table:
-        rows = [row for seed in seeds_of(args) for row in seed]
-        args.records.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        rows: list[dict[str, Any]] = []
+        for seed in seeds_of(args):
+            rows += seed
+            args.records.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     print(table([json.loads(line) for line in args.records.read_text(encoding="utf-8").splitlines()]))
 
 
