@@ -18,7 +18,7 @@ from prunetune.cli.evaluate import eval_
 from prunetune.cli.net import caught
 from prunetune.cli.prune import apply, compensate, plan, score, vocabulary
 from prunetune.cli.recover import generate, tune
-from prunetune.cli.results import check, compare, push, report, runs, watch
+from prunetune.cli.results import check, compare, export, push, report, runs, watch
 from prunetune.cli.run import family, init, inspect, keys, run
 from prunetune.common.progress import Watch, watching
 
@@ -56,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "compare": compare,
     "check": check,
+    "export": export,
     "push": push,
 }
 """In the order of the help."""

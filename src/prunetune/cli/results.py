@@ -1,4 +1,4 @@
-"""What is done with runs: `watch` and `runs` look on, `report`, `compare`, `check` and `push` come after."""
+"""What is done with runs: `watch` and `runs` look on, `report`, `compare`, `check`, `export`, `push` come after."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import Json, emit
+from prunetune.cli.options import Json, emit, quiet_libraries
 from prunetune.common.table import aligned
+from prunetune.errors import UnknownName
 
 
 def watch(
@@ -76,6 +77,39 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder, or model folder.
     )
     if any(x.ok is False for x in lines):
         raise typer.Exit(1)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")],
+    to: Annotated[str, typer.Option(help="Format: gguf.")] = "gguf",
+    quantize: Annotated[
+        str, typer.Option(help="f16, bf16, q8_0, q4_0, …; q4_k_m and its like by llama-quantize.")
+    ] = "f16",
+    out: Annotated[Path | None, typer.Option(help="The file; without it NAME-QUANTIZE.gguf.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to measure the perplexity on.")] = None,
+    converter: Annotated[
+        str | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py, where it is not found.")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Only print the commands that serve it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A final model as a GGUF file for llama.cpp and Ollama; read again, and held against the model."""
+    from prunetune.publish.export import FORMATS
+    from prunetune.publish.export import export as export_run
+    from prunetune.publish.serve import commands
+
+    if to not in FORMATS:
+        raise UnknownName("format", to, FORMATS)
+    out = out or Path(f"{run.resolve().name}-{quantize}.gguf")
+    if serve:
+        found = commands(run, out)
+        return emit(as_json, dict(found), aligned(found, left=2))
+    quiet_libraries()
+    done = export_run(run, out, quantize=quantize, text=text, converter=converter)
+    emit(as_json, done.to_json(), done.text())
+    if done.faults:
+        raise typer.Exit(1)
+    return None
 
 
 def push(

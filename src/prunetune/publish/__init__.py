@@ -1,5 +1,5 @@
-"""What happens to a finished model: does it work where people will use it, and the way to the hub.
+"""What happens to a finished model: does it work where people will use it, its other formats, and the way to the hub.
 
-Others take `check.check` and `push.push`.
-To add a place to check: one function in `check`.
+Others take `check.check`, `export.export`, `serve.commands` and `push.push`.
+To add a place to check: one function in `check`; a format: one entry of `export.FORMATS`.
 """

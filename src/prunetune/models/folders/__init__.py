@@ -12,7 +12,7 @@ To add a kind of source: one function in `find`, called by `resolve_model`.
 from prunetune.models.folders.check import check_model_folder, check_weights
 from prunetune.models.folders.config import config_values, is_wrapper, load_config, read_config
 from prunetune.models.folders.find import DEMO_MODEL, gguf_of, hub_config, is_here, model_sha, resolve_model
-from prunetune.models.folders.gguf import from_gguf, gguf_config
+from prunetune.models.folders.gguf import from_gguf, gguf_config, load_gguf
 from prunetune.models.folders.load import (
     TOKENIZER_FILES,
     check_tokens,
@@ -38,6 +38,7 @@ __all__ = [
     "is_here",
     "is_wrapper",
     "load_config",
+    "load_gguf",
     "load_model",
     "load_tokenizer",
     "model_sha",

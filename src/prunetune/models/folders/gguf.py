@@ -199,26 +199,37 @@ def from_gguf(path: Path, cache: Path | None = None) -> Path:
     return once(cache / f"{path.stem}-{sha}", {"gguf": sha, "format": 1}, lambda tmp: _write(path, tmp))
 
 
-def _write(path: Path, tmp: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def load_gguf(path: Path, dtype: Any) -> Any:
+    """A GGUF checkpoint's model by transformers' own loader, dequantised to a torch dtype; in eval mode.
+
+    Raises:
+        BadCheckpoint: It lacks tensors; whatever else transformers finds amiss is raised as it is.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     auto: Any = AutoModelForCausalLM
-
     values = sum(math.prod(shape) for shape in read_gguf(path).tensors.values())
+    # Read, then each tensor in fp32: transformers tells nobody how far it is, but the memory does.
+    with bar(f"dequantise {path.name} (MB)") as progress, filling(progress, path.stat().st_size + 4 * values):
+        model, info = auto.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True,
+            quantization_config=GgufConfig(dequantize=True),
+        )  # fmt: skip
+    if lost := sorted(info["missing_keys"]):
+        raise BadCheckpoint(
+            f"this GGUF file lacks {len(lost)} tensors of the model ({', '.join(lost[:3])} ...)",
+            value=str(path),
+            fix="convert the model again",
+        )
+    return model.eval()
+
+
+def _write(path: Path, tmp: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
     try:
-        # Read, then each tensor in fp32: transformers tells nobody how far it is, but the memory does.
-        with bar(f"dequantise {path.name} (MB)") as progress, filling(progress, path.stat().st_size + 4 * values):
-            model, info = auto.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.bfloat16, output_loading_info=True,
-                quantization_config=GgufConfig(dequantize=True),
-            )  # fmt: skip
-        if lost := sorted(info["missing_keys"]):
-            raise BadCheckpoint(
-                f"this GGUF file lacks {len(lost)} tensors of the model ({', '.join(lost[:3])} ...)",
-                value=str(path),
-                fix="convert the model again",
-            )
+        model = load_gguf(path, torch.bfloat16)
         with bar(f"write {path.name} as a folder", 2) as progress:
             model.save_pretrained(tmp)
             progress(1, 2)
