@@ -42,11 +42,12 @@ TABLE: dict[tuple[str, str], Command] = {
     ("run", "out"): lambda at, out: ["run", at / "recipe.yaml", "--out", out],
     ("init", "file"): lambda at, out: ["init", out, "--model", at / "model", "--data", at / "rows.jsonl", "--target", 0.8],
     ("vocabulary", "out"): lambda at, out: ["vocabulary", at / "bpe", out, "--data", at / "rows.jsonl"],
+    ("export", "out"): lambda at, out: ["export", at / "bpe", "--out", out],
     ("compare", "figure"): lambda at, out: ["compare", at / "run", "--figure", out],
 }  # fmt: skip
 READ = {
     ("plan", "scores"), ("plan", "protect"), ("apply", "plan"), ("apply", "patch"), ("compensate", "plan"), ("tune", "config"), ("compare", "runs"), ("check", "run"),
-    ("push", "run"), ("report", "run"), ("watch", "run"), ("runs", "folder"), ("eval", "path"),
+    ("push", "run"), ("export", "run"), ("export", "text"), ("tune", "plan"), ("report", "run"), ("watch", "run"), ("runs", "folder"), ("eval", "path"),
 }  # fmt: skip
 """Paths that are read; `report` writes into a run that it has recognised."""
 
