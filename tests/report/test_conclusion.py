@@ -11,6 +11,7 @@ from tests.fake_run import fake_run
 
 from prunetune.cli.asked import Asked, mapping_of
 from prunetune.report.conclusion import GOOD, conclude, doubts, kept
+from prunetune.report.speed import speedup
 from prunetune.report.view import view
 from prunetune.runs.reading import RunRecord, read_run
 from prunetune.runs.records import CostRecord, EvalRecord, StageRecord, TuneRecord, Verdict
@@ -150,3 +151,15 @@ def test_the_next_command_is_one(before: Any, after: Any, tmp_path: Path) -> Non
 def test_a_whole_run_has_its_word_in_the_report(tmp_path: Path) -> None:
     found = view(read_run(fake_run(tmp_path / "run")))
     assert found.conclusion is not None and found.conclusion.word in ("good", "not good", "cannot tell")
+
+
+def test_a_measured_speed_is_told_with_its_interval(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "run"))
+    found = speedup(run, "decode")
+    said = conclude(run)
+    assert found is not None and said is not None
+    assert said.speed.startswith(f"{found.text()} a token, one answer at a time")
+    assert f"speed   {said.speed}" in said.lines()
+    unmeasured = conclude(run_of(tmp_path, result(90, 100), result(80, 100)))
+    assert unmeasured is not None and unmeasured.speed == ""
+    assert not any(line.startswith("speed") for line in unmeasured.lines())

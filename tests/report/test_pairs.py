@@ -6,7 +6,7 @@ from tests.fake_run import fake_run
 from prunetune.common.stats import Paired
 from prunetune.errors import BadCheckpoint
 from prunetune.evaluation.samples import Sample
-from prunetune.report.pairs import read_samples, side_by_side
+from prunetune.report.pairs import one_question, read_samples, side_by_side
 from prunetune.runs.reading import read_run
 
 
@@ -39,6 +39,10 @@ def test_side_by_side_takes_the_first_of_each_class_by_id() -> None:
     assert found is not None
     assert found.counts == Paired(both=2, lost=2, gained=1, neither=0)
     assert {k: a.id for k, (a, _) in found.examples.items()} == {"both right": "q-1", "lost": "q-9", "gained": "q-2"}
+    second["q-4"], first["q-4"] = (_samples({"q-4": False})["q-4"] for _ in range(2))
+    found = side_by_side("t", first, second)
+    assert found is not None
+    assert found.examples["both wrong"][0].id == "q-4"
     assert side_by_side("t", first, {}) is None
 
 
@@ -58,3 +62,18 @@ def test_ids_without_numbers_are_ordered_as_text() -> None:
     found = side_by_side("t", both, both)
     assert found is not None
     assert found.examples["both right"][0].id == "a62cde4adac2"
+
+
+def test_three_answers_to_the_first_question_that_tells_them_apart() -> None:
+    first = _samples({"q-1": True, "q-2": True, "q-3": True, "q-10": True})
+    second = _samples({"q-1": True, "q-2": False, "q-3": True, "q-10": True})
+    control = _samples({"q-1": True, "q-2": False, "q-10": False, "q-3": False})
+    found = one_question(first, second, control, "naive cut")
+    assert found is not None
+    assert (found.question, [(n, a.correct) for n, a in found.by]) == (
+        "q-3",
+        [("original", True), ("naive cut", False), ("compacted", True)],
+    )
+    same = one_question(first, first, first, "x")
+    assert same is not None and same.question == "q-1"
+    assert one_question(first, second, {}, "x") is None

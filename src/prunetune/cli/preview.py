@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.errors import plain
+
 if TYPE_CHECKING:
     from prunetune.data.stream import DataSource
     from prunetune.evaluation.evaluate import EvalResult
@@ -240,11 +242,13 @@ def closing(summary: Summary, out: Path) -> str:
     from prunetune.common.units import count, measured
     from prunetune.report.conclusion import conclude
     from prunetune.report.sizes import sentences
+    from prunetune.report.view import answers_of
     from prunetune.runs.reading import read_run
     from prunetune.runs.summary import Accuracy
 
     original, final, control = summary.original, summary.final, summary.control
-    said = conclude(read_run(out))
+    run = read_run(out)
+    said, answers = conclude(run), answers_of(run)
     lines = ["", *(said.lines() if said is not None else ())]
     lines.append(f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary.accuracy))
     full = (original.params if original else None) or 1
@@ -267,6 +271,14 @@ def closing(summary: Summary, out: Path) -> str:
         lines.append(line(control.name, (control.params_ratio or 0) * full, "final", control.accuracy))
         spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
         lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} {control.name}")
-    lines += ["", *sentences(read_run(out))] if summary.ladder or summary.rivals else []
+    lines += ["", *sentences(run)] if summary.ladder or summary.rivals else []
+    if answers is not None:
+        lines.append(f"\none question: {one_line(answers.question)}")
+        lines += [f"{name:<22}{'right' if a.correct else 'wrong':<7}{one_line(a.output)}" for name, a in answers.by]
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def one_line(text: str, most: int = 90) -> str:
+    """A text on one line of the console, cut where it is long; what a terminal would obey is escaped."""
+    return plain(" / ".join(text.split("\n")).strip(), most)

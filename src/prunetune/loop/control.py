@@ -2,7 +2,7 @@
 
 A run of several rounds is set against one round. A run of one round would be repeated to the last bit by that, so it
 is set against the bare cut: nothing compensated, neurons ranked by `contribution`. A run that is a bare cut itself has
-no control.
+no control. `naive` is what a user would cut by hand, with nothing done about it.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from typing import Any
 
 from prunetune.loop.decide import Case, prune_of
 from prunetune.recipe.schema import Recipe
+from prunetune.runs.records import known
 from prunetune.schedule.steps import once
+from prunetune.schedule.target import FinalShape
 from prunetune.tune.methods import TuneConfig
 
-ONCE, BARE = "pruned once", "bare cut"
+ONCE, BARE, NAIVE = "pruned once", "bare cut", "naive cut"
 ABOUT = {
     ONCE: "the same size in one round, with the same budget",
     BARE: "the run is one round already, so the same size by a bare cut (no compensation, ranked by contribution), "
     "with the same budget",
+    NAIVE: "the same size as one would cut it by hand: the last layers and the neurons with the smallest weights go, "
+    "nothing is compensated or recovered",
 }
 
 
 def control_recipe(case: Case) -> tuple[str, Recipe] | None:
     """What the control is called, and its recipe; None where it would be the run itself."""
     recipe = case.recipe
+    if recipe.control == "naive":
+        return None if is_naive(recipe.model_dump(mode="json")) else (NAIVE, _naive(case))
     alone = recipe.changed(
         prune=once(prune_of(case), case.sizes),
         control="none",
@@ -41,6 +47,34 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
     return BARE, alone.changed(compensate="none", score=recipe.score.model_copy(update={"criterion": "contribution"}))
 
 
+def _naive(case: Case) -> Recipe:
+    recipe, last = case.recipe, case.accepted[-1]
+    depth, whole = known(last.depth, "depth"), case.sizes.depth
+    prune = once(prune_of(case), case.sizes).model_copy(
+        update={
+            "target": FinalShape(width=known(last.width, "width")),
+            "layers": list(range(depth, whole)) if depth < whole else "auto",
+        }
+    )
+    score = recipe.score.model_copy(update={"criterion": "magnitude"})
+    changes: dict[str, Any] = {
+        "control": "none",
+        "recover": [],
+        "compensate": "none",
+        "budget": "equal",
+        "stop_at": None,
+    }
+    return recipe.changed(prune=prune, score=score, **changes)
+
+
+def is_naive(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe only takes the neurons with the smallest weights away."""
+    score = recipe.get("score") or {}
+    return bool(
+        recipe.get("compensate") == "none" and score.get("criterion") == "magnitude" and not recipe.get("recover")
+    )
+
+
 def is_bare(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe cuts without compensation, by `contribution`."""
     score = recipe.get("score") or {}
@@ -49,6 +83,8 @@ def is_bare(recipe: Mapping[str, Any]) -> bool:
 
 def name_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What the control of a run is called, from both recipes."""
+    if is_naive(theirs):
+        return NAIVE
     return BARE if is_bare(theirs) and not is_bare(ours) else ONCE
 
 

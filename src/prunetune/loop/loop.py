@@ -198,7 +198,7 @@ def _control(context: Context, run: RunFolder, case: Case) -> None:
         context.watch.line("control: none, for it would be this run again: one round, nothing compensated")
         return
     name, alone = chosen
-    spent = sum(known(s.tokens, "tokens") for s in case.stages)
+    spent = sum(known(s.tokens, "tokens") for s in case.stages) if alone.recover else 0
     context.watch.line(f"control ({name}): {ABOUT[name]} ({spent:,} tokens)")
     ours = context.recipe.model_dump(mode="json")
     if (at / "recipe.yaml").is_file() and name_of(ours, read_yaml(at / "recipe.yaml")) != name:

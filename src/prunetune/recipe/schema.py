@@ -107,9 +107,10 @@ class Recipe(_Config):
     """What is measured."""
     prompt: PromptFormat = PromptFormat()
     """How questions become prompts, everywhere."""
-    control: Literal["none", "once"] = "none"
+    control: Literal["none", "once", "naive"] = "none"
     """`once`: also prune to the same size in one round with the same recovery budget, into RUN/control. Where the run
-    is one round itself, that would be the run again: the control is the bare cut (no compensation, `contribution`)."""
+    is one round itself, that would be the run again: the control is the bare cut (no compensation, `contribution`).
+    `naive`: the same size by hand: the last layers and the neurons with the smallest weights go, and nothing else."""
     keep: Literal["best", "all"] = "best"
     """Models kept on disk: the newest and the best, or all. A share (0.95, 95%): short for `stop_at`."""
     launcher: str | None = None

@@ -18,8 +18,10 @@ from typing import Literal
 from prunetune.common import units as human
 from prunetune.common.stats import kept_interval, kept_interval_apart, wilson
 from prunetune.report.pairs import read_samples, side_by_side
+from prunetune.report.speed import speedup
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import EvalRecord, StageRecord
+from prunetune.runs.summary import Timings
 
 GOOD = 0.9
 """Share of the original's accuracy that a good result keeps."""
@@ -42,6 +44,7 @@ class Conclusion:
         slow: What took most of the time; empty if no times were recorded.
         then: The next command.
         size: What was asked for, and what was reached; empty where no target was set.
+        speed: Measured speed-ups of a generated token; empty where none was measured.
     """
 
     word: Word
@@ -50,12 +53,14 @@ class Conclusion:
     slow: str
     then: str
     size: str = ""
+    speed: str = ""
 
     def lines(self) -> list[str]:
         """One line a thing that is known, with its name before it."""
         named = (
             ("result", f"{self.word}: {self.why}"),
             ("size", self.size),
+            ("speed", self.speed),
             ("cost", self.cost),
             ("slow", self.slow),
             ("next", self.then),
@@ -69,7 +74,9 @@ def conclude(run: RunRecord) -> Conclusion | None:
     if original is None or final is None:
         return None
     word, why, then = _judge(run, original, final)
-    return Conclusion(word=word, why=why, cost=_cost(run), slow=_slow(run), then=then, size=_size(run))
+    return Conclusion(
+        word=word, why=why, cost=_cost(run), slow=_slow(run), then=then, size=_size(run), speed=_speed(run)
+    )
 
 
 def doubts(evals: Sequence[EvalRecord]) -> list[str]:
@@ -240,6 +247,15 @@ def _size(run: RunRecord) -> str:
     if reached is None:
         return f"asked {_target(asked)}; what was reached was not measured"
     return f"asked {_target(asked)}, reached {_target(reached)}"
+
+
+def _speed(run: RunRecord) -> str:
+    """How many times as fast a token is generated, one answer at a time and several, each with its interval."""
+    said = [(speedup(run, "decode"), "a token, one answer at a time")]
+    batched = (run.summary.latency.batched if run.summary.latency is not None else None) or Timings()
+    many = batched.final.batch if batched.final is not None else None
+    said.append((speedup(run, "throughput"), f"with {many} at a time" if many else "with several at a time"))
+    return ", ".join(f"{found.text()} {of}" for found, of in said if found is not None)
 
 
 def _target(value: float | int | str | dict[str, int | None]) -> str:

@@ -64,6 +64,8 @@ def control_note(run: RunRecord) -> str:
     if control_name(run) is None:
         return ""
     ours, theirs = run.recovery_tokens(), control_tokens(run)
+    if theirs == 0 and ours:
+        return "straight after the cut: no recovery tokens"
     if not ours or not theirs:
         return "recovery tokens not recorded"
     if abs(theirs / ours - 1) <= 0.01:

@@ -27,7 +27,7 @@ class SideBySide:
     examples: dict[str, tuple[Sample, Sample]]
 
 
-CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True)}
+CLASSES = {"both right": (True, True), "lost": (True, False), "gained": (False, True), "both wrong": (False, False)}
 
 
 def _by_id(name: str) -> tuple[str, int]:
@@ -71,3 +71,40 @@ def keeps(first: dict[str, Sample], second: dict[str, Sample]) -> KeptRecord | N
     right = counts.both + counts.lost
     low, high = kept_interval(counts)
     return KeptRecord(value=(counts.both + counts.gained) / right if right else None, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One question as several models answered it, by the models' names."""
+
+    question: str
+    by: tuple[tuple[str, Sample], ...]
+
+
+def one_question(
+    first: dict[str, Sample], second: dict[str, Sample], control: dict[str, Sample], name: str
+) -> Answers | None:
+    """The first question by id that original and final model answer rightly and the control wrongly; else the first.
+
+    Args:
+        first: The original's samples.
+        second: The final model's.
+        control: The control's.
+        name: What the control is called.
+
+    Returns:
+        None where the three share no question.
+    """
+    shared = sorted(
+        (
+            i
+            for i in first.keys() & second.keys() & control.keys()
+            if len({first[i].question, second[i].question, control[i].question}) == 1
+        ),
+        key=_by_id,
+    )
+    if not shared:
+        return None
+    telling = (i for i in shared if first[i].correct and second[i].correct and not control[i].correct)
+    at = next(telling, shared[0])
+    return Answers(first[at].question, (("original", first[at]), (name, control[at]), ("compacted", second[at])))

@@ -23,7 +23,7 @@ from prunetune.report.headline import (
     params_of,
     result_of,
 )
-from prunetune.report.pairs import SideBySide, read_samples, side_by_side
+from prunetune.report.pairs import Answers, SideBySide, one_question, read_samples, side_by_side
 from prunetune.report.tables import Table
 from prunetune.runs.reading import RunRecord
 from prunetune.runs.records import EvalRecord, StageRecord
@@ -59,6 +59,7 @@ class View:
     shapes: Table
     pairs: tuple[SideBySide, ...]
     control_pairs: tuple[SideBySide, ...]
+    answers: Answers | None
     leaks: Table
     leak_note: str
     truncation: str
@@ -90,6 +91,7 @@ def view(run: RunRecord) -> View:
         shapes=tables.shapes(run),
         pairs=_pairs(run, run, run.original, run, final),
         control_pairs=_pairs(run, run.control, control, run, final) if run.control is not None else (),
+        answers=answers_of(run),
         leaks=leaks,
         leak_note=leak_note,
         truncation=tables.truncation(run),
@@ -242,6 +244,17 @@ def _pairs(
     return tuple(p for p in found if p is not None)
 
 
+def answers_of(run: RunRecord) -> Answers | None:
+    """One question of the first task with right and wrong answers, as original, control and final model answer it."""
+    first, second, third = run.original, run.final, control_of(run)
+    if not run.shares or first is None or second is None or third is None or run.control is None:
+        return None
+    task = run.shares[0]
+    ours, theirs = (read_samples(run.folder(stage), task) for stage in (first, second))
+    by_hand = read_samples(run.control.folder(third), task)
+    return one_question(ours, theirs, by_hand, control_name(run) or "control")
+
+
 def _missing(run: RunRecord) -> list[str]:
     out = []
     if not run.finished:
@@ -253,7 +266,7 @@ def _missing(run: RunRecord) -> list[str]:
     if not run.tasks:
         out.append("No task was evaluated.")
     if run.finished and control_name(run) is None:
-        wanted = run.recipe.get("control") == "once"
+        wanted = run.recipe.get("control") in ("once", "naive")
         why = ": one round, nothing compensated, would have been this run again" if wanted else ""
         out.append(f"There is no control in this run{why}.")
     if run.finished and not run.summary.speedup:
