@@ -85,6 +85,22 @@ def test_local_recovery_needs_one_layers_memory_and_no_head():
     assert 0.7 < local["hours"] / (8 * cpt["hours"]) < 1  # on one device; a head less
 
 
+def test_calibration_of_an_8b_shape_without_weights():
+    """Tokens, bytes and where hidden states lie."""
+    recipe = Recipe.read("paper/llama3-8b").changed(compensate="least-squares")
+    auto = recipe.changed(score=recipe.score.model_copy(update={"samples": "auto", "memory": "100GB"}))
+    value, text = forecast(auto)
+    width = value["steps"][-1]["width"]
+    found = value["calibration"]
+    assert found["tokens"] == pytest.approx(100 * width / 0.75, abs=400) and found["width"] == width
+    layers_go = value["steps"][-1]["depth"] < 32
+    assert found["bytes"] == found["tokens"] * 4096 * 2 * 2 * (2 if layers_go else 1)
+    assert found["place"] == ("device" if found["bytes"] <= 20 << 30 else "host memory")
+    assert f"{found['samples']:,} sequences, about {found['tokens']:,} tokens" in text and "hidden states" in text
+    less = auto.changed(score=auto.score.model_copy(update={"memory": "2GB"}))
+    assert forecast(less)[0]["calibration"]["bytes"] <= 2 * 10**9 and "all that score.memory holds" in forecast(less)[1]
+
+
 def test_devices_of_launchers(tmp_path):
     assert devices_of(None) == 1
     assert devices_of("zero2") == 8  # as the shipped config says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunetune.models.folders import load_model, model_sha
 from prunetune.models.shards import ShardReader
 from prunetune.pruning.apply import apply_in_memory, apply_on_disk
 from prunetune.pruning.compensate import Patch, compensate
+from prunetune.pruning.layerwise import Shelf
 from prunetune.pruning.least_squares import leverage
 from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.scores import score
@@ -335,3 +337,28 @@ def test_refusals() -> None:
     with pytest.raises(UnknownName, match="stream"):
         compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target="streem")
     assert compensate(model, make_plan(drop_layers=(), count=0), CALIBRATION, held_out=HELD_OUT).fits == ()
+
+
+@pytest.mark.parametrize("place", ["host memory", "disk"])
+@pytest.mark.parametrize("target", ["layer", "stream"])
+def test_where_hidden_states_lie_changes_no_bit(
+    place: Any, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, plan = tiny_model("llama"), make_plan()
+    found, wanted = (
+        compensate(model, plan, CALIBRATION, held_out=HELD_OUT, target=target, place=p) for p in (place, "device")
+    )
+    assert found.fits == wanted.fits and found.tensors.keys() == wanted.tensors.keys()
+    assert all(torch.equal(found.tensors[k], wanted.tensors[k]) for k in wanted.tensors)
+    assert not list(tmp_path.iterdir()), "nothing of it is left on disk"
+
+
+def test_on_disk_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 5, 7).to(torch.bfloat16)
+    shelf, made = Shelf("disk", torch.device("cpu")), list[bytes]()
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self: (made.append(self.read_bytes()), unlink(self)))
+    kept = shelf.put(x)
+    assert torch.equal(shelf.take(kept), x) and kept.dtype == x.dtype and kept.data_ptr() != x.data_ptr()
+    assert made == [x.view(torch.uint8).numpy().tobytes()]

@@ -14,8 +14,9 @@ are estimates to choose a machine with, not measurements.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -89,10 +90,28 @@ def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False)
     value["score_bytes"] = original.scoring_bytes(
         recipe.score.batch_tokens, gradients=recipe.score.criterion == "taylor"
     )
+    if recipe.compensate != "none":
+        value["calibration"], line = _calibration(recipe, config, paper.gpu, measured)
+        text = f"{text}\n{line}" if line else text
     value["assumptions"] = assumptions(recipe)
     if not recipe.foreseen:
         value["assumptions"].append("one round: more would share the same budget, at larger sizes")
     return value, text + "\n\n" + _text(value, measured)
+
+
+def _calibration(recipe: Recipe, config: Any, gpu: str, measured: bool) -> tuple[dict[str, Any], str]:
+    """Tokens and bytes of what is scored and compensated with, and where they lie on a GPU with as much host memory."""
+    from prunetune.models.calibration import place_of
+    from prunetune.models.gpus import gpu_of
+    from prunetune.models.shape import Shape
+    from prunetune.recipe.calibration import calibration_of
+    from prunetune.schedule.target import Sizes
+
+    mean, memory = min(TOKENS_A_SAMPLE, recipe.score.max_length), gpu_of(gpu)[0] << 30
+    hidden = Shape.of(config).hidden
+    found = calibration_of(recipe, Sizes.of(config), hidden, item=2, mean=mean, most=sys.maxsize)
+    place = place_of(found.bytes, "cuda", memory, memory)
+    return {**asdict(found), "place": place}, "" if measured else found.text(place)
 
 
 def recovery(

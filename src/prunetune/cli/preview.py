@@ -39,6 +39,8 @@ def check_inputs(recipe: Recipe) -> None:
             load_stream([source], recipe.seed)
     if local:
         rows = len(load_stream(recipe.data, recipe.seed))
+        if recipe.score.samples == "auto":  # takes what the data spare
+            return
         reserved = recipe.reserved
         if rows <= reserved:
             raise OutOfReach(

@@ -6,8 +6,10 @@ Nothing goes to another device than the one asked for: what a device cannot do (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunetune.errors import RecipeError, UnknownName
@@ -43,6 +45,19 @@ def device_of(name: str = "auto") -> Device:
         valid = ["auto", *(d for d, ok in there.items() if ok)]
         raise RecipeError(f"this machine has no {what} that torch can use", value=name, valid=valid, fix="device: cpu")
     return chosen
+
+
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """Memory in all: (of the device, of the host); a container's limit counts. On a CPU they are one."""
+    import torch
+
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(name)
+        if limit.exists() and limit.read_text(encoding="ascii").strip().isdigit():
+            found.append(int(limit.read_text(encoding="ascii")))
+    host = min(found)
+    return (int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else host), host
 
 
 def free_device_memory() -> None:

@@ -13,23 +13,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.common.device import device_of, free_device_memory
+from prunetune.common.device import device_of, free_device_memory, memory_bytes
 from prunetune.common.events import Journal
 from prunetune.common.files import json_sha
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Example, Stream, load_stream
 from prunetune.errors import OutOfReach
 from prunetune.loop.decide import planned_rounds
-from prunetune.loop.inputs import check_text
+from prunetune.loop.inputs import calibrated, check_text
 from prunetune.loop.pacing.clock import Clock
+from prunetune.models.calibration import Calibration, Place, place_of
 from prunetune.models.families import family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.generation import check_router
 from prunetune.models.prompt import encode
 from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.scores import Batch, make_batches
+from prunetune.recipe.calibration import counted
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import judge_of, questions, traces_of
 from prunetune.schedule.steps import check_protection, plan_ahead
@@ -50,6 +53,7 @@ class Context:
         tokenizer: Its tokenizer.
         stream: Reasoning sequences: first those to score with, then held-out ones, then what recovery trains on.
         scores: What is scored, where that has data of its own.
+        calibration: How many sequences are scored, and what they hold.
         fresh: Methods whose stream is another in each round.
         own: The streams of methods with data of their own, by the method's place in the recipe.
         tasks: What is measured.
@@ -75,6 +79,7 @@ class Context:
     journal: Journal | None = None
     scores: Stream | None = None
     fresh: frozenset[int] = frozenset()
+    calibration: Calibration | None = None
 
     @property
     def reserved(self) -> int:
@@ -96,7 +101,7 @@ class Context:
     def scored(self) -> Sequence[Example]:
         """The same as text: the first of the stream, or of data of their own."""
         stream = self.scores or self.stream
-        return stream.take(0, min(len(stream), self.recipe.score.samples))
+        return stream.take(0, min(len(stream), self.recipe.score.count))
 
     @property
     def scored_sha(self) -> str:
@@ -147,6 +152,10 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     stream = load_stream(questions(recipe.data), recipe.seed)
+    scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
+    tokenizer = load_tokenizer(source)
+    found = calibrated(recipe, config, tokenizer, stream, scores, device)
+    recipe = counted(recipe, found.samples)
     reserved = recipe.reserved
     if len(stream) <= reserved:
         raise OutOfReach(
@@ -155,11 +164,10 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
             valid=f"more than {reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
             fix="more data, or fewer samples",
         )
-    tokenizer, own, tasks = load_tokenizer(source), _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
+    own, tasks = _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
     if any(method.type == "grpo" for method in recipe.recover):
         require_end(tokenizer, "grpo")
         check_router(config)
-    scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
     check_text(recipe, tokenizer, [stream, *own.values(), *([scores] if scores else [])], tasks, watch)
     for i, method in enumerate(recipe.recover):
         if method.type == "grpo" and recipe.evaluate.judged is not None:  # the reward can read every answer of the data
@@ -178,6 +186,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         journal=journal,
         wanted=recipe,
         scores=scores,
+        calibration=found,
     )
 
 
@@ -190,6 +199,13 @@ def _own(recipe: Recipe) -> dict[int, Stream]:
             key = json_sha([s.model_dump(mode="json") for s in method.data])
             streams[key] = found[i] = streams.get(key) or load_stream(questions(method.data), recipe.seed)
     return found
+
+
+def place(context: Context) -> Place:
+    """Where the hidden states of compensation lie."""
+    device = torch.device(context.device)
+    held = context.calibration.bytes if context.calibration else 0
+    return place_of(held, device.type, *memory_bytes(device))
 
 
 def free() -> None:

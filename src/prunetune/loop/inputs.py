@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
+from prunetune.common.device import walk_dtype
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Stream, load_stream
-from prunetune.models.prompt import bos_note, check_chat, check_rows, plain_hint
+from prunetune.models.calibration import Calibration
+from prunetune.models.prompt import bos_note, check_chat, check_rows, encode, plain_hint
+from prunetune.recipe.calibration import calibration_of
 from prunetune.recipe.schema import Recipe
+from prunetune.schedule.target import Sizes
 from prunetune.tasks.registry import Task
+
+LOOKED_AT = 64
+"""Rows whose tokens are counted for the mean of all."""
+
+
+def calibrated(
+    recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase, stream: Stream, scores: Stream | None, device: str
+) -> Calibration:
+    """How many sequences are scored and compensated with, and what they hold."""
+    source, limit = scores or stream, recipe.score.max_length
+    rows = source.take(0, min(len(source), LOOKED_AT))
+    mean = sum(len(encode(tokenizer, e, recipe.prompt, limit).input_ids) for e in rows) / max(1, len(rows))
+    spare = len(scores) if scores else max(1, (len(stream) - recipe.score.held_out) // 4)
+    stored = getattr(config, "dtype", None) or torch.float32
+    item = walk_dtype(device, stored, config.hidden_size * config.intermediate_size).itemsize
+    return calibration_of(recipe, Sizes.of(config), config.hidden_size, item=item, mean=mean, most=spare)
 
 
 def check_text(

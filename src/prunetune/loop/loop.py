@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import once, remove, write_json
+from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.progress import Watch, watching
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.errors import Declined
 from prunetune.loop.beside.rivals import check_rivals, measure_rivals, rival_records
 from prunetune.loop.beside.rungs import finish_rungs, finished, rung_records
-from prunetune.loop.context import Context, prepare
+from prunetune.loop.context import Context, place, prepare
 from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
@@ -34,6 +34,7 @@ from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
 from prunetune.models.folders import resolve_model
+from prunetune.recipe.calibration import counted
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import renewed, traces_of
 from prunetune.report.conclusion import GOOD, doubts
@@ -42,6 +43,9 @@ from prunetune.report.write import write_report
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import known
 from prunetune.runs.summary import Summary
+
+SAMPLES = ".samples.json"
+"""Of a run with `score.samples: auto`: how many sequences that is."""
 
 
 def prune_tune_loop(
@@ -72,7 +76,8 @@ def prune_tune_loop(
     ):
         if traces_of(recipe):
             prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
-        context = prepare(sampled(recipe, run, source, told), source, told, journal)
+        context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
+        _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe), run)
         journal.stage = "original"
         case = begin(context, run)
@@ -90,6 +95,19 @@ def prune_tune_loop(
         measure_rivals(context, run)
         journal.stage = "final"
         return _finish(context, run, case)
+
+
+def _pinned(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe with the number of sequences that the run began with: a deeper target does not change it."""
+    at = run.path / SAMPLES
+    return counted(recipe, int(read_json(at))) if recipe.score.samples == "auto" and at.is_file() else recipe
+
+
+def _pin(recipe: Recipe, context: Context, run: RunFolder) -> None:
+    """Keep that number, and tell it."""
+    if recipe.score.samples == "auto" and (found := context.calibration) is not None:
+        once(run.path / SAMPLES, "auto", lambda tmp: write_json(tmp, context.recipe.score.count))
+        context.watch.line(found.text(place(context)))
 
 
 def _told() -> bool:

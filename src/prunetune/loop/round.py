@@ -28,6 +28,7 @@ from prunetune.loop.recover import recover, taken
 from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
+from prunetune.models.calibration import ENOUGH
 from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import load_config, model_sha
 from prunetune.pruning.apply import apply_on_disk
@@ -39,7 +40,7 @@ from prunetune.runs.records import Figures, Removed, StageRecord, TuneRecord, Ve
 from prunetune.schedule.steps import Step
 from prunetune.schedule.target import align_of
 
-FEW, ENOUGH = 10, 100
+FEW = 10
 """Calibration tokens for each kept neuron: with fewer a cut adds twice the loss that it need add, with more hardly
 less (studies/11-calibration-tokens)."""
 CROWDED = 0.25
@@ -110,7 +111,7 @@ def _patch(context: Context, run: RunFolder, timed: Timed, source: Path, plan: P
     if plan.drop_neurons and patch.tokens < FEW * plan.new_width:
         context.watch.line(
             f"  few calibration tokens: {patch.tokens:,} for {plan.new_width:,} kept neurons a layer "
-            f"({patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: raise score.samples"
+            f"({patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: score.samples: auto"
         )
     return patch.tensors
 

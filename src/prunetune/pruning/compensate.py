@@ -31,15 +31,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunetune.common.device import native_products
+from prunetune.common.device import memory_bytes, native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
+from prunetune.models.calibration import Place, place_of, token_bytes
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.blocks.fold import fold_blocks
 from prunetune.pruning.cut import check_shape
 from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
+from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embed, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
@@ -49,6 +50,7 @@ __all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
+STREAMS = ("hidden", "truth")
 TARGETS = ("auto", "layer", "stream")
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -65,6 +67,7 @@ def compensate(
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
+    place: Place | None = None,
 ) -> Patch:
     """The patch that makes up for a plan's removals as far as the kept neurons can.
 
@@ -79,6 +82,7 @@ def compensate(
         dtype: In what to run the layers (default: `walk_dtype`). Sums are fp32 or fp64 anyway.
         progress: Called with (layers done, layers in all).
         halfway: Where an earlier start may have left off, and where this one may.
+        place: Where hidden states lie between two layers; None: as they fit (`hidden.place_of`).
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
@@ -91,9 +95,14 @@ def compensate(
     stream = auto if target == "auto" else target == "stream"
     if not plan.drop_neurons and not plan.drop and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0, plan.sha)
+    if place is None:
+        tokens = sum(b["input_ids"].numel() for b in (*batches, *held_out))
+        a_token = token_bytes(source.config.hidden_size, source.dtype.itemsize, stream=stream)
+        place = place_of(tokens * a_token, source.device.type, *memory_bytes(source.device))
+    shelf = Shelf(place, source.device)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         return _compensate(
-            source, plan, batches, held_out, stream=stream, ridges=ridges, progress=progress, halfway=halfway
+            source, plan, batches, held_out, shelf, stream=stream, ridges=ridges, progress=progress, halfway=halfway
         )
 
 
@@ -107,6 +116,7 @@ def _compensate(
     plan: PrunePlan,
     batches: Sequence[Batch],
     held_out: Sequence[Batch],
+    shelf: Shelf,
     *,
     stream: bool,
     ridges: Sequence[float],
@@ -115,10 +125,12 @@ def _compensate(
 ) -> Patch:
     every = [*batches, *held_out]
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
-    state = halfway.found(source.device) if halfway else None
+    state = halfway.found("cpu") if halfway else None
     if state is None:
-        hidden = embed(source, [b["input_ids"] for b in every])
+        hidden = [shelf.put(embed(source, [b["input_ids"]])[0]) for b in every]
         state = {"hidden": hidden, "truth": hidden if stream else None, "tensors": {}, "fits": [], "next": 0}
+    else:
+        state |= {name: [shelf.put(shelf.take(h)) for h in state[name]] for name in STREAMS if state[name]}
     hidden, truth = state["hidden"], state["truth"]
     tensors: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in state["tensors"].items()}
     fits = [LayerFit(*fit) for fit in state["fits"]]
@@ -128,8 +140,8 @@ def _compensate(
         intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
         intact = intact and not (stream and plan.drop)
         if truth is not None:
-            truth = [forward(one, h, m) for h, m in zip(truth, masks, strict=True)]
-        streams = _Streams(hidden, masks, truth, len(batches))
+            truth = [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(truth, masks, strict=True)]
+        streams = _Streams(hidden, masks, truth, len(batches), shelf)
         if kept and plan.drop:
             patch, more = _fold_blocks(one, source, plan, layer, streams, ridges)
             tensors |= patch
@@ -142,10 +154,12 @@ def _compensate(
             fits.append(LayerFit(layer, found.ridge, found.before, found.after))
             cut_layer(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, patch)
             if layer != plan.kept_layers[-1]:
-                hidden = [h.whole(one, source) for h in halves]
+                hidden = [shelf.put(h.whole(one, source)) for h in halves]
         elif kept and layer != plan.kept_layers[-1]:
             unchanged = truth if not plan.drop else None
-            hidden = unchanged or [forward(one, h, m) for h, m in zip(hidden, masks, strict=True)]
+            hidden = unchanged or [
+                shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(hidden, masks, strict=True)
+            ]
         if progress:
             progress(layer + 1, source.depth)
         if halfway:
@@ -192,6 +206,7 @@ class _Streams:
     masks: list[Tensor]
     truth: list[Tensor] | None
     calibration: int
+    shelf: Shelf
 
 
 def _fit(
@@ -208,19 +223,22 @@ def _fit(
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     scale = source.family.number(source.family.residual_scale, source.config)  # of what the FFN adds to the stream
-    apart, left, halves = adds(one, source, layer, streams.hidden[-1]), MEMORY, list[Half]()
+    first = streams.shelf.take(streams.hidden[-1][:1])
+    apart, left, halves = adds(one, source, layer, first), MEMORY, list[Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         lost = tap.down.weight.float()[:, gone].T
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[1], source.device) for _ in range(2)]
         for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
-            seen = tap.run(hidden, real)
+            seen = tap.run(streams.shelf.take(hidden), real)
             stay = columns(seen.a, kept)
             with native_products(seen.a):
                 missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
             missing = seen.weighted(missing)
             if streams.truth is not None:
-                missing += (at_real(streams.truth[i], real).float() - at_real(seen.out, real).float()) / scale
+                missing += (
+                    at_real(streams.shelf.take(streams.truth[i]), real).float() - at_real(seen.out, real).float()
+                ) / scale
             features = seen.weighted(at_real(stay, real))
             if tap.down.bias is not None:
                 features = with_one(features, seen.weight)
@@ -242,7 +260,7 @@ def _fold_blocks(
         float(getattr(source.config, "rms_norm_eps", 0.0)),
         plan,
         layer,
-        run=lambda i: forward(one, streams.hidden[i], streams.masks[i]),
+        run=lambda i: forward(one, streams.shelf.take(streams.hidden[i]), streams.masks[i]),
         masks=streams.masks,
         calibration=streams.calibration,
         ridges=ridges,

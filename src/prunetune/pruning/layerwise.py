@@ -13,6 +13,7 @@ are transformers' own: the walk equals the whole model's forward pass bit for bi
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from prunetune.common.device import device_of, walk_dtype
 from prunetune.errors import BadCheckpoint
 from prunetune.models.axes import axis_of, resized
+from prunetune.models.calibration import Place
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.families.wrappers import own_name
 from prunetune.models.folders import check_weights, load_config
@@ -199,3 +201,29 @@ def forward(
         out = one.model(inputs_embeds=hidden, attention_mask=mask.to(hidden.device), use_cache=False)
     after: Tensor = out.last_hidden_state
     return after
+
+
+class Shelf:
+    """Keeps tensors in a place, and gives them on the device. Values stay as they are, bit for bit."""
+
+    def __init__(self, place: Place, device: torch.device) -> None:
+        self.place, self.device = place, device
+
+    def put(self, x: Tensor) -> Tensor:
+        """The tensor in its place; a file of the disk goes with the tensor."""
+        if self.place == "device":
+            return x
+        if self.place == "host memory":
+            return x.to("cpu")
+        with tempfile.NamedTemporaryFile(prefix="prunetune-hidden-", delete=False) as file:
+            path = Path(file.name)
+        try:
+            kept = torch.from_file(str(path), shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
+            kept.copy_(x)
+        finally:
+            path.unlink()  # the mapping lives on
+        return kept
+
+    def take(self, x: Tensor) -> Tensor:
+        """The tensor on the device."""
+        return x.to(self.device)

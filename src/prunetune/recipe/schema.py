@@ -146,7 +146,7 @@ class Recipe(_Config):
     @property
     def reserved(self) -> int:
         """Sequences at the start of the data that are never trained on: those that are scored, and held-out ones."""
-        return self.score.held_out + (0 if self.score.data else self.score.samples)
+        return self.score.held_out + (0 if self.score.data else self.score.count)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prunetune.data.stream import DataSource
+from prunetune.errors import RecipeError
 from prunetune.pruning.criteria import CRITERIA, LAYER_CRITERIA
 from prunetune.recipe.one_of import OneOf
+from prunetune.schedule.wanted import bytes_of
+
+
+def _bytes(text: str) -> str:
+    if bytes_of(text) is None:
+        raise ValueError("must be bytes, such as 8GB or 500MB")
+    return text
 
 
 class ScoreConfig(BaseModel):
@@ -23,8 +31,11 @@ class ScoreConfig(BaseModel):
     """Reduction over tokens of `contribution`: mean, rms, max, or a quantile such as q99."""
     layer_criterion: Annotated[str, OneOf("layer_criterion", tuple(LAYER_CRITERIA))] = "l2"
     """How redundant a layer is; see `criteria.LAYER_CRITERIA`."""
-    samples: int = Field(256, gt=0)
-    """Sequences scored in each round: the first of the data stream, which are not trained on."""
+    samples: Annotated[int, Field(gt=0)] | Literal["auto"] = 256
+    """Sequences scored in each round: the first of the data stream, which are not trained on. `auto`: as many as give
+    least squares 100 tokens for each neuron that stays, within `memory` and a fourth of the data (or `score.data`)."""
+    memory: Annotated[str, AfterValidator(_bytes)] = "8GB"
+    """`samples: auto`: bytes that their hidden states may take (8GB, 500MB): on the device, in host memory, on disk."""
     data: list[DataSource] | None = Field(None, min_length=1)
     """Sequences of their own to score and to compensate with, in place of the first of the recipe's data: own traces,
     for example. Where they are fewer than `samples`, all of them."""
@@ -36,3 +47,10 @@ class ScoreConfig(BaseModel):
     """Places of a scoring batch, padding included."""
     vote_share: float = Field(0.5, gt=0, le=1)
     """`ptl_vote`: how many neurons a sample votes for, as a share of the width."""
+
+    @property
+    def count(self) -> int:
+        """`samples`, where it is a number: `auto` is one once data and model are read (`loop/context.py`)."""
+        if self.samples == "auto":
+            raise RecipeError("score.samples is not counted yet", value="auto", fix="give a number")
+        return self.samples

@@ -45,7 +45,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         away = " and the hub cannot be reached, so that a run would fail" if is_offline() else ""
         return {}, f"minutes on this machine: not known, for {recipe.model} is not here{away}"
     from prunetune.loop.beside.rivals import check_rivals
-    from prunetune.loop.context import prepare
+    from prunetune.loop.context import place, prepare
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
@@ -72,6 +72,8 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         _keep(recipe, "\n".join(plan.told))
         return {"minutes": recipe.within / 60, "plan": list(plan.told), **space}, "\n".join([*plan.told, told])
     found = minutes(context, pace)
+    if recipe.compensate != "none" and context.calibration is not None:
+        told = f"{context.calibration.text(place(context))}\n{told}"
     value = {"minutes": found.total / 60, "parts": dict(found.parts), **space}
     _keep(recipe, found.text())
     return value, f"{found.text()}\n{told}"

@@ -118,7 +118,7 @@ def fitted(context: Context, pace: Pace) -> Fitted:
 
 def _scaled(found: Minutes, context: Context, tried: Recipe, pace: Pace) -> Minutes:
     """The same with fewer scored sequences than were timed."""
-    share = tried.score.samples / context.recipe.score.samples
+    share = tried.score.count / context.recipe.score.count
     parts = dict(found.parts)
     for name in ("scoring", "probes and compensation"):
         if name in parts:
@@ -150,7 +150,7 @@ def _smaller(context: Context, pace: Pace, seconds: float) -> Iterator[tuple[Rec
         recipe = recipe.changed(prune=recipe.prune.model_copy(update={"rounds": 1}))
         cuts = [*cuts, "no probes: one round"]
         yield recipe, asked or None, cuts
-    samples = recipe.score.samples
+    samples = recipe.score.count
     while samples > LEAST_SCORED:
         samples = max(LEAST_SCORED, samples // 2)
         score = recipe.score.model_copy(update={"samples": samples})

@@ -39,7 +39,7 @@ class Half:
     def whole(self, one: OneLayer, source: LayerSource) -> Float[Tensor, "batch places hidden"]:
         """The output of the layer as it is now: cut and patched."""
         if self.rest is None or self.kept is None:
-            return forward(one, self.hidden, self.mask)
+            return forward(one, self.hidden.to(source.device), self.mask)
         return added(one, source, self.rest, one.block.get_submodule(source.family.down)(self.kept))
 
 

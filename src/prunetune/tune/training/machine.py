@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunetune.common.device import device_of
+from prunetune.common.device import device_of, memory_bytes
 from prunetune.models.cost import Cost, state_bytes
 from prunetune.models.shape import Shape
 from prunetune.tune.methods.base import Method
@@ -52,14 +52,7 @@ def _cpu_has(*flags: str) -> bool:
 
 def total_bytes(device: torch.device) -> int:
     """Memory of the device (a container's limit counts). Not what is free now: a resumed stage must decide alike."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = Path(name)
-        if limit.exists() and limit.read_text(encoding="ascii").strip().isdigit():
-            found.append(int(limit.read_text(encoding="ascii")))
-    return min(found)
+    return memory_bytes(device)[0]
 
 
 AUTOCAST = 2

@@ -1,0 +1,37 @@
+"""What `score.samples` means for a model and its data: tokens, bytes, and how many sequences `auto` is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunetune.models.calibration import Calibration, enough, of, token_bytes
+from prunetune.schedule.target import Sizes, final_shape
+from prunetune.schedule.wanted import bytes_of
+
+if TYPE_CHECKING:
+    from prunetune.recipe.schema import Recipe
+
+
+def calibration_of(recipe: Recipe, sizes: Sizes, hidden: int, *, item: int, mean: float, most: int) -> Calibration:
+    """The sequences that a run scores and compensates with.
+
+    Args:
+        recipe: Its settings.
+        sizes: Of the untouched model.
+        hidden: Its hidden size.
+        item: Bytes of an element where layers run.
+        mean: Tokens of a sequence.
+        most: Sequences that `auto` may take.
+    """
+    unknown = recipe.prune.open or recipe.prune.by_threshold or recipe.prune.target is None
+    depth, width = (0, sizes.width) if unknown else final_shape(recipe.prune, sizes)
+    stream = recipe.compensate == "least-squares" and depth < sizes.depth
+    a_token = token_bytes(hidden, item, stream=stream)
+    if recipe.score.samples != "auto":
+        return of(recipe.score.samples, mean, width, a_token)
+    return enough(mean, width, a_token, bytes_of(recipe.score.memory) or 0, most)
+
+
+def counted(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with a number in the place of `auto`."""
+    return recipe.changed(score=recipe.score.model_copy(update={"samples": samples}))
