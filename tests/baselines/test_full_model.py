@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from prunetune.baselines.full_model import full_model_run
 from prunetune.common.progress import Watch
 from prunetune.data.stream import load_stream
+from prunetune.errors import RecipeError
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.tune.job import TuneJob
 from prunetune.tune.stage import run_job
@@ -50,3 +51,15 @@ def test_a_second_start_makes_nothing_again(done):
     at, recipe, _, full = done
     again = full_model_run(recipe, at / "full", QUIET)
     assert again["stages"] == full["stages"]
+
+
+def test_what_a_baseline_cannot_do_is_said_before_any_work(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    own = {"type": "traces", "from": {"type": "demo", "size": 20}}
+    for changes, said in (
+        ({"data": [own]}, "samples nothing"),
+        ({"recover": [{"type": "local"}]}, "no layers to teach"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            full_model_run(recipe.parse({**recipe.model_dump(mode="json"), **changes}), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()

@@ -22,13 +22,14 @@ from prunetune.loop.summary import leaks, summarise
 from prunetune.models.cost import Cost
 from prunetune.models.folders import load_model, model_sha
 from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import traces_of
 from prunetune.runs.folder import RunFolder, Timed
 from prunetune.runs.records import Figures, Removed, StageRecord, Verdict, known
 from prunetune.runs.summary import Summary
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """RecipeError for what a baseline's run cannot do: thresholds in place of a size, a launcher."""
+    """RecipeError for what a baseline's run cannot do: thresholds in place of a size, a launcher, traces."""
     if recipe.prune.by_threshold:
         raise RecipeError("a baseline needs a size to stay within", value="thresholds", fix="give prune.target")
     if recipe.launcher is not None:
@@ -37,6 +38,16 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if any(m.data is not None for m in recipe.recover):
         raise RecipeError("a baseline is recovered on the recipe's data alone", fix="leave out data under recover")
+    if traces := traces_of(recipe):
+        raise RecipeError(
+            "a baseline samples nothing",
+            value=traces[0].type,
+            fix="name the file that a run has made: RUN/traces/….jsonl",
+        )
+    if any(m.type == "local" for m in recipe.recover):
+        raise RecipeError(
+            "a baseline has no layers to teach by those of the original", value="local", fix="leave it out"
+        )
 
 
 @dataclass(frozen=True)
