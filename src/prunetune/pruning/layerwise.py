@@ -177,9 +177,13 @@ def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
     return config
 
 
-@torch.no_grad()
 def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
     """The input of layer 0 (scaled, where the family scales its embeddings): [batch, places] ids -> [.., hidden]."""
+    return list(map(embedding_of(source), batches))
+
+
+def embedding_of(source: LayerSource) -> Callable[[Tensor], Tensor]:
+    """What makes the input of layer 0 of a batch of ids, as `embed` does; it holds the matrix."""
     config = _one_layer_config(source, 0)
     config.vocab_size, config.pad_token_id = 1, None
     for key, value in resized(
@@ -189,7 +193,7 @@ def embed(source: LayerSource, batches: list[Tensor]) -> list[Tensor]:
     table = _BASE_MODELS[type(config)](config).to(source.device, source.dtype).get_input_embeddings()
     table.weight = nn.Parameter(source.read(source.embedding).to(source.device, source.dtype), requires_grad=False)
     scale = source.family.number(source.family.embedding_scale, source.config)
-    return [table(ids.to(source.device)) * scale for ids in batches]
+    return torch.no_grad()(lambda ids: table(ids.to(source.device)) * scale)
 
 
 @torch.no_grad()
