@@ -213,7 +213,7 @@ class _Shared:
         """Replacement tensors for one of the plans."""
         context = self.context
         if not self.found:
-            calibration, ridge = calibration_and_held_out(context.stream.take(0, context.recipe.score.samples))
+            calibration, ridge = calibration_and_held_out(context.scored)
             with context.watch.bar("compensate") as bar:
                 self.found = together(
                     self.whole,

@@ -21,6 +21,7 @@ from prunetune.evaluation.speed import Clock
 from prunetune.loop.context import Context
 from prunetune.loop.decide import Case
 from prunetune.loop.probe import DECISIONS, clear_halves, losses, take_scores
+from prunetune.loop.sampling.traces import renewed_for
 from prunetune.models.axes import axes, shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.plan import make_plan
@@ -46,7 +47,7 @@ def shaped(context: Context, run: RunFolder, case: Case) -> Context:
     source, sha = run.model_of(run.original), known(run.original.model_sha, "model_sha")
     key = {
         "model": sha,
-        "data": context.stream.sha,
+        "data": context.scored_sha,
         "compensate": context.recipe.compensate,
         "criterion": context.recipe.score.criterion,
         "prune": prune.model_dump(mode="json", include={"target", "axes", "context", "align", "whole_periods"}),
@@ -54,7 +55,7 @@ def shaped(context: Context, run: RunFolder, case: Case) -> Context:
 
     def make(tmp: Path) -> None:
         start = time.monotonic()
-        record = _chosen(context, run, case, source, sha)
+        record = _chosen(renewed_for(context, run, case, 1), run, case, source, sha)
         write_json(tmp, record.model_copy(update={"seconds": round(time.monotonic() - start, 3)}).to_json())
 
     record = ShapeRecord.read(once(path, key, make))
