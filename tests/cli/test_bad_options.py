@@ -72,7 +72,7 @@ BAD: dict[str, dict[str, list[str]]] = {
     "apply": {"plan": FILE, "model": MODEL, "patch": FILE},
     "tune": {
         "method": WORD, "model": MODEL, "data": DATA, "config": ["missing", "a folder", "junk", "list.yaml", "bad.yaml"], "tokens": COUNT, "samples": COUNT,
-        "task": WORD, "verifier": WORD, "teacher": MODEL, "plan": FILE, "launcher": ["nonsense", "'"], "seed": SEED, "device": WORD, "plan": FILE,
+        "task": WORD, "verifier": WORD, "teacher": MODEL, "launcher": ["nonsense", "'"], "seed": SEED, "device": WORD, "plan": FILE,
     },
     "generate": {
         "model": MODEL, "data": DATA, "task": WORD, "verifier": WORD, "samples_per_question": COUNT, "keep": COUNT, "n": COUNT,
