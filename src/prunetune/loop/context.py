@@ -154,14 +154,12 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     stream = load_stream(questions(recipe.data), recipe.seed)
     scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
     tokenizer = load_tokenizer(source)
-    found = calibrated(recipe, config, tokenizer, stream, scores, device)
-    recipe = counted(recipe, found.samples)
-    reserved = recipe.reserved
-    if len(stream) <= reserved:
+    recipe = counted(recipe, (found := calibrated(recipe, config, tokenizer, stream, scores, device)).samples)
+    if len(stream) <= recipe.reserved:
         raise OutOfReach(
             "scoring and held-out loss would use up all the data",
             value=f"{len(stream)} sequences",
-            valid=f"more than {reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
+            valid=f"more than {recipe.reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
             fix="more data, or fewer samples",
         )
     own, tasks = _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
