@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check docs families fuzz kill format clean
 
-demo: $(STAMP)  ## the embedded model, compacted to 60 % or less, into runs/demo
+demo: $(STAMP)  ## the embedded model, cut to about a third, into runs/demo
 	$(BIN)/prunetune run demo
 
 test: $(STAMP)  ## the whole suite, offline
