@@ -17,8 +17,8 @@ from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.folders import load_config
 from prunetune.recipe.schema import Recipe
 from prunetune.report.compare import compare
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import plan_ahead
-from prunetune.schedule.target import Sizes
 
 QUIET = Watch(quiet=True)
 

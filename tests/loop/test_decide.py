@@ -29,7 +29,7 @@ from prunetune.recipe.schema import Recipe, StopConfig
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import EvalRecord, StageRecord, Verdict
 from prunetune.schedule.damage import Probe
-from prunetune.schedule.target import Sizes
+from prunetune.schedule.sizes import Sizes
 from prunetune.tasks.registry import build_task
 
 QUIET = Watch(quiet=True)

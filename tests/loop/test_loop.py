@@ -18,8 +18,8 @@ from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, model_sha
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import plan_ahead
-from prunetune.schedule.target import Sizes
 
 QUIET = Watch(quiet=True)
 

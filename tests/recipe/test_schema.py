@@ -10,7 +10,8 @@ import yaml
 from tests.tiny_run import tiny_recipe
 
 from prunetune.errors import MissingPath, PrunetuneError, RecipeChanged, RecipeError, UnknownName
-from prunetune.recipe.schema import FREE, TOKENS, Recipe, check_unchanged, shipped
+from prunetune.recipe.changes import FREE, check_unchanged
+from prunetune.recipe.schema import TOKENS, Recipe, shipped
 from prunetune.tune.methods import Cpt
 
 MINIMAL = {"model": "demo", "data": [{"type": "demo", "size": 100}], "prune": {"target": 0.6}}

@@ -13,8 +13,9 @@ from prunetune.schedule.damage import (
     step_to,
     target_params,
 )
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import Step
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes
+from prunetune.schedule.target import FinalShape, PruneConfig
 from prunetune.schedule.way import path
 
 # 1000 outside the layers, 10 layers of 200 + 100 neurons of 8: 1000 + 10 * (200 + 800) = 11000

@@ -16,8 +16,9 @@ from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.families.pattern import engine_pattern
 from prunetune.models.folders import config_values
 from prunetune.pruning.plan import make_plan
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import plan_ahead
-from prunetune.schedule.target import PruneConfig, Sizes, final_shape, period_in
+from prunetune.schedule.target import PruneConfig, final_shape, period_in
 from prunetune.schedule.way import path
 
 SIZES = Sizes(depth=24, width=512, base=20_000, layer=60_000, neuron=384, hidden=128, period=4)

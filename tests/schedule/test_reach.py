@@ -27,7 +27,7 @@ def test_an_axis_holds_what_its_tensors_have(family):
     layers = sum(n for name, n in sizes.items() if name.startswith(f"{family_of(config).layers}."))
     tokens = sum(p.numel() for p in model.parameters() if p.shape[0] == config.vocab_size)
     assert (held["layers"].params, held[VOCABULARY].params) == (layers, tokens)
-    width = config.intermediate_size
+    width = held["neurons"].units
     ffn = sum(
         p.numel() for n, p in model.named_parameters() if width in p.shape or (2 * width in p.shape and ".mlp." in n)
     )

@@ -6,10 +6,14 @@ import itertools
 
 import pytest
 from pydantic import ValidationError
+from tests.tiny import tiny_config
 
-from prunetune.errors import OutOfReach
+from prunetune.errors import OutOfReach, UnsupportedModel
+from prunetune.models.axes import resized
+from prunetune.models.cost import cost_of
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import Done, Step, check_protection, next_step, once, plan_ahead
-from prunetune.schedule.target import FinalShape, NeuronStep, PruneConfig, Sizes, final_shape
+from prunetune.schedule.target import FinalShape, NeuronStep, PruneConfig, final_shape
 
 SIZES = Sizes(depth=8, width=512, base=20_000, layer=60_000, neuron=384, hidden=128)
 
@@ -193,3 +197,33 @@ def test_a_number_of_rounds_covers_both_axes():
         assert len(ahead) == 4
         assert {a.step.axis for a in ahead} == {"neurons", "layers"}
         assert (ahead[-1].depth, ahead[-1].width) == final_shape(prune, sizes)
+
+
+@pytest.mark.parametrize("order", ["neurons-then-layers", "together", "layers-then-neurons"])
+@pytest.mark.parametrize(
+    ("cut", "rounds"), [({"heads": 1}, 1), ({"query_heads": 1}, 3), ({"heads": 1, "query_heads": 1}, 2)]
+)
+def test_other_axes_go_with_the_first_round_and_count_from_then_on(order, cut, rounds):
+    """Sizes against the cost of each shape; steps against those of a model that never had these heads."""
+    config = tiny_config("qwen3", num_attention_heads=8, num_key_value_heads=4)
+    sizes, whole = Sizes.of(config, cut), cost_of(config)
+    prune = PruneConfig(target=0.6, cut=cut, rounds=rounds, order=order, align=4, layers=1 if rounds > 1 else 0)
+    ahead = plan_ahead(prune, sizes)
+    assert [dict(a.step.more) for a in ahead] == [cut] + [{}] * (len(ahead) - 1)
+    left = {"heads": 4 - cut.get("heads", 0), "query_heads": 2 - cut.get("query_heads", 0)}
+    other = Sizes.of({**config.to_dict(), **resized(config.to_dict(), left)})
+    end = FinalShape(depth=ahead[-1].depth, width=ahead[-1].width)
+    same = plan_ahead(PruneConfig(target=end, rounds=rounds, order=order, align=4), other)
+    assert [(a.step.neurons, a.step.layers) for a in ahead] == [(a.step.neurons, a.step.layers) for a in same]
+    for a in ahead:
+        assert a.params == cost_of(config, shape={"layers": a.depth, "neurons": a.width, **left}).params
+    assert sizes.original == whole.params and ahead[-1].params <= 0.6 * whole.params
+    wider = cost_of(config, shape={"layers": ahead[-1].depth, "neurons": ahead[-1].width + 4, **left})
+    assert wider.params > 0.6 * whole.params
+
+
+def test_what_no_model_can_lose_is_refused():
+    with pytest.raises(OutOfReach, match="0 to 1"):
+        Sizes.of(tiny_config(), {"heads": 2})
+    with pytest.raises(UnsupportedModel, match="multiple of the attention heads"):
+        Sizes.of(tiny_config(num_attention_heads=8, num_key_value_heads=4), {"heads": 1})

@@ -9,7 +9,8 @@ from prunetune.errors import OutOfReach
 from prunetune.models.cost import Cost, cost_of
 from prunetune.models.shape import Shape
 from prunetune.schedule.fitting import fits, stored_bytes
-from prunetune.schedule.target import PruneConfig, Sizes, final_shape
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.target import PruneConfig, final_shape
 from prunetune.schedule.wanted import bytes_of, read_target, times_of
 
 

@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from prunetune.errors import OutOfReach
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import Done, next_step, once, plan_ahead
-from prunetune.schedule.target import PruneConfig, Sizes, final_shape
+from prunetune.schedule.target import PruneConfig, final_shape
 from prunetune.schedule.wanted import read_ladder
 from prunetune.schedule.way import path, rungs, rungs_left, stops
 

@@ -20,7 +20,8 @@ from prunetune.baselines.full_model import full_model_run
 from prunetune.baselines.sliced_cost import kept_for, sliced_cost
 from prunetune.baselines.slicegpt_run import slicegpt_run
 from prunetune.common.progress import Watch
-from prunetune.schedule.target import Sizes, final_shape
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.target import final_shape
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

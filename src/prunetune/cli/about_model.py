@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from prunetune.models.cost import Cost
     from prunetune.models.families.draft import Draft
     from prunetune.schedule.reach import Holding
+    from prunetune.schedule.sizes import Sizes
     from prunetune.schedule.steps import Ahead
-    from prunetune.schedule.target import Sizes
 
 
 def number(target: float) -> float | int:
@@ -146,8 +146,9 @@ def description(
     from prunetune.models.gpus import gpu_of
     from prunetune.schedule.damage import target_params
     from prunetune.schedule.reach import holdings
+    from prunetune.schedule.sizes import Sizes
     from prunetune.schedule.steps import plan_ahead
-    from prunetune.schedule.target import PruneConfig, Sizes, align_of
+    from prunetune.schedule.target import PruneConfig, align_of
 
     family, cost, sizes, parts = family_of(config), cost_of(config), Sizes.of(config), parts_of(config)
     memory_gib, _ = gpu_of(gpu)
@@ -191,8 +192,7 @@ def description(
             return value, "\n".join(lines)
         ahead = plan_ahead(prune, sizes)
         value["steps"] = [{"step": a.step.name, "depth": a.depth, "width": a.width, "params": a.params} for a in ahead]
-        lines.append(f"\ntarget {target:g} in {len(ahead)} rounds:")
-        lines.append(aligned([_row(a, sizes.original) for a in ahead]))
+        lines += [f"\ntarget {target:g} in {len(ahead)} rounds:", aligned([_row(a, sizes.original) for a in ahead])]
         if ahead:
             value["takes"] = taken(sizes, ahead[-1])
             lines.append(taken_text(sizes, ahead[-1], parts["embeddings"]))

@@ -28,6 +28,7 @@ class Asked:
     tokens: str | None = None
     keep: str | None = None
     budget: str | None = None
+    vocabulary: str | None = None
     tasks: Sequence[str] = ()
     rivals: Sequence[str] = ()
     verifier: str | None = None
@@ -42,7 +43,7 @@ class Asked:
     @property
     def changes(self) -> bool:
         """Whether the recipe of that name is run with something changed."""
-        said = (self.target, self.ladder, self.keep, self.budget, self.step, self.tokens, self.seed)
+        said = (self.target, self.ladder, self.keep, self.budget, self.vocabulary, self.step, self.tokens, self.seed)
         return any(s is not None for s in said) or bool(self.data or self.sets or self.chat)
 
 
@@ -104,6 +105,12 @@ def _with_cut(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
         value = {**value, "ladder": ladder(asked.ladder)}
         prune = {k: v for k, v in prune.items() if k != "ladder" and (k != "target" or asked.target is not None)}
         value = {k: v for k, v in value.items() if k != "prune"} if not prune else value
+    if asked.vocabulary is not None:
+        if asked.vocabulary != "task" and not (asked.vocabulary.isdecimal() and int(asked.vocabulary) > 0):
+            raise RecipeError(
+                "--vocabulary is task, or how many tokens stay", value=asked.vocabulary, valid="task, 32768"
+            )
+        prune["vocabulary"] = asked.vocabulary
     if asked.keep is not None:
         return _with_goal(value, prune, asked)
     return {**value, "prune": prune} if prune else value

@@ -66,7 +66,7 @@ def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False)
     from prunetune.models.cost import cost_of
 
     value, text = preview(recipe)
-    if not recipe.foreseen and value["steps"][-1]["step"] != "target":
+    if len(value["steps"]) < 2 or (not recipe.foreseen and value["steps"][-1]["step"] != "target"):
         return value, text  # not even the final shape is known
     paper, devices = PAPER.get(name or "", Paper()), devices_of(recipe.launcher)
     config, rounds = model_config(recipe.model), len(value["steps"]) - 1  # one, if damage decides
@@ -75,7 +75,7 @@ def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False)
         step["paper_size"] = paper.sizes.get(done, paper.sizes.get(-1) if done == rounds else None)
         if not done:
             continue
-        cost = cost_of(config, shape={"layers": step["depth"], "neurons": step["width"]})
+        cost = cost_of(config, shape=step["shape"])
         where = (recipe.launcher, devices, paper.gpu)
         step["recover"] = [
             recovery(m, cost, original, where, 1 if m.when == "last" else rounds)
@@ -105,11 +105,11 @@ def _calibration(recipe: Recipe, config: Any, gpu: str, measured: bool) -> tuple
     from prunetune.models.gpus import gpu_of
     from prunetune.models.shape import Shape
     from prunetune.recipe.calibration import calibration_of
-    from prunetune.schedule.target import Sizes
+    from prunetune.schedule.sizes import Sizes
 
     mean, memory = min(TOKENS_A_SAMPLE, recipe.score.max_length), gpu_of(gpu)[0] << 30
     hidden = Shape.of(config).hidden
-    found = calibration_of(recipe, Sizes.of(config), hidden, item=2, mean=mean, most=sys.maxsize)
+    found = calibration_of(recipe, Sizes.of(config, recipe.prune.cut), hidden, item=2, mean=mean, most=sys.maxsize)
     place = place_of(found.bytes, "cuda", memory, memory)
     return {**asdict(found), "place": place}, "" if measured else found.text(place)
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from prunetune.evaluation.evaluate import EvalResult
     from prunetune.recipe.schema import Recipe
     from prunetune.runs.summary import Accuracy, Summary
+    from prunetune.schedule.sizes import Sizes
     from prunetune.schedule.steps import Ahead
-    from prunetune.schedule.target import PruneConfig, Sizes
+    from prunetune.schedule.target import PruneConfig
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -92,32 +93,16 @@ def _sources(recipe: Recipe) -> list[DataSource]:
 def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """The steps with predicted size and FLOPs, before anything runs."""
     from prunetune.cli.about_model import model_config
-    from prunetune.models.cost import cost_of
     from prunetune.schedule.search import MOST
     from prunetune.schedule.steps import check_protection, plan_ahead
-    from prunetune.schedule.target import SEARCHED, Sizes
+    from prunetune.schedule.target import SEARCHED
 
     config = model_config(recipe.model)
-    sizes = Sizes.of(config)
-    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
+    sizes, told = _sizes(recipe, config)
+    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen and told else []
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
-    shapes = _shapes(recipe, sizes, ahead)
-    rows: list[dict[str, Any]] = []
-    for name, depth, width in shapes:
-        cost = cost_of(config, shape={"layers": depth, "neurons": width})
-        rows.append(
-            {
-                "step": name,
-                "depth": depth,
-                "width": width,
-                "params": cost.params,
-                "params_ratio": cost.params / sizes.original,
-                "weight_bytes": cost.weight_bytes,
-                "flops_prefill_512": cost.flops(512, 1).prefill,
-                "flops_512_256": cost.flops(512, 256).total,
-            }
-        )
+    rows = [_row(config, sizes, *shape) for shape in _shapes(recipe, sizes, ahead, told)]
     lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
     lines += [
         f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
@@ -125,7 +110,13 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         for r in rows
     ]
     lines.append("(a question: 512 prompt tokens, 256 generated)")
-    lines += about_periods(recipe.prune, config, sizes)
+    if sizes.others:
+        said = ", ".join(f"{n:,} {name}" for name, n in sizes.others.items())
+        lines.append(f"from the first round on also: {said}")
+    if not told:
+        lines.append("vocabulary: fitted to the data before the first round; the target counts against the original")
+    else:
+        lines += about_periods(recipe.prune, config, sizes)
     if recipe.prune.open:
         names = ", ".join(recipe.prune.axes or SEARCHED)
         how = f"by the held-out loss of at most {MOST} cuts"
@@ -136,7 +127,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
             f"stop_at: a search for the smallest model that keeps {recipe.stop.accuracy:.1%} of the accuracy, no "
             "smaller than the target"
         )
-    if recipe.foreseen:
+    if recipe.foreseen and told:
         return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
     most = recipe.prune.max_rounds
     who = "measured damage decides"
@@ -163,8 +154,11 @@ def about_traces(recipe: Recipe) -> list[str]:
     return said
 
 
-def _shapes(recipe: Recipe, sizes: Sizes, ahead: Sequence[Ahead]) -> list[tuple[str, int, int]]:
-    """(name, depth, width) of the original, of every step that is known, and of the rungs or of the target."""
+def _shapes(recipe: Recipe, sizes: Sizes, ahead: Sequence[Ahead], told: bool) -> list[tuple[str, int, int]]:
+    """(name, depth, width) of the original, of every step that is known, and of the rungs or of the target.
+
+    `told`: whether the sizes are all that decides.
+    """
     from prunetune.schedule.target import final_shape
     from prunetune.schedule.way import rungs
 
@@ -174,7 +168,7 @@ def _shapes(recipe: Recipe, sizes: Sizes, ahead: Sequence[Ahead]) -> list[tuple[
         if recipe.foreseen:
             return [(f"{name} = {ends[d, w]:g}" if (d, w) in ends else name, d, w) for name, d, w in shapes]
         return [*shapes, *((f"rung {share:g}", *at) for at, share in ends.items())]
-    if (recipe.probed or recipe.searches) and not recipe.prune.open:
+    if (recipe.probed or recipe.searches) and not recipe.prune.open and told:
         shapes.append(("target", *final_shape(recipe.prune, sizes)))
     return shapes
 
@@ -191,6 +185,34 @@ def about_choice(recipe: Recipe) -> list[str]:
     if recipe.evaluate.rivals:
         lines.append(f"rivals, asked the same: {', '.join(recipe.evaluate.rivals)}")
     return lines
+
+
+def _sizes(recipe: Recipe, config: Any) -> tuple[Sizes, bool]:
+    """What the schedule counts with, and whether that is all: only the data tell which tokens they use."""
+    from prunetune.schedule.sizes import Sizes
+
+    wanted, axes = recipe.prune.vocabulary, recipe.prune.axes or ()
+    left = wanted.keep if wanted and isinstance(wanted.keep, int) and "vocabulary" not in axes else None
+    return Sizes.of(config, recipe.prune.cut, left), wanted is None or left is not None
+
+
+def _row(config: Any, sizes: Sizes, name: str, depth: int, width: int) -> dict[str, Any]:
+    """One line of the table."""
+    from prunetune.models.cost import cost_of
+
+    shape = {"layers": depth, "neurons": width} | ({} if name == "original" else dict(sizes.others))
+    cost = cost_of(config, shape=shape)
+    return {
+        "step": name,
+        "depth": depth,
+        "width": width,
+        "shape": shape,
+        "params": cost.params,
+        "params_ratio": cost.params / sizes.original,
+        "weight_bytes": cost.weight_bytes,
+        "flops_prefill_512": cost.flops(512, 1).prefill,
+        "flops_512_256": cost.flops(512, 256).total,
+    }
 
 
 def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:

@@ -26,6 +26,9 @@ Keep = Annotated[str | None, typer.Option("--keep", help="As small as keeps this
 Budget = Annotated[
     str | None, typer.Option("--budget", help="Time of the whole run, such as 2h: what fits is told first.")
 ]
+Vocabulary = Annotated[
+    str | None, typer.Option("--vocabulary", help="Tokens that stay: task (all that the data use), or at most N.")
+]
 Step = Annotated[float | None, typer.Option(help="Share of the original parameters a round removes.")]
 Tokens = Annotated[str | None, typer.Option(help="Recovery tokens of the whole run, such as 20M.")]
 Tasks = Annotated[
@@ -53,6 +56,7 @@ def options_of_a_run(
     ladder: Ladder = None,
     keep: Keep = None,
     budget: Budget = None,
+    vocabulary: Vocabulary = None,
     tokens: Tokens = None,
     task: Tasks = None,
     rival: Rivals = None,
@@ -73,6 +77,7 @@ def options_of_a_run(
         ladder=ladder,
         keep=keep,
         budget=budget,
+        vocabulary=vocabulary,
         tokens=tokens,
         tasks=task or (),
         rivals=rival or (),

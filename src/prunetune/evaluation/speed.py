@@ -1,6 +1,6 @@
 """How long a token takes at a shape that nobody has cut yet: a few shapes timed on this machine, the rest computed.
 
-    clock = Clock.timed(whole, ("neurons",), cut)       # cut(shape) -> a model of that shape, whatever its values
+    clock = Clock.timed(whole, {"neurons": 768}, cut)      # cut(shape) -> a model of that shape, whatever its values
     clock.ms({"layers": 24, "neurons": 1024, ...})
 
 Decoding at batch 1 is a fixed part, and for each layer a fixed part and what its matrices take: linear in the layers,
@@ -47,20 +47,21 @@ class Clock:
     @staticmethod
     def timed(
         whole: Counts,
-        names: Sequence[str],
+        halves: Counts,
         cut: Callable[[Counts], PreTrainedModel],
         progress: Callable[[int, int], None] | None = None,
     ) -> Clock:
-        """Time the whole model, and it with half of the layers and half of each axis.
+        """Time the whole model, and it with some of each axis gone.
 
         Args:
             whole: The untouched model's shape.
-            names: The axes other than `layers` that a shape may differ in.
+            halves: Of the axes that a shape may differ in, how many units are left where it is timed: about half.
             cut: Makes a model of a shape, on its device and in eval mode; one is held at a time.
             progress: Called with (shapes timed, in all).
         """
-        names = [name for name in names if name != "layers" and whole[name] > 1]
-        shapes = [dict(whole), *({**whole, name: max(1, whole[name] // 2)} for name in ("layers", *names))]
+        halves = {"layers": max(1, whole["layers"] // 2), **halves}
+        names = [name for name in halves if name != "layers" and halves[name] < whole[name]]
+        shapes = [dict(whole), *({**whole, name: halves[name]} for name in ("layers", *names))]
         points = []
         for done, shape in enumerate(shapes, start=1):
             model = cut(shape)

@@ -8,8 +8,9 @@ stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from prunetune.errors import OutOfReach
 from prunetune.loop.decide import planned_rounds
 from prunetune.loop.inputs import calibrated, check_text
 from prunetune.loop.pacing.clock import Clock
+from prunetune.models.axes import shape_of
 from prunetune.models.calibration import Calibration, Place, place_of
 from prunetune.models.families import family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
@@ -32,11 +34,13 @@ from prunetune.models.generation import check_router
 from prunetune.models.prompt import encode
 from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.scores import Batch, make_batches
+from prunetune.pruning.vocabulary.folder import Fitted, fit
 from prunetune.recipe.calibration import counted
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import judge_of, questions, traces_of
+from prunetune.schedule.reach import able, in_blocks
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import check_protection, plan_ahead
-from prunetune.schedule.target import Sizes
 from prunetune.tasks.problems import check_examples
 from prunetune.tasks.registry import Task, build_judge, build_task
 
@@ -62,6 +66,8 @@ class Context:
         wanted: The recipe as it was given.
         clock: The time that is left, where the run has one.
         journal: Where events go; None: nowhere.
+        fitted: The tokens that stay, where the vocabulary is cut.
+        start: Folder of the model with these tokens, which the first round starts from; `tokenizer` is its own.
     """
 
     recipe: Recipe
@@ -80,6 +86,22 @@ class Context:
     scores: Stream | None = None
     fresh: frozenset[int] = frozenset()
     calibration: Calibration | None = None
+    fitted: Fitted | None = None
+    start: Path | None = None
+
+    @property
+    def begins(self) -> Path:
+        """Folder of the model that the first round starts from, and that teaches."""
+        return self.start or self.source
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embedding that are left, where the vocabulary is cut."""
+        return len(self.fitted.kept.rows) if self.fitted else None
+
+    def untouched(self) -> Context:
+        """What is given to the original, whose ids are its own tokenizer's; itself where the vocabulary is whole."""
+        return self if self.start is None else replace(self, start=None, tokenizer=load_tokenizer(self.source))
 
     @property
     def reserved(self) -> int:
@@ -91,6 +113,12 @@ class Context:
         limit = self.recipe.score.max_length
         rows = [encode(self.tokenizer, e, self.recipe.prompt, limit) for e in examples]
         return make_batches([r.input_ids for r in rows], pad_id(self.tokenizer), self.recipe.score.batch_tokens)
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The axes beside neurons and layers whose units are scored for the first round: some may go."""
+        asked = {*self.recipe.prune.cut, *(self.wanted.prune.axes or ())}
+        return tuple(name for name in in_blocks() if name in asked and may_be_left(self.config, name))
 
     @cached_property
     def scoring(self) -> list[Batch]:
@@ -126,6 +154,12 @@ class Context:
         return load_model(folder, device=self.device)
 
 
+def may_be_left(config: Any, name: str) -> list[int]:
+    """How many units of an axis may be left, fewer than there are, so that the model is a stock one; descending."""
+    values = config.to_dict()
+    return able(name, shape_of(values)[name], family_of(config), values)
+
+
 def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None = None) -> Context:
     """Read what a run is given, and check all that can be known to fail before any work.
 
@@ -146,11 +180,8 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         dense_only(family, "compensation by least squares")
     if any(method.type == "local" for method in recipe.recover):
         dense_only(family, "local recovery", "another method: cpt, sft or distill")
-    sizes = Sizes.of(config)
-    planned_rounds(recipe, sizes)  # the target can be reached
-    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
-    if recipe.protect:
-        check_protection(ahead, sizes.width, recipe.protect.share)
+    if recipe.prune.vocabulary is None:  # else the data decide what is left of it
+        sizes = sizes_of(recipe, config)
     stream = load_stream(questions(recipe.data), recipe.seed)
     scores = load_stream(questions(recipe.score.data), recipe.seed) if recipe.score.data else None
     tokenizer = load_tokenizer(source)
@@ -170,6 +201,8 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     for i, method in enumerate(recipe.recover):
         if method.type == "grpo" and recipe.evaluate.judged is not None:  # the reward can read every answer of the data
             check_examples(own.get(i, stream).examples, build_judge(recipe.evaluate.judged))
+    fitted = fitted_to(recipe, source, [stream, *own.values(), *([scores] if scores else [])])
+    sizes = sizes if fitted is None else sizes_of(recipe, config, len(fitted.kept.rows))
     return Context(
         recipe=recipe,
         source=source,
@@ -185,7 +218,28 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         wanted=recipe,
         scores=scores,
         calibration=found,
+        fitted=fitted,
     )
+
+
+def sizes_of(recipe: Recipe, config: Any, rows: int | None = None) -> Sizes:
+    """The sizes that the schedule counts with; OutOfReach, UnsupportedModel if it cannot reach the target with them."""
+    sizes = Sizes.of(config, recipe.prune.cut, rows)
+    planned_rounds(recipe, sizes)  # the target can be reached
+    ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
+    if recipe.protect:
+        check_protection(ahead, sizes.width, recipe.protect.share)
+    return sizes
+
+
+def fitted_to(recipe: Recipe, source: Path, streams: Sequence[Stream]) -> Fitted | None:
+    """The tokens that stay, by all the text of a recipe; None where it cuts none. Errors: see `folder.fit`."""
+    if (wanted := recipe.prune.vocabulary) is None:
+        return None
+    texts = list(chain.from_iterable(stream.examples for stream in streams))
+    guard = load_stream(wanted.guard, recipe.seed).examples if wanted.guard else ()
+    keep = wanted.keep if isinstance(wanted.keep, int) else None
+    return fit(source, texts, list(guard), keep=keep, formats=[recipe.prompt])
 
 
 def _own(recipe: Recipe) -> dict[int, Stream]:

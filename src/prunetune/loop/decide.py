@@ -10,14 +10,15 @@ rejected round half of it is tried; where there is no half, its axis is closed f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import DecisionRecord, StageRecord, Waypoint, known
 from prunetune.schedule import damage as budget
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import Done, Step, next_step, plan_ahead
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, final_shape
+from prunetune.schedule.target import FinalShape, PruneConfig, final_shape
 from prunetune.schedule.way import Place, path, rungs_left, stops
 
 LEAST_STEPS = 20
@@ -68,6 +69,7 @@ class Case:
         original: Its record.
         stages: All finished rounds, rejected attempts too, in order.
         sequences: Length of the recipe's data stream.
+        start: The record of what the first round starts from, where that is not the original.
     """
 
     recipe: Recipe
@@ -75,6 +77,7 @@ class Case:
     original: StageRecord
     stages: tuple[StageRecord, ...]
     sequences: int
+    start: StageRecord | None = None
 
     @property
     def accepted(self) -> tuple[StageRecord, ...]:
@@ -83,8 +86,13 @@ class Case:
 
     @property
     def current(self) -> StageRecord:
-        """The newest accepted stage, or the original."""
-        return self.accepted[-1] if self.accepted else self.original
+        """The newest accepted stage, or what the first round starts from."""
+        return self.accepted[-1] if self.accepted else self.start or self.original
+
+    @property
+    def final(self) -> StageRecord:
+        """What the run ends with if no round follows; a search of which nothing stood ends with the original."""
+        return self.original if self.recipe.stop and not self.accepted else self.current
 
     @property
     def now(self) -> Place:
@@ -219,7 +227,7 @@ def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
     to_go, end = rounds - index + 1, ends[0]
     chosen = budget.equal_damage(curve, to_go, exact=isinstance(prune.rounds, int))
     chosen = end if rounds == least else min(chosen, end)
-    step = budget.step_to(index, now, way[chosen])
+    step = _step(case, index, way[chosen])
     share = curve[chosen] / curve[end] if curve[end] > 0 else 1 / (to_go - len(ends) + 1)
     share = (1.0 if chosen == end else share) * _rungs_part(case, len(ends))
     why = (
@@ -252,7 +260,7 @@ def _to_rung(prune: PruneConfig, left: int, ends: bool) -> str:
 
 def _rest(case: Case, index: int, end: Place, rungs: int) -> DecisionRecord:
     """A round that goes to the next rung, or to the target, whatever it costs: nothing needs to be measured."""
-    step = budget.step_to(index, case.now, end)
+    step = _step(case, index, end)
     last = index + rungs - 1
     why = f"{step.name} is the last of {index} rounds: all that is left goes, with all of the budget left"
     if rungs > 1:
@@ -260,6 +268,12 @@ def _rest(case: Case, index: int, end: Place, rungs: int) -> DecisionRecord:
     return DecisionRecord(
         index=index, rounds=last, step=step, share=_rungs_part(case, rungs), why=why, loss=case.current.loss, probes=()
     )
+
+
+def _step(case: Case, index: int, to: Place) -> Step:
+    """The round to a shape; the first one takes what `prune.cut` names, too."""
+    step = budget.step_to(index, case.now, to)
+    return replace(step, more=case.recipe.prune.cut) if index == 1 else step
 
 
 def _fixed_rounds(case: Case) -> int | None:

@@ -16,7 +16,7 @@ from prunetune.models.calibration import Calibration
 from prunetune.models.prompt import bos_note, check_chat, check_rows, encode, plain_hint
 from prunetune.recipe.calibration import calibration_of
 from prunetune.recipe.schema import Recipe
-from prunetune.schedule.target import Sizes
+from prunetune.schedule.sizes import Sizes
 from prunetune.tasks.registry import Task
 
 LOOKED_AT = 64
@@ -33,7 +33,9 @@ def calibrated(
     spare = len(scores) if scores else max(1, (len(stream) - recipe.score.held_out) // 4)
     stored = getattr(config, "dtype", None) or torch.float32
     item = walk_dtype(device, stored, config.hidden_size * config.intermediate_size).itemsize
-    return calibration_of(recipe, Sizes.of(config), config.hidden_size, item=item, mean=mean, most=spare)
+    return calibration_of(
+        recipe, Sizes.of(config, recipe.prune.cut), config.hidden_size, item=item, mean=mean, most=spare
+    )
 
 
 def check_text(

@@ -30,6 +30,7 @@ from prunetune.loop.round import one_round
 from prunetune.loop.sampling.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.shapes import shaped
 from prunetune.loop.shares import used
+from prunetune.loop.start.vocabulary import measured, started
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
@@ -79,6 +80,7 @@ def prune_tune_loop(
         context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe), run)
+        context = started(context, run)
         journal.stage = "original"
         case = begin(context, run)
         _doubt(context, run, go_on)
@@ -135,7 +137,9 @@ def begin(context: Context, run: RunFolder) -> Case:
     """The untouched model measured, and what the first decision rests on."""
     hardly_provable(context)  # there are problems to decide with
     first = (run.folder("original") / "stage.json").is_file()
-    record = original(context, run, shared_rounds(context.recipe, context.sizes, run.stages))
+    record = original(context.untouched(), run, shared_rounds(context.recipe, context.sizes, run.stages))
+    if context.start is not None:
+        measured(context, run)
     if context.journal is not None and not first:
         tell_stage(context.journal, context.recipe, run, record)
     return case_of(context, run)
@@ -143,7 +147,8 @@ def begin(context: Context, run: RunFolder) -> Case:
 
 def case_of(context: Context, run: RunFolder) -> Case:
     """What the next decision rests on."""
-    return Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream))
+    start = run.start if context.start is not None else None
+    return Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream), start)
 
 
 def _on(context: Context, run: RunFolder) -> Case:
@@ -168,9 +173,11 @@ def _next(context: Context, run: RunFolder, case: Case) -> Decision | None:
 def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     """final/, summary.json and the report."""
     watch = context.watch
-    final = finished(context, run, case.current, run.path / "final")
+    if case.final == case.original:
+        context = context.untouched()
+    final = finished(context, run, case.final, run.path / "final")
     case = case_of(context, run)
-    timings = latency(context, run, final) if case.accepted else None
+    timings = latency(context, run, final) if case.final != case.original else None
     trained = [context.stream.take(*known(s.samples, "samples")) for s in case.stages]
     scored = context.scored if context.scores else ()
     seen = [*trained, *own_examples(context, case), scored, renewed_rows(context.recipe, run)]
@@ -179,7 +186,7 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
         if found.normalised:
             those = f"{found.normalised:,} of the {found.questions:,} questions of {task}"
             watch.line(f"warning: the recovery data hold {those}; read its figures with care")
-    summary = _with_others(context, run, case, summarise(context.wanted, run, case.current, timings, leaked))
+    summary = _with_others(context, run, case, summarise(context.wanted, run, case.final, timings, leaked))
     if seconds := sampling_seconds(run):
         summary = summary.model_copy(update={"seconds": {**summary.seconds, "traces": round(seconds, 3)}})
     write_json(run.path / "summary.json", summary.to_json())

@@ -19,8 +19,6 @@ from transformers import PreTrainedModel
 from prunetune.common.files import is_made, json_sha, once, remove, write_json
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import (
-    LEAST_STEPS,
-    MOST_ROUNDS,
     Case,
     Probing,
     by_damage,
@@ -28,6 +26,7 @@ from prunetune.loop.decide import (
 from prunetune.loop.measure import held_out_loss
 from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.seek import seek
+from prunetune.loop.shares import affordable
 from prunetune.models.axes import shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import RIDGES, Patch, calibration_and_held_out, compensate
@@ -54,7 +53,8 @@ FEWER = 4
 def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sha: str) -> Scores:
     """The scores of a model, on the reasoning data and, if asked for, on the protected corpus; made once in `timed.at`.
 
-    Scores that the decision on this round has made already are copied.
+    Scores that the decision on this round has made already are copied. Of the untouched model units of other axes are
+    scored, too, where some may go in the first round.
     """
     s = context.recipe.score
     common = {
@@ -70,15 +70,17 @@ def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sh
     if context.recipe.protect:
         corpus = json_sha(context.recipe.protect.model_dump(mode="json"))
         jobs.append(("protect.safetensors", corpus, lambda: context.guarded))
+    more = context.blocks if sha in (run.original.model_sha, run.start.model_sha) else ()
     for name, data_sha, batches in jobs:
-        key = {**common, "data": data_sha, "samples": s.samples}
+        key = {**common, "data": data_sha, "samples": s.samples, **({"more": more} if more else {})}
 
         def make(tmp: Path, name: str = name, data_sha: str = data_sha, batches: Any = batches, key: Any = key) -> None:
             before = run.folder(DECISIONS) / timed.at.name.split("-")[0] / name
             if is_made(before, key):
                 shutil.copyfile(before, tmp)
                 return
-            made = _score(context, source, sha, batches(), at=half(timed.at, name, context, key), data_sha=data_sha)
+            at = half(timed.at, name, context, key)
+            made = _score(context, source, sha, batches(), more, at=at, data_sha=data_sha)
             made.write(tmp)
             free()
 
@@ -102,7 +104,9 @@ def scoring(recipe: Recipe) -> dict[str, Any]:
     return {**named, "vote_share": s.vote_share, "seed": recipe.seed}
 
 
-def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, at: Halfway, data_sha: str) -> Scores:
+def _score(
+    context: Context, source: Path, sha: str, batches: Sequence[Any], more: Sequence[str], *, at: Halfway, data_sha: str
+) -> Scores:
     s = context.recipe.score
     model = context.load(source)
     action = "score" if criterion(s.criterion).needs != "moments" else f"rank by {s.criterion}"
@@ -111,6 +115,7 @@ def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, 
             model,
             batches,
             **scoring(context.recipe),
+            more=more,
             model_sha=sha,
             data_sha=data_sha,
             progress=bar,
@@ -118,8 +123,20 @@ def _score(context: Context, source: Path, sha: str, batches: Sequence[Any], *, 
         )
 
 
-def plan_for(context: Context, run: RunFolder, at: Path, scores: Scores, *, neurons: int, layers: int) -> PrunePlan:
-    """The plan that removes so many of the lowest scores, protected ones and the recipe's choice of layers heeded."""
+def plan_for(
+    context: Context,
+    run: RunFolder,
+    at: Path,
+    scores: Scores,
+    *,
+    neurons: int,
+    layers: int,
+    more: Mapping[str, int] | None = None,
+) -> PrunePlan:
+    """The plan that removes so many of the lowest scores, protected ones and the recipe's choice of layers heeded.
+
+    `more`: units of other axes, by axis.
+    """
     protect = context.recipe.protect
     return make_plan(
         scores.neurons.tolist(),
@@ -132,6 +149,7 @@ def plan_for(context: Context, run: RunFolder, at: Path, scores: Scores, *, neur
         protected=Scores.read(at / "protect.safetensors").neurons.tolist() if protect else None,
         protect_share=protect.share if protect else 0.0,
         experts=scores.experts,
+        others=scores.others(more) if more else None,
     )
 
 
@@ -172,18 +190,25 @@ def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
 
 
 def losses(
-    context: Context, run: RunFolder, at: Path, source: Path, scores: Scores, shapes: Sequence[Place]
+    context: Context,
+    run: RunFolder,
+    at: Path,
+    source: Path,
+    scores: Scores,
+    shapes: Sequence[Place],
+    more: Mapping[str, int] | None = None,
 ) -> list[Probe]:
     """Cut the model to each shape in memory and take its held-out loss.
 
     A single shape is cut as a round would, and its patch stays in `at`: if the round then is this cut, it need not be
     made again. Of several, those that lose neurons alone share one walk (`together`): a third of the work, and losses
-    that are right for the gentlest, a little too high for the others.
+    that are right for the gentlest, a little too high for the others. Units of other
+    axes (`more`) go with each.
     """
     whole = context.load(source)
     has = shape_of(whole.config.to_dict())
     depth, width = has["layers"], has["neurons"]
-    plans = [plan_for(context, run, at, scores, neurons=width - w, layers=depth - d) for d, w in shapes]
+    plans = [plan_for(context, run, at, scores, neurons=width - w, layers=depth - d, more=more) for d, w in shapes]
     shared = _Shared(context, at, whole, plans)
     found = []
     with context.watch.bar("probe", len(shapes)) as bar:
@@ -203,7 +228,7 @@ class _Shared:
     """
 
     def __init__(self, context: Context, at: Path, whole: PreTrainedModel, plans: Sequence[PrunePlan]) -> None:
-        neurons = [p for p in plans if p.drop_neurons and not p.drop_layers]
+        neurons = [p for p in plans if p.drop_neurons and not p.drop_layers and not p.drop]
         self.plans = sorted(neurons, key=lambda p: -p.new_width) if len(neurons) > 1 else []
         self.context, self.whole, self.found = context, whole, list[dict[str, Tensor]]()
         key = [cut_key(context, p) for p in self.plans]
@@ -270,22 +295,6 @@ def clear_halves(at: Path) -> None:
         remove(path)
 
 
-def affordable(context: Context) -> int:
-    """Rounds that get `LEAST_STEPS` optimiser steps each from the recipe's budget (of the methods' scarcest)."""
-    recipe = context.recipe
-    mean = sum(int(b["attention_mask"].sum()) for b in context.scoring) / max(1, len(context.scored))
-    rounds = [MOST_ROUNDS * 10]
-    for i, method in enumerate(recipe.recover):
-        if method.per == "round" or method.when == "last":
-            continue
-        sequences = method.tokens / mean if method.tokens else method.samples
-        if sequences is None:
-            beside = (len(context.stream) - context.reserved) / len(recipe.recover)
-            sequences = len(context.own[i]) if i in context.own else beside
-        rounds.append(int(sequences * method.epochs / method.batch_size / LEAST_STEPS))
-    return max(1, min(rounds))
-
-
 def scored_before(run: RunFolder, index: int) -> float:
     """Seconds that scoring took for the decision on a round, whose scores the round has copied."""
     at = run.folder(DECISIONS) / f"{index:02d}"
@@ -308,7 +317,8 @@ def probed(context: Context, run: RunFolder, case: Case, index: int, attempt: in
 
     def measured(shapes: Sequence[Place]) -> list[Probe]:
         at.mkdir(parents=True, exist_ok=True)
-        return losses(context, run, at, source, take_scores(context, run, timed, source, sha), shapes)
+        more = case.recipe.prune.cut if index == 1 else None
+        return losses(context, run, at, source, take_scores(context, run, timed, source, sha), shapes, more)
 
     def make(tmp: Path) -> None:
         start = time.monotonic()

@@ -121,7 +121,7 @@ def _job(context: Context, part: Part, model: Path, work: Path, start: int, end:
         seconds=part.seconds,
         seed=recipe.seed,
         fmt=recipe.prompt,
-        teacher=context.source,
+        teacher=context.begins,
         device=recipe.device,
         task=recipe.evaluate.judged,
         telemetry=_telemetry(context),

@@ -134,7 +134,8 @@ def _plan(context: Context, run: RunFolder, timed: Timed, step: Step, scores: Sc
     if context.recipe.prune.by_threshold:
         plan = _threshold_plan(context, timed.at, scores)
     else:
-        plan = plan_for(context, run, timed.at, scores, neurons=step.neurons or 0, layers=step.layers or 0)
+        gone = {"neurons": step.neurons or 0, "layers": step.layers or 0}
+        plan = plan_for(context, run, timed.at, scores, **gone, more=step.more)
     if protect and plan.drop_neurons and (held := math.ceil(protect.share * plan.width)) > CROWDED * plan.new_width:
         context.watch.line(
             f"  protected: {held:,} of the {plan.new_width:,} neurons that stay in every layer. "
@@ -208,10 +209,7 @@ def _finish(context: Context, run: RunFolder, case: Case, decision: Decision, ma
         seconds=seconds,
         tune=tuple(made.recovered),
         rounds=decision.rounds,
-        removed=Removed(
-            neurons=made.plan.width - made.plan.new_width,
-            layers=tuple(made.origins[i] for i in made.plan.drop_layers),
-        ),
+        removed=_removed(made),
         share=decision.share,
         decision=decision.why,
         verdict=figures.verdict,
@@ -223,6 +221,13 @@ def _finish(context: Context, run: RunFolder, case: Case, decision: Decision, ma
         context.watch.line(f"  {step.name} is undone: {record.why}")
     free()
     return record
+
+
+def _removed(made: _Made) -> Removed:
+    plan = made.plan
+    layers = tuple(made.origins[i] for i in plan.drop_layers)
+    others = {"others": {n: plan.sizes[n] - plan.new_shape[n] for n in plan.drop}} if plan.drop else {}
+    return Removed.model_validate({"neurons": plan.width - plan.new_width, "layers": layers, **others})
 
 
 def _nothing(context: Context, run: RunFolder, step: Step, before: StageRecord) -> StageRecord:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prunetune.data.stream import Stream
 from prunetune.errors import OutOfReach
 from prunetune.loop.context import Context
+from prunetune.loop.decide import LEAST_STEPS, MOST_ROUNDS
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import StageRecord, known
 from prunetune.tune.methods import TuneConfig
@@ -122,3 +123,19 @@ def examples_of(stream: Stream, start: int, samples: int | None) -> tuple[int, i
             fix="more data or a smaller budget a round, in a new --out",
         )
     return start, end
+
+
+def affordable(context: Context) -> int:
+    """Rounds that get `LEAST_STEPS` optimiser steps each from the recipe's budget (of the methods' scarcest)."""
+    recipe = context.recipe
+    mean = sum(int(b["attention_mask"].sum()) for b in context.scoring) / max(1, len(context.scored))
+    rounds = [MOST_ROUNDS * 10]
+    for i, method in enumerate(recipe.recover):
+        if method.per == "round" or method.when == "last":
+            continue
+        sequences = method.tokens / mean if method.tokens else method.samples
+        if sequences is None:
+            beside = (len(context.stream) - context.reserved) / len(recipe.recover)
+            sequences = len(context.own[i]) if i in context.own else beside
+        rounds.append(int(sequences * method.epochs / method.batch_size / LEAST_STEPS))
+    return max(1, min(rounds))

@@ -82,7 +82,7 @@ def _original(context: Context, run: RunFolder, task: Task) -> dict[str, bool]:
     at = run.folder("original")
     if len(found := _right(at, task)) < len(task.problems):
         untouched = context.load(context.source)
-        found = _validate(context, task, untouched, model_sha(context.source), at)
+        found = _validate(context.untouched(), task, untouched, model_sha(context.source), at)
         del untouched
         free()
     return found

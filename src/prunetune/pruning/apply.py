@@ -153,7 +153,8 @@ def _cut_file(
         return cut_config(plan, family, raw, resolved)
     if text_only:
         return cut_config(plan, family, resolved, resolved) | {"architectures": [class_of(own)]}
-    if not wrapper.own_head_dim and (gone := {"heads", "query_heads"} & set(plan.drop)):
+    gone = [n for n in plan.drop if "num_attention_heads" in axis_of(n).resized(resolved, plan.new_shape[n])]
+    if not wrapper.own_head_dim and gone:
         raise UnsupportedModel(
             f"no {wrapper.model_type} has so many {min(gone)}: its class takes a head's width from hidden size / heads",
             fix="write the language model alone (--text-only), whose class does not",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunetune.models.calibration import Calibration, enough, of, token_bytes
-from prunetune.schedule.target import Sizes, final_shape
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.target import final_shape
 from prunetune.schedule.wanted import bytes_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def calibration_of(recipe: Recipe, sizes: Sizes, hidden: int, *, item: int, mean
         most: Sequences that `auto` may take.
     """
     unknown = recipe.prune.open or recipe.prune.by_threshold or recipe.prune.target is None
+    unknown = unknown or recipe.prune.vocabulary is not None  # the data decide what it leaves to the other axes
     depth, width = (0, sizes.width) if unknown else final_shape(recipe.prune, sizes)
     stream = recipe.compensate == "least-squares" and depth < sizes.depth
     a_token = token_bytes(hidden, item, stream=stream)

@@ -1,18 +1,13 @@
 """The recipe: one YAML file (or a few options) that decides a whole run. Unknown keys are errors.
 
-    recipe = Recipe.read("recipe.yaml")             # or Recipe(model="demo", data=[...], prune={"target": 0.6})
-    recipe.write(path)                              # fully resolved: every default spelled out
-
-Some fields may change between two starts of the same run, because they leave all bytes already made as they are:
-`FREE`. Any other difference is RecipeChanged.
+recipe = Recipe.read("recipe.yaml")             # or Recipe(model="demo", data=[...], prune={"target": 0.6})
+recipe.write(path)                              # fully resolved: every default spelled out
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.resources
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,30 +17,19 @@ from prunetune.common.files import replacing
 from prunetune.common.yaml import dump_yaml, read_mapping
 from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
-from prunetune.errors import MissingPath, RecipeChanged, UnknownName
+from prunetune.errors import MissingPath, UnknownName
 from prunetune.models.prompt import PromptFormat
+from prunetune.pruning.criteria import blockwise
 from prunetune.recipe.bases import with_base
 from prunetune.recipe.explain import explain
 from prunetune.recipe.goals import seconds, written_out
 from prunetune.recipe.measured import EvaluateConfig, StopConfig
 from prunetune.recipe.score import ScoreConfig
 from prunetune.recipe.traces import check_traces
+from prunetune.schedule.reach import in_blocks
 from prunetune.schedule.target import PruneConfig
 from prunetune.tune.methods import TuneConfig
 from prunetune.tune.methods.cpt import Cpt
-
-# Fields that may change when a run is continued, with what that means.
-FREE = {
-    "launcher": "where recovery runs",
-    "evaluate": "tasks may be added or measured on more problems",
-    "keep": "which models stay on disk",
-    "control": "the control is a run of its own",
-    "device": "where scoring and evaluation run",
-    "log": "who is told of it",
-    "prune.target": "a deeper target goes on from the end",
-    "prune.max_rounds": "more rounds go on from the end",
-    "prune.ladder": "further rungs go on from the end",
-}
 
 
 class _Config(BaseModel):
@@ -170,6 +154,15 @@ class Recipe(_Config):
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
+        if blocks := {*self.prune.cut, *(self.prune.axes or ())} & set(in_blocks()):
+            blockwise(self.score.criterion, sorted(blocks))
+            if self.stop_at:
+                raise ValueError(f"stop_at searches among neurons and layers: leave {min(blocks)} to runs without it")
+        if self.prune.vocabulary and any(m.type == "distill" and m.teacher for m in self.recover):
+            raise ValueError(
+                "this teacher has another vocabulary than a model with fewer tokens: leave out recover's teacher (then "
+                "the original with fewer tokens teaches), or prune.vocabulary"
+            )
         if self.probed and self.prune.by_threshold:
             raise ValueError("thresholds decide the steps: leave out budget: damage")
         if self.budget == "damage" and self.prune.order == "alternating":
@@ -255,62 +248,3 @@ def shipped() -> dict[str, Path]:
     """Recipes inside the package: name (`demo`, `paper/gemma2-9b`) -> file."""
     root = Path(str(importlib.resources.files("prunetune"))) / "recipe" / "shipped"
     return {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
-
-
-def check_unchanged(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:
-    """Raise RecipeChanged, with the differences, if bytes already made would differ under the new recipe.
-
-    Args:
-        before: The recipe that made them.
-        now: The new one.
-        free: Fields that nothing made depends on yet, besides `FREE`.
-    """
-    free = (*FREE, *free)
-    before = _without_retired(before)
-    with contextlib.suppress(ValidationError):  # else settings that are gone, or damage: shown as they are
-        before = Recipe.model_validate(before).model_dump(mode="json")  # settings that came later, at their defaults
-    old, new = _flat(before), _flat(now)
-    differs = [
-        k
-        for k in sorted({*old, *new})
-        if old.get(k) != new.get(k)
-        and not any(k == f or k.startswith(f + ".") for f in free)
-        and not (k.endswith(".strip_marks") and not old.get(k) and new.get(k) is None)  # the default of 0.1 was false
-    ]
-    if differs:
-        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in differs[:5])
-        raise RecipeChanged(
-            "this run folder holds results of another recipe",
-            value=shown + ("; ..." if len(differs) > 5 else ""),
-            valid="changes of " + ", ".join(free),
-            fix="choose a new --out, or undo the change: nothing is thrown away",
-        )
-
-
-RETIRED = {
-    ("anneal",): "every",
-    ("tolerance",): None,
-    ("prune", "save"): "flops",
-    ("recover", "*", "until"): "budget",
-    ("recover", "*", "slope"): 0.01,
-}
-"""Keys that version 0.1 wrote and nothing reads any more, with the value that changes nothing."""
-
-
-def _without_retired(value: Any, path: tuple[str, ...] = ()) -> Any:
-    if isinstance(value, list):
-        return [_without_retired(v, (*path, "*")) for v in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        k: _without_retired(v, (*path, k))
-        for k, v in value.items()
-        if (*path, k) not in RETIRED or v != RETIRED[(*path, k)]
-    }
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, (dict, list)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {k: v for key, item in items for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}

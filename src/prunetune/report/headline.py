@@ -10,7 +10,7 @@ from prunetune.common import units as human
 from prunetune.report.pairs import read_samples
 from prunetune.report.question_cost import QuestionCost, question_cost, stage_cost
 from prunetune.report.speed import speedup
-from prunetune.runs.reading import RunRecord
+from prunetune.runs.reading import RunRecord, cut_axes
 from prunetune.runs.records import EvalRecord, StageRecord
 from prunetune.runs.summary import Timing, Timings
 
@@ -81,6 +81,10 @@ def _control_figure(run: RunRecord, task: str, metric: str) -> str:
     return human.measured(said.final, said.final_stderr, metric, said.n) if said is not None else human.DASH
 
 
+def _count(units: int | None) -> str:
+    return human.DASH if units is None else f"{units:,}"
+
+
 def _shape(stage: StageRecord | None) -> str:
     return f"{stage.depth} × {stage.width}" if stage is not None and stage.depth and stage.width else human.DASH
 
@@ -96,6 +100,7 @@ def headline(run: RunRecord) -> list[Row]:
     rows = [
         line("parameters", human.count, lambda s: s.cost.params),
         Row("layers × FFN width", _shape(a), _shape(b), "", _shape(c)),
+        *(line(axis.replace("_", " "), _count, lambda s, of=axis: (s.shape or {}).get(of)) for axis in cut_axes(run)),
         line("weights", human.size, lambda s: s.cost.weight_bytes),
         line("KV cache a token", human.size, lambda s: s.cost.kv_bytes_per_token),
     ]

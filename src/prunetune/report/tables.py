@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from prunetune.common import units as human
-from prunetune.runs.reading import RunRecord
+from prunetune.runs.reading import RunRecord, cut_axes
 from prunetune.runs.records import StageRecord
 
 
@@ -37,6 +37,7 @@ def rounds(run: RunRecord) -> Table:
         ("layers", lambda s: str(s.depth or human.DASH)),
         ("width", lambda s: str(s.width or human.DASH)),
     ]
+    columns += [(axis.replace("_", " "), partial(_units, axis=axis)) for axis in cut_axes(run)]
     columns += [(task, partial(_accuracy, task=task)) for task in run.tasks]
     if any(s.pruned_loss is not None for s in run.stages):
         columns += [("loss, pruned", lambda s: _loss(s.pruned_loss)), ("loss, tuned", lambda s: _loss(s.held_out_loss))]
@@ -44,6 +45,10 @@ def rounds(run: RunRecord) -> Table:
     if any(not s.accepted for s in run.stages):
         columns.append(("verdict", _verdict))
     return _table(columns, run.measured)
+
+
+def _units(stage: StageRecord, axis: str) -> str:
+    return f"{stage.shape[axis]:,}" if stage.shape and axis in stage.shape else human.DASH
 
 
 def spent(run: RunRecord) -> Table:
@@ -91,6 +96,29 @@ def shapes(run: RunRecord) -> Table:
         for c in found.candidates[: max(MOST_SHAPES, found.cuts)]
     )
     return Table(header, rows)
+
+
+def vocabulary(run: RunRecord) -> tuple[Table, str]:
+    """How long texts become with fewer tokens, and a sentence on these; no rows where the vocabulary is whole."""
+    found = run.vocabulary
+    if found is None:
+        return Table((), ()), ""
+    rows = tuple(
+        (
+            name,
+            "yes" if x.fitted else "no",
+            f"x {x.ratio:.3f}",
+            f"{x.alike:,} of {x.texts:,}",
+        )
+        for name, x in found.lengths.items()
+    )
+    said = (
+        f"{found.tokens:,} of {found.original_tokens:,} tokens stay ({found.original_rows:,} -> {found.rows:,} rows of "
+        f"the embedding); the texts that they were fitted to use {found.used:,} of them"
+        + (f", and {found.lost:,} that had no room" if found.lost else "")
+        + ". Text of other tokens still goes in and comes out, in more tokens: it takes longer, and is harder."
+    )
+    return Table(("text", "fitted to", "tokens", "cut as before"), rows), said
 
 
 def leaks(run: RunRecord) -> tuple[Table, str]:

@@ -57,6 +57,8 @@ class View:
     rounds: Table
     spent: Table
     shapes: Table
+    vocabulary: Table
+    vocabulary_note: str
     pairs: tuple[SideBySide, ...]
     control_pairs: tuple[SideBySide, ...]
     answers: Answers | None
@@ -73,6 +75,7 @@ def view(run: RunRecord) -> View:
     """Everything that a report of this run says."""
     final, control = run.final, control_of(run)
     leaks, leak_note = tables.leaks(run)
+    tokens, token_note = tables.vocabulary(run)
     recipe = run.path / "recipe.yaml"
     return View(
         model=model_name(run),
@@ -89,6 +92,8 @@ def view(run: RunRecord) -> View:
         rounds=tables.rounds(run),
         spent=tables.spent(run),
         shapes=tables.shapes(run),
+        vocabulary=tokens,
+        vocabulary_note=token_note,
         pairs=_pairs(run, run, run.original, run, final),
         control_pairs=_pairs(run, run.control, control, run, final) if run.control is not None else (),
         answers=answers_of(run),

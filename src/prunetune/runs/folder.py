@@ -25,9 +25,11 @@ from prunetune.common.yaml import read_yaml
 from prunetune.errors import BadCheckpoint
 from prunetune.models.folders import model_sha
 from prunetune.pruning.plan import PrunePlan
-from prunetune.recipe.schema import Recipe, check_unchanged
+from prunetune.recipe.changes import check_unchanged
+from prunetune.recipe.schema import Recipe
 from prunetune.runs.ours import clear_round, is_run, sweep, unfinished, verify_notes
 from prunetune.runs.records import FULL, StageRecord, known, read_stage
+from prunetune.runs.vocabulary import VOCABULARY
 from prunetune.schedule.steps import Step
 
 LATE = ("recover", "do_no_harm", "stop_at")
@@ -42,7 +44,7 @@ class RunFolder:
     """One run on disk. Use `RunFolder.open` as a context manager: it holds the folder's lock."""
 
     def __init__(self, path: Path, source: Path) -> None:
-        self.path, self.source = path, source
+        self.path, self.source, self.first = path, source, "original"
         self._seen: dict[Path, tuple[object, StageRecord]] = {}
 
     @staticmethod
@@ -120,6 +122,11 @@ class RunFolder:
         """RUN/original/stage.json."""
         return self._read(self.path / "original" / "stage.json")
 
+    @property
+    def start(self) -> StageRecord:
+        """What the first round starts from: the original, or that with fewer tokens (`first`)."""
+        return self._read(self.path / self.first / "stage.json")
+
     def record(self, stage: StageRecord) -> None:
         """Write a finished round's stage.json: from then on it is history."""
         write_json(self.folder(stage.name) / "stage.json", stage.to_json())
@@ -137,13 +144,15 @@ class RunFolder:
 
     def model_of(self, stage: StageRecord) -> Path:
         """Folder of the model that a stage left: its own, or, if it removed nothing, that of the stage before."""
+        if stage.name == VOCABULARY:
+            return verify(self.folder(VOCABULARY) / "model")
         if stage.index == 0:
             self._check_source(stage)
             return self.source
         tuned, removed = self.folder(stage.name) / "tuned", known(stage.removed, "removed")
-        if removed.neurons == 0 and not removed.layers:
+        if removed.neurons == 0 and not removed.layers and not removed.others:
             before = [s for s in self.accepted if s.index < stage.index]
-            return self.model_of(before[-1]) if before else self.source
+            return self.model_of(before[-1] if before else self.start)
         if tuned.is_dir():
             return verify(tuned)
         for final in (self.path / "final", *sorted(self.path.glob("final-*"))):

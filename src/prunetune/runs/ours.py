@@ -52,7 +52,8 @@ def adopt_old(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what a kill has left half made or half deleted in a run folder that is held."""
-    for at in (path, *_stages(path), *(path / d for d in ("original", "decisions", "figures")), *path.glob("rivals/*")):
+    own = ("original", "vocabulary", "decisions", "figures")
+    for at in (path, *_stages(path), *(path / name for name in own), *path.glob("rivals/*")):
         for p in at.glob(".*") if at.is_dir() else ():
             old = OLD_LEFTOVER.fullmatch(p.name) if at == path else re.fullmatch(r"\..+\.(tmp|gone)", p.name)
             if is_temporary(p.name) or old:
@@ -86,7 +87,8 @@ def _tune(path: Path) -> bool:
 
 def verify_run(path: Path) -> None:
     """BadCheckpoint for the first thing in a run folder, of its control too, whose bytes are not what was written."""
-    for at in (path, path / "original", path / "decisions", *_stages(path), *path.glob("rivals/*")):
+    own = (path / name for name in ("original", "vocabulary", "decisions"))
+    for at in (path, *own, *_stages(path), *path.glob("rivals/*")):
         verify_notes(at)
         verify_notes(at / "eval")
     if (path / "control").is_dir():

@@ -16,6 +16,7 @@ from prunetune.pruning.plan import PrunePlan
 from prunetune.runs.records import ACTIONS, StageRecord, read_stage
 from prunetune.runs.shapes import SHAPE, ShapeRecord
 from prunetune.runs.summary import RungRecord, Summary
+from prunetune.runs.vocabulary import VOCABULARY, VocabularyRecord
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class RunRecord:
     Attributes:
         path: The folder.
         original: The untouched model, measured the same way; None in a control that shares its parent's.
+        fewer: That with fewer tokens, which the first round started from; None: its vocabulary is whole.
+        vocabulary: Which tokens these are.
         stages: Every attempt, in order; rejected ones too.
         summary: summary.json; empty while the run is not finished.
         recipe: The resolved recipe.
@@ -37,6 +40,8 @@ class RunRecord:
     summary: Summary = field(default_factory=Summary)
     recipe: Mapping[str, object] = field(default_factory=dict)
     control: RunRecord | None = None
+    fewer: StageRecord | None = None
+    vocabulary: VocabularyRecord | None = None
 
     @property
     def shares(self) -> tuple[str, ...]:
@@ -55,8 +60,8 @@ class RunRecord:
 
     @property
     def measured(self) -> tuple[StageRecord, ...]:
-        """The original, if it is there, and every attempt."""
-        return (*((self.original,) if self.original else ()), *self.stages)
+        """The original, if it is there, that with fewer tokens, and every attempt."""
+        return (*(stage for stage in (self.original, self.fewer) if stage), *self.stages)
 
     @cached_property
     def final(self) -> StageRecord | None:
@@ -64,6 +69,8 @@ class RunRecord:
         name = self.summary.final.name if self.summary.final is not None else None
         if self.original is not None and name == self.original.name:
             return self.original
+        if self.fewer is not None and name == self.fewer.name:
+            return self.fewer
         named = [s for s in self.stages if s.name == name]
         return named[-1] if named else next(iter(self.accepted[::-1]), None)
 
@@ -116,6 +123,13 @@ class RunRecord:
         return {**found, "latency": latency} if latency else found
 
 
+def cut_axes(run: RunRecord) -> tuple[str, ...]:
+    """The axes beside layers and neurons that some stage of a run has lost units of."""
+    shapes = [s.shape for s in run.measured if s.shape]
+    names = dict.fromkeys(name for shape in shapes for name in shape if name not in ("layers", "neurons"))
+    return tuple(name for name in names if len({shape.get(name) for shape in shapes}) > 1)
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run folder; MissingPath if it is none, BadCheckpoint for a record that cannot be read."""
     if not path.is_dir():
@@ -137,7 +151,10 @@ def _read(path: Path) -> RunRecord:
     summary, recipe = path / "summary.json", path / "recipe.yaml"
     control = path / "control"
     child = _read(control) if control.is_dir() else None
+    fewer, tokens = _tokens(path)
     return RunRecord(
+        fewer=fewer,
+        vocabulary=tokens,
         path=path,
         original=read_stage(first) if first.is_file() else None,
         stages=tuple(stages),
@@ -145,6 +162,19 @@ def _read(path: Path) -> RunRecord:
         recipe=_yaml(recipe) if recipe.is_file() else {},
         control=child if child is not None and child.stages else None,
     )
+
+
+def _tokens(path: Path) -> tuple[StageRecord | None, VocabularyRecord | None]:
+    """The model with fewer tokens, where the rounds start from it: a choice by axes may have left all tokens."""
+    at, shape = path / VOCABULARY, path / "decisions" / SHAPE
+    recipe = _yaml(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else {}
+    prune = recipe.get("prune")
+    if not (at / "stage.json").is_file() or not (isinstance(prune, dict) and prune.get(VOCABULARY)):
+        return None, None
+    stage, record = read_stage(at / "stage.json"), VocabularyRecord.read(at / "vocabulary.json")
+    if shape.is_file() and ShapeRecord.read(shape).shape.get(VOCABULARY, record.rows) != record.rows:
+        return None, None
+    return stage, record
 
 
 def _yaml(path: Path) -> Mapping[str, object]:

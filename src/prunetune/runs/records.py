@@ -10,9 +10,9 @@ known here (of a newer version) are kept. `known` names what a caller cannot do 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, WrapSerializer, field_validator
 
 from prunetune.common import units as human
 from prunetune.common.reading import read_model
@@ -21,6 +21,10 @@ from prunetune.models.axes import axes
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.steps import Step
 
+WrittenStep = Annotated[
+    Step, WrapSerializer(lambda step, handler: {k: v for k, v in handler(step).items() if v or k != "more"})
+]
+"""A step as it was written before other axes could go, where none does."""
 ACTIONS = ("score", "probe", "plan", "compensate", "apply", "tune", "evaluate")
 
 T = TypeVar("T")
@@ -136,10 +140,11 @@ class TuneRecord(Record):
 
 
 class Removed(Record):
-    """What a round cut: neurons of every layer, and layers as numbered in the original model."""
+    """What a round cut: neurons of every layer, layers as numbered in the original model, units of other axes."""
 
     neurons: int = 0
     layers: tuple[int, ...] = ()
+    others: dict[str, int] = Field(default_factory=dict)
 
 
 class Validation(Record):
@@ -170,7 +175,7 @@ class StageRecord(Record):
     index: int
     name: str
     attempt: int = 1
-    step: Step | None = None
+    step: WrittenStep | None = None
     model_sha: str | None = None
     depth: int | None = None
     width: int | None = None
@@ -262,7 +267,7 @@ class DecisionRecord(Record):
 
     index: int
     rounds: int
-    step: Step | None
+    step: WrittenStep | None
     kind: Literal["round", "guess", "further", "between", "over"] = "round"
     share: float | None
     why: str

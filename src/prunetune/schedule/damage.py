@@ -15,8 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import Step
-from prunetune.schedule.target import PruneConfig, Sizes, final_shape
+from prunetune.schedule.target import PruneConfig, final_shape
 from prunetune.schedule.way import Place
 
 PROBED = (0.6, 0.85, 1.0)
@@ -42,7 +43,7 @@ class Probe:
 
 def places(way: Sequence[Place], sizes: Sizes, now: Place) -> list[int]:
     """Where to probe a path: the places nearest to `PROBED`, without repeats; the last always."""
-    start, end = sizes.params(*now), sizes.params(*way[-1])
+    start, end = sizes.start(*now), sizes.params(*way[-1])
     gone = [(start - sizes.params(*at)) / max(start - end, 1) for at in way]
     return sorted({min(range(len(way)), key=lambda i: abs(gone[i] - share)) for share in PROBED})
 
@@ -57,7 +58,7 @@ def damages(way: Sequence[Place], sizes: Sizes, now: Place, loss: float, probes:
         loss: Held-out loss before the cut.
         probes: Measured places of the path, in its order.
     """
-    xs, ys = [float(sizes.params(*now))], [0.0]
+    xs, ys = [float(sizes.start(*now))], [0.0]
     for p in probes:
         xs.append(float(p.params))
         ys.append(max(ys[-1], p.loss - loss))

@@ -9,46 +9,54 @@ The widths on the way to the final one are rounded up to `align`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from prunetune.errors import OutOfReach
+from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.target import (
     FinalShape,
     NeuronStep,
     Order,
     PruneConfig,
-    Sizes,
     align_of,
     final_shape,
     period_in,
 )
 from prunetune.schedule.way import leg
 
-Axis = Literal["neurons", "layers", "both"]
+Axis = Literal["neurons", "layers", "both", "others"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One round: how many neurons every layer loses and how many layers go. None: as many as the threshold says."""
+    """One round: how many neurons every layer loses and how many layers go. None: as many as the threshold says.
+
+    `more`: units of other axes that go, by axis.
+    """
 
     index: int
     neurons: int | None
     layers: int | None
     attempt: int = 1
+    more: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def axis(self) -> Axis:
         """What this round removes."""
         if self.neurons == 0:
-            return "layers"
+            return "others" if self.layers == 0 and self.more else "layers"
         return "neurons" if self.layers == 0 else "both"
 
     @property
     def name(self) -> str:
-        """Folder of the round: `03-neurons-64`, `04-layers-1`, `02-both-64+1`, `01-neurons-sigma`; `-a2`: again."""
+        """Folder of the round: `03-neurons-64`, `04-layers-1`, `02-both-64+1`, `01-neurons-sigma`; `-a2`: again.
+
+        With other axes `01-neurons-64+heads-1`.
+        """
         parts = [("sigma" if n is None else str(n)) for n in (self.neurons, self.layers) if n != 0]
+        parts += [f"{axis}-{n}" for axis, n in self.more.items()]
         return f"{self.index:02d}-{self.axis}-{'+'.join(parts)}" + (f"-a{self.attempt}" if self.attempt > 1 else "")
 
 
@@ -66,7 +74,18 @@ class Done:
 
 
 def next_step(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step | None:
-    """The next round, from what was accepted so far; None when the loop is finished. Pure."""
+    """The next round, from what was accepted so far; None when the loop is finished. Pure.
+
+    What `prune.cut` names goes with the first round.
+    """
+    step = _by_size(prune, sizes, history)
+    if not prune.cut or any(d.accepted for d in history):
+        return step
+    return replace(step or Step(1, 0, 0), more=prune.cut)
+
+
+def _by_size(prune: PruneConfig, sizes: Sizes, history: Sequence[Done]) -> Step | None:
+    """What goes of neurons and layers."""
     accepted = [d for d in history if d.accepted]
     index = len(accepted) + 1
     if prune.max_rounds is not None and index > prune.max_rounds:
@@ -106,7 +125,7 @@ def evenly(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     """With a number of rounds: the step that shares the parameters out over them."""
     if not isinstance(prune.rounds, int):
         return prune
-    gap = 1 - sizes.params(*final_shape(prune, sizes)) / sizes.original
+    gap = (sizes.params(sizes.depth, sizes.width) - sizes.params(*final_shape(prune, sizes))) / sizes.original
     return prune.model_copy(update={"step": max(gap, 1e-9) / prune.rounds, "rounds": None})
 
 

@@ -1,6 +1,6 @@
-"""How far to prune: the settings, a model's parameters by depth and width, and the shape that a target means.
+"""How far to prune: the settings, and the shape that a target means.
 
-    sizes = Sizes.of(config)                      # parameters are affine in depth and width
+    sizes = Sizes.of(config)
     depth, width = final_shape(prune, sizes)      # OutOfReach, with what is possible, if there is none
 
 The final width never exceeds the target (it is rounded down to `align`).
@@ -9,23 +9,30 @@ The final width never exceeds the target (it is rounded down to `align`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from prunetune.common import units
 from prunetune.errors import OutOfReach
-from prunetune.models.axes import axes
-from prunetune.models.cost import Cost, layer_params, neuron_params, params
-from prunetune.models.families.pattern import period_of
-from prunetune.models.shape import Shape
-from prunetune.schedule.fitting import bytes_at, fits, stored_bytes
+from prunetune.schedule.fitting import bytes_at, fits
+from prunetune.schedule.reach import VOCABULARY, in_blocks
 from prunetune.schedule.search import NEURONS, frontier
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.vocabulary import VocabularyConfig, written_out
 from prunetune.schedule.wanted import SMALLEST, bytes_of, check_ladder, read_ladder, read_target, times_of
 
 SEARCHED = (NEURONS, "layers")
-"""The axes that rounds cut."""
+"""The axes that rounds cut by themselves; those in blocks (heads) only where they are named."""
+FURTHER = "a larger target, more layers (prune.layers), or heads and vocabulary, too: `inspect` tells what they hold"
 Order = Literal["neurons-then-layers", "layers-then-neurons", "alternating", "together"]
 
 
@@ -64,8 +71,14 @@ class PruneConfig(_Config):
     context: int | None = Field(None, gt=0)
     """With a target in bytes: the key/value cache of so many tokens counts, too."""
     axes: list[str] | None = Field(None, min_length=1)
-    """Choose the final shape among these axes (neurons, layers), by the held-out loss straight after the cut; at most
-    twelve shapes are cut. None: neurons, and layers where neurons alone cannot reach the target."""
+    """Choose the final shape among these axes (neurons, layers, heads, query_heads, vocabulary), by the held-out
+    loss straight after the cut; at most twelve shapes are cut. None: neurons, and layers where needed."""
+    cut: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Units of other axes that go in the first round, beside what the target asks for: {heads: 1} is a key/value group
+    with its query heads in every layer, {query_heads: 1} a query head in every group."""
+    vocabulary: VocabularyConfig | None = None
+    """Tokens that stay: task (all that the data use), or a count; the rest goes once, before the first round. Named in
+    `axes`, too, it goes only where that costs less than anything else."""
     step: Annotated[float, Field(gt=0, le=1)] | NeuronStep = 0.1
     """Share of the original parameters removed in a round (the paper: 0.05, 0.1, 0.2), or {neurons: 1000}."""
     rounds: Annotated[int, Field(gt=0)] | Literal["auto"] | None = "auto"
@@ -89,10 +102,16 @@ class PruneConfig(_Config):
     max_rounds: int | None = Field(None, gt=0)
     """At most this many rounds (T of Algorithm 1); needed with thresholds."""
 
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe that cuts nothing else is written, and hashed, as before there was anything else."""
+        return {k: v for k, v in handler(self).items() if v or k not in ("cut", "vocabulary")}
+
     @model_validator(mode="before")
     @classmethod
     def _steps(cls, value: Any) -> Any:
         """Who says `step`, or thresholds, does not want `rounds: auto`; a ladder's last rung is the target."""
+        value = written_out(value)
         if isinstance(value, dict) and value.get("ladder") is not None:
             rungs = read_ladder(value["ladder"])
             value = {**value, "ladder": rungs, "target": value["target"] if "target" in value else rungs[-1]}
@@ -114,15 +133,21 @@ class PruneConfig(_Config):
         if self.axes is not None:
             if self.by_threshold or isinstance(self.target, FinalShape):
                 raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
-            if unknown := [name for name in self.axes if name not in SEARCHED]:
-                by_hand = "; `plan --cut` takes other axes by hand" if unknown[0] in axes() else ""
-                raise ValueError(f"axes has no {unknown[0]!r}: there are {', '.join(SEARCHED)}{by_hand}")
+            if unknown := [name for name in self.axes if name not in (*SEARCHED, *in_blocks(), VOCABULARY)]:
+                there = ", ".join((*SEARCHED, *in_blocks(), VOCABULARY))
+                raise ValueError(f"axes has no {unknown[0]!r}: there are {there}")
+            if VOCABULARY in self.axes and isinstance(self.target, str) and not self.in_bytes:
+                raise ValueError("a choice by time knows nothing of the vocabulary: leave it out of axes")
             if NEURONS not in self.axes:
                 raise ValueError("axes must have neurons: they make the size fit")
             if self.layers != "auto":
                 raise ValueError("give the layers either by layers or leave them to the choice by axes, not both")
         if self.axes is not None and self.target == SMALLEST:
             raise ValueError("axes are for a target that leaves the shape open: a share, a count, 4GB or 2x")
+        if unknown := [name for name in self.cut if name not in in_blocks()]:
+            raise ValueError(f"cut has no {unknown[0]!r}: there are {', '.join(in_blocks())}")
+        if self.cut and (self.open or self.by_threshold or self.target == SMALLEST):
+            raise ValueError("cut needs a target that tells the rest: no axes, no thresholds, no 2x, no smallest")
         if self.open and not (self.rounds == "auto" or isinstance(self.rounds, int)):
             raise ValueError("a shape that is chosen by measuring needs rounds (auto, or a number), not step")
         return self
@@ -133,6 +158,8 @@ class PruneConfig(_Config):
             raise ValueError(
                 "a ladder lies on one way to its target: leave out axes, thresholds and order: alternating"
             )
+        if self.ladder and (self.cut or self.vocabulary):
+            raise ValueError("a ladder is of neurons and layers: leave out cut and vocabulary")
         if self.ladder:
             check_ladder(self.ladder, self.target, {"rounds": self.rounds, "max_rounds": self.max_rounds})
         return self
@@ -171,50 +198,6 @@ class PruneConfig(_Config):
     def open(self) -> bool:
         """Whether only measuring tells the final shape: a choice among axes, or a target in time."""
         return self.axes is not None or (isinstance(self.target, str) and times_of(self.target) is not None)
-
-
-# ------------------------------------------------------------------------------------------------------------ sizes
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Parameters of a model family member as a function of depth and width (they are affine in each).
-
-    Attributes:
-        depth: Layers of the original.
-        width: FFN width of the original.
-        base: Parameters outside the layers (embeddings, head, final norm).
-        layer: Parameters of a layer without its neurons.
-        neuron: Parameters of one neuron.
-        hidden: Hidden size, for the default alignment.
-        period: Layers of the family's pattern that should go together; 1: each may go alone.
-        cost: The untouched model's, for targets in bytes; None: unknown.
-    """
-
-    depth: int
-    width: int
-    base: int
-    layer: int
-    neuron: int
-    hidden: int
-    period: int = 1
-    cost: Cost | None = None
-
-    @staticmethod
-    def of(config: Any) -> Sizes:
-        """From a `PretrainedConfig` or a config.json dict."""
-        shape = Shape.of(config)
-        layer, neuron, cost = layer_params(shape, 0), neuron_params(shape), Cost(shape, stored_bytes(config))
-        return Sizes(shape.depth, shape.width, params(shape, 0), layer, neuron, shape.hidden, period_of(config), cost)
-
-    def params(self, depth: int, width: int) -> int:
-        """Parameters at this depth and width."""
-        return self.base + depth * (self.layer + width * self.neuron)
-
-    @property
-    def original(self) -> int:
-        """Parameters of the untouched model."""
-        return self.params(self.depth, self.width)
 
 
 def align_of(prune: PruneConfig, sizes: Sizes) -> int:
@@ -269,7 +252,7 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
         "the target is smaller than neurons and layers alone can reach",
         value=f"{prune.target} ({wanted:,} parameters)",
         valid=f"at least {smallest / sizes.original:.3f} of the parameters ({smallest:,})",
-        fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
+        fix=FURTHER,
     )
 
 
@@ -285,8 +268,8 @@ def _in_bytes(prune: PruneConfig, target: str, sizes: Sizes, lost: int | None) -
     if sizes.cost is None:
         raise TypeError("a target in bytes needs the model's cost")
     enough = fits(target, sizes.cost, context=prune.context)
-    whole = {"layers": sizes.depth, NEURONS: sizes.width}
-    if enough(whole):
+    whole = {"layers": sizes.depth, NEURONS: sizes.width, **sizes.others}
+    if enough({}):
         raise OutOfReach("the model already fits into the target", value=target, valid="a smaller target")
     align = align_of(prune, sizes)
     least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
@@ -295,12 +278,12 @@ def _in_bytes(prune: PruneConfig, target: str, sizes: Sizes, lost: int | None) -
         found = frontier({**whole, "layers": depth}, {}, enough, least, align)
         if found:
             return depth, found[0][NEURONS]
-    smallest = {"layers": 1 if lost is None else sizes.depth - lost, NEURONS: least}
+    smallest = {**whole, "layers": 1 if lost is None else sizes.depth - lost, NEURONS: least}
     raise OutOfReach(
         "the target is smaller than neurons and layers alone can reach",
         value=target,
         valid=f"at least {units.size(bytes_at(sizes.cost, smallest, prune.context))}",
-        fix="embeddings and attention are not cut: choose a larger target, or more layers (prune.layers)",
+        fix=FURTHER,
     )
 
 

@@ -15,14 +15,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from prunetune.errors import OutOfReach
-from prunetune.schedule.target import FinalShape, PruneConfig, Sizes, align_of, final_shape, period_in
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.target import FinalShape, PruneConfig, align_of, final_shape, period_in
 
 Place = tuple[int, int]
 """(depth, width)."""
 
 
 def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
-    """All shapes from the one after `now` to the target, one aligned width, or one layer (or period) after another."""
+    """All shapes from the one after `now` to the target, one aligned width, or one layer (or period) after another.
+
+    Where nothing but other axes goes (`prune.cut`) that is `now` itself.
+    """
     depth, width = now
     final_depth, final_width = final_shape(prune, sizes)
     align = align_of(prune, sizes)
@@ -30,6 +34,8 @@ def path(prune: PruneConfig, sizes: Sizes, now: Place) -> list[Place]:
     widths = [w for w in range(first, final_width, -align) if w > final_width] + [final_width] * (width > final_width)
     period = period_in(prune, sizes)
     depths = list(range(depth - period, final_depth - 1, -period))
+    if prune.cut and not widths and not depths:
+        return [now]
     if prune.order == "together":
         gone = [round(len(depths) * (i + 1) / len(widths)) * period for i in range(len(widths))]
         shapes = [(depth - n, w) for n, w in zip(gone, widths, strict=True)]

@@ -69,7 +69,11 @@ def _measured(context: Context, name: str, source: Path, at: Path) -> None:
             how = "weight-only, round to nearest, groups of 32"
         elif (file := gguf_of(name)) is not None:
             stored, how = file.stat().st_size, "as the GGUF file stores it"
-        own = context if name in WEIGHT_ONLY else dataclasses.replace(context, tokenizer=load_tokenizer(source))
+        own = (
+            context.untouched()
+            if name in WEIGHT_ONLY
+            else dataclasses.replace(context, tokenizer=load_tokenizer(source))
+        )
         evals = answers(own, model, sha, at, None)
         found = RivalRecord(
             name=name, how=how, model_sha=sha, params=params, weight_bytes=stored, evals=evals, folder=at.name
