@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -36,3 +37,12 @@ def test_a_stale_page_is_seen(tmp_path):
     page = f"a {PAGE.read_text().partition('##')[0]}<!-- verdicts: made by studies/lib/verdicts.py -->STALE<!-- end of verdicts -->z"
     made = filled(page, tmp_path)
     assert made != page and made.endswith("<!-- end of verdicts -->z") and "STALE" not in made
+
+
+def test_the_page_of_cuts_on_pre_trained_models_is_made_from_its_records():
+    folder = STUDIES / "14-axes"
+    spec = importlib.util.spec_from_file_location("axes_tables", folder / "tables.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert (folder / "README.md").read_text() == made.page(), "run studies/14-axes/tables.py"
+    assert made.ratio([2.0, 4.0], [1, 2]) == (2.0, 0.0)
