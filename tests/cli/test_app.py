@@ -326,7 +326,7 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
 
     moe = tmp_path / "moe"
     moe.mkdir()
-    (moe / "config.json").write_text(json.dumps({"model_type": "mixtral", "num_local_experts": 8}))
+    (moe / "config.json").write_text(json.dumps({"model_type": "deepseek_v3", "n_routed_experts": 8}))
     (moe / "model.safetensors").write_bytes(b"")
     other = tmp_path / "gpt2"
     other.mkdir()

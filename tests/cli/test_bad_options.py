@@ -51,11 +51,11 @@ COLUMNS = ["nonsense", "=", "question=nope,answer=nope", "x=question"]
 BAD: dict[str, dict[str, list[str]]] = {
     "run": {
         "recipe": ["missing.yaml", "junk", "a folder", "no-such-recipe"], "model": MODEL, "data": DATA, "target": SIZE, "step": POSITIVE,
-        "tokens": AMOUNT, "keep": ["x", "nan", "-1", "0", "101%"], "budget": ["x", "-1", "0", "0h"], "vocabulary": COUNT, "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
+        "tokens": AMOUNT, "keep": ["x", "nan", "-1", "0", "101%"], "budget": ["x", "-1", "0", "0h"], "vocabulary": COUNT, "ladder": ["x", "", "0.8,0.9", "nan,0.5", "1.2,0.5", "0.8,0.8", "-0.5"], "rival": ["missing", "junk.json", "int3"], "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
         "device": WORD, "launcher": ["nonsense", "--config_file missing", "'"], "sets": ["nonsense", "no.such=1", "seed=[", "seed=x", "=1", "prune.target=-1"],
     },
     "init": {
-        "model": [""], "data": ["preset:none", "generator:none"], "target": SIZE, "tokens": AMOUNT, "keep": ["x", "0", "101%"], "budget": ["x", "0", "0h"], "vocabulary": COUNT, "task": ["nonsense"],
+        "model": [""], "data": ["preset:none", "generator:none"], "target": SIZE, "tokens": AMOUNT, "keep": ["x", "0", "101%"], "budget": ["x", "0", "0h"], "vocabulary": COUNT, "ladder": ["x", "0.8,0.9", "1.2,0.5"], "rival": [""], "task": ["nonsense"],
         "verifier": WORD, "n": COUNT, "seed": SEED, "device": WORD, "launcher": ["nonsense", "'"], "sets": ["nonsense", "no.such=1", "seed=x"],
     },
     "keys": {}, "family": {"model": MODEL},

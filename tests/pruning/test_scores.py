@@ -162,7 +162,7 @@ def test_taylor_keeps_no_logits_and_one_layer_at_a_time():
         gc.enable()
         for handle in handles:
             handle.remove()
-    assert alive == [0] * 4, "a layer's graph is gone before the next one's is made"
+    assert len(alive) >= 4 and not any(alive), "a layer's graph is gone before the next one's is made"
 
 
 def test_taylor_leaves_no_gradient_behind():

@@ -219,13 +219,9 @@ class Shelf:
             return x
         if self.place == "host memory":
             return x.to("cpu")
-        with tempfile.NamedTemporaryFile(prefix="prunetune-hidden-", delete=False) as file:
-            path = Path(file.name)
-        try:
-            kept = torch.from_file(str(path), shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
+        with tempfile.NamedTemporaryFile(prefix="prunetune-hidden-") as file:  # the mapping outlives its name
+            kept = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
             kept.copy_(x)
-        finally:
-            path.unlink()  # the mapping lives on
         return kept
 
     def take(self, x: Tensor) -> Tensor:
