@@ -51,7 +51,7 @@ COLUMNS = ["nonsense", "=", "question=nope,answer=nope", "x=question"]
 BAD: dict[str, dict[str, list[str]]] = {
     "run": {
         "recipe": ["missing.yaml", "junk", "a folder", "no-such-recipe"], "model": MODEL, "data": DATA, "target": SIZE, "step": POSITIVE,
-        "tokens": AMOUNT, "keep": ["x", "nan", "-1", "0", "101%"], "budget": ["x", "-1", "0", "0h"], "vocabulary": COUNT, "ladder": ["x", "", "0.8,0.9", "nan,0.5", "1.2,0.5", "0.8,0.8", "-0.5"], "rival": ["missing", "junk.json", "int3"], "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
+        "tokens": AMOUNT, "keep": ["x", "nan", "-1", "0", "101%"], "budget": ["x", "-1", "0", "0h"], "vocabulary": COUNT, "ladder": ["x", "", "0.8,0.9", "nan,0.5", "1.2,0.5", "0.8,0.8", "-0.5"], "rival": ["junk.json", "junk.gguf", "empty folder"], "task": ["nonsense", "nonsense=rows.jsonl", "squad=missing"], "verifier": WORD, "n": COUNT, "seed": SEED,
         "device": WORD, "launcher": ["nonsense", "--config_file missing", "'"], "sets": ["nonsense", "no.such=1", "seed=[", "seed=x", "=1", "prune.target=-1"],
     },
     "init": {
@@ -85,12 +85,13 @@ BAD: dict[str, dict[str, list[str]]] = {
     "report": {"run": RUN},
     "compare": {"runs": RUN, "form": WORD},
     "check": {"run": RUN},
+    "export": {"run": RUN, "to": WORD, "quantize": WORD, "text": ["missing", "a folder", "empty"], "converter": ["missing", "a folder"]},
     "push": {"run": RUN, "repo": ["", "no slash", "a/b/c", "../x", "\x1b[2J/x"]},
 }  # fmt: skip
 ARGUMENTS = {
     "vocabulary": ["model", "out"], "watch": ["run"], "runs": ["folder"],
     "inspect": ["model"], "family": ["model"], "score": ["model"], "plan": ["scores"], "compensate": ["plan", "model"], "apply": ["plan", "model", "out"],
-    "tune": ["method", "model", "out"], "generate": ["model", "out"], "eval": ["model"], "report": ["run"], "compare": ["runs"], "check": ["run"],
+    "tune": ["method", "model", "out"], "generate": ["model", "out"], "eval": ["model"], "report": ["run"], "compare": ["runs"], "check": ["run"], "export": ["run"],
     "push": ["run", "repo"], "run": ["recipe"], "init": ["file"], "keys": ["word"],
 }  # fmt: skip
 NAMES = {"sets": "set", "form": "format"}
@@ -106,7 +107,7 @@ GOOD: dict[str, dict[str, str]] = {
     "tune": {"method": "cpt", "model": "model", "out": "out", "data": "rows.jsonl", "samples": "8"},
     "generate": {"model": "model", "out": "out", "data": "rows.jsonl", "verifier": "number"},
     "eval": {"model": "model", "task": "own", "path": "rows.jsonl", "verifier": "number", "n": "1"},
-    "report": {}, "check": {}, "compare": {"runs": "run"}, "push": {"run": "run", "repo": "me/x"}, "keys": {}, "family": {"model": "model"},
+    "report": {}, "check": {}, "export": {"run": "model", "out": "out"}, "compare": {"runs": "run"}, "push": {"run": "run", "repo": "me/x"}, "keys": {}, "family": {"model": "model"},
 }  # fmt: skip
 
 

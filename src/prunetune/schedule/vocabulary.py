@@ -14,7 +14,7 @@ class VocabularyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    keep: Annotated[int, Field(gt=0)] | Literal["task"] = "task"
+    keep: Annotated[int, Field(gt=0, le=10**9)] | Literal["task"] = "task"
     """task: all that the recipe's data (and the guard) use. A count: the most frequent of them, at most so many."""
     guard: list[DataSource] = Field(default_factory=list)
     """Texts that shall not become longer either."""
