@@ -27,6 +27,8 @@ def calibrated(
     recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase, stream: Stream, scores: Stream | None, device: str
 ) -> Calibration:
     """How many sequences are scored and compensated with, and what they hold."""
+    if recipe.prompt.template == "chat":
+        check_chat(tokenizer, recipe.prompt)
     source, limit = scores or stream, recipe.score.max_length
     rows = source.take(0, min(len(source), LOOKED_AT))
     mean = sum(len(encode(tokenizer, e, recipe.prompt, limit).input_ids) for e in rows) / max(1, len(rows))

@@ -201,8 +201,8 @@ def losses(
     """Cut the model to each shape in memory and take its held-out loss.
 
     A single shape is cut as a round would, and its patch stays in `at`: if the round then is this cut, it need not be
-    made again. Of several, those that lose neurons alone share one walk (`together`): a third of the work, and losses
-    that are right for the gentlest, a little too high for the others. Units of other
+    made again. Of several, those that lose neurons alone share one walk (`together`): less work, and losses
+    that are a little too high. Units of other
     axes (`more`) go with each.
     """
     whole = context.load(source)
