@@ -5,8 +5,8 @@
         every plan's least squares are parts of C: solve them all
         the first plan's output is the next layer's input
 
-So the first plan gets nearly what `compensate` gives, but that its ridge is chosen on fewer sequences. The others, which
-should take more, get the moments of a stream that is hurt a little less than theirs. docs/performance.md has by how much.
+So the first plan gets nearly what `compensate` gives, but that its ridge is chosen on fewer sequences. The others,
+which should take more, get the moments of a stream that is hurt a little less than theirs (docs/performance.md).
 """
 
 from __future__ import annotations
