@@ -28,7 +28,7 @@ from prunetune.data.example import Example
 from prunetune.data.sources import FileData
 from prunetune.data.stream import load_stream
 from prunetune.errors import OutOfReach
-from prunetune.models.axes import axes, shape_of
+from prunetune.models.axes import shape_of
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.cost import cost_of
 from prunetune.models.families import family_of
@@ -268,7 +268,7 @@ def answer_losses(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]])
 def shapes_of(method: Method, source: Source, most: int) -> list[dict[str, int]]:
     """The shapes of at most so many parameters that a method may choose from."""
     units = shape_of(source.values)
-    known = {name: units[name] for name in axes()}
+    known = dict(units)
     cost = {"layers": 1, "heads": 1}
     least = {"layers": known["layers"] // 4, "heads": max(1, known["heads"] - 1)}
     if method.search:
@@ -307,7 +307,7 @@ def measured(
         probes.append({"shape": dict(shape), "loss": round(total, 5)})
         return total
 
-    units = {axis: shape_of(source.values)[axis] for axis in axes()}
+    units = shape_of(source.values)
     before = sum(answer_losses(source.model, rows)) / sum(len(r) - 1 for r, _ in rows) if method.search else 0.0
     shape = search(shapes, units, before, lost, MOST_PROBES).shape if method.search else shapes[0]
     small = source.cut(method, shape)

@@ -142,17 +142,18 @@ def measured() -> dict[str, list[Record]]:
 def figure() -> Figure:
     """What a cut to 80 % adds to the loss, a bar a method, a panel a model."""
     models = measured()
+    shown = [m for m in SHOWN if any(r["method"] == m and r["size"] == AT for found in models.values() for r in found)]
     drawn = Figure(figsize=(6.4, 2.9), layout="constrained")
     panels = drawn.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, model in zip(panels, sorted(models, reverse=True), strict=True):
         original = next(r for r in models[model] if r["method"] == "original")
         share = []
-        for method in SHOWN:
+        for method in shown:
             cells = [r for r in models[model] if r["method"] == method and r["size"] == AT and "losses" in r]
             added = sum(over_seeds(cells)) - sum(original["losses"]) if cells else math.nan
             share.append(100 * added / sum(original["losses"]))
-        colours = [SERIES[0] if method in OURS else INK for method in SHOWN]
-        panel.barh(list(SHOWN.values()), share, color=colours, height=0.62)
+        colours = [SERIES[0] if method in OURS else INK for method in shown]
+        panel.barh([SHOWN[method] for method in shown], share, color=colours, height=0.62)
         for place, value in enumerate(share):
             if not math.isnan(value):
                 panel.text(value * 1.15, place, f"+{value:.{0 if value > 10 else 1}f} %", va="center", fontsize=7.5)
