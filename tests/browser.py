@@ -63,7 +63,8 @@ class Browser:
         return self.call("POST", f"{self.session}/execute/sync", {"script": text, "args": []})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        return self.call("POST", f"{self.session}/se/log", {"type": kind})
+        found: list[dict[str, Any]] = self.call("POST", f"{self.session}/se/log", {"type": kind})
+        return found
 
     def see(self, page: Path, width: int, dark: bool, shot: bool = False) -> Seen:
         """Open a file at a width in CSS pixels, light or dark."""

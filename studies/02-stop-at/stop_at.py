@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from prunetune import Recipe, prune_tune_loop
 from prunetune.common.stats import kept_share, pair
@@ -74,7 +75,7 @@ def main() -> None:
     (HERE / "README.md").write_text(page(found), encoding="utf-8")
 
 
-def page(found: list[dict]) -> str:
+def page(found: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
         "# Does `keep` hold its promise?",

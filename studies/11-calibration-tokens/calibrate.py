@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def point(part: dict[str, Any], seed: int, sequences: int) -> dict[str, Any]:
     stream = load_stream([part["data"]], seed)
     chosen = stream.take(part["held_out"], part["held_out"] + sequences)
 
-    def batches(examples: list[Example]) -> list[Batch]:
+    def batches(examples: Sequence[Example]) -> list[Batch]:
         rows = [encode_example(tokenizer, e.question, e.answer, PromptFormat(), part["max_length"]) for e in examples]
         return make_batches([r.input_ids for r in rows], tokenizer.pad_token_id, 8192)
 

@@ -4,7 +4,7 @@
 
 Needs $PRUNETUNE_DATA (gsm8k/, wikitext2/). Calibration: 50,000 tokens of GSM8K's training text, drawn by the seed. Measure: the loss of `n`
 answers of its test questions after their prompt (the same for all), in nats a byte, as text is longer in a smaller vocabulary. A cell that has
-a line is skipped, so a killed call goes on. `studies/14-axes/tables.py` makes the page.
+a line is skipped, so a killed call goes on. `studies/14-axes/cuts.py` makes the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ class Source:
     @cached_property
     def model(self) -> PreTrainedModel:
         """In the type that it is stored in."""
-        return load_model(self.folder, torch.bfloat16).eval()
+        model: PreTrainedModel = load_model(self.folder, torch.bfloat16).eval()
+        return model
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -218,7 +219,8 @@ def fluctuation(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> t
 
 def with_bias(small: PreTrainedModel, model: PreTrainedModel, plan: PrunePlan, sequences: Any) -> PreTrainedModel:
     """The mean of what went, as a bias of each readout (a model for this table only: the config has no such key)."""
-    layers, cut = (m.get_submodule(family_of(m.config).layers) for m in (model, small))
+    layers: Any = model.get_submodule(family_of(model.config).layers)
+    cut: Any = small.get_submodule(family_of(small.config).layers)
     for i, (mean, _) in enumerate(inputs_of_down(model, sequences)):
         gone, new = torch.tensor(plan.drop_neurons[i]), cut[i].mlp.down_proj
         bias = layers[i].mlp.down_proj.weight[:, gone].double() @ mean[gone]
@@ -246,7 +248,9 @@ def by_torch_pruning(model: PreTrainedModel, width: int) -> PreTrainedModel:
         forward_fn=lambda m, ids: m(ids).logits,
     )
     pruner.step()
-    return small.to(model.dtype)
+    back: Any = small
+    found: PreTrainedModel = back.to(model.dtype)
+    return found
 
 
 @torch.inference_mode()
@@ -378,7 +382,7 @@ def main() -> None:
                 cut = once(
                     args.work / f"{args.name}-vocabulary",
                     fitted.sha,
-                    lambda tmp, f=fitted: cut_vocabulary(folder, f, tmp),
+                    partial(cut_vocabulary, folder, fitted),
                 )
                 source = Source(cut, seed)
             for size in args.sizes:

@@ -28,7 +28,7 @@ from prunetune.runs.summary import Summary
 HERE = Path(__file__).parent
 
 
-def recipe(args: argparse.Namespace, seed: int, tokens: int, **size: str) -> Recipe:
+def recipe(args: argparse.Namespace, seed: int, tokens: int, **size: Any) -> Recipe:
     """The recipe of one run: options as the command line has them, nothing else than sizes and tokens differing."""
     asked = Asked(
         model=args.model, data=args.data, tasks=[args.task], n=args.n, seed=seed, device="cpu", chat=args.chat,

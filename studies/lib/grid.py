@@ -32,8 +32,9 @@ from cells import LOOP, Cell, Grid, GridError, Record, paper, sha_of
 if TYPE_CHECKING:
     from prunetune.common.progress import Watch
     from prunetune.recipe.schema import Recipe
+    from prunetune.runs.summary import Summary
 
-    Runner = Callable[[Recipe, Path, Watch], dict[str, Any]]
+    Runner = Callable[[Recipe, Path, Watch], Summary | dict[str, Any]]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 KEYS = ("method", "size", "tokens", "seed")
@@ -166,7 +167,7 @@ def runner(name: str) -> Runner:
     from prunetune.baselines.sliced_cost import ALIGN
     from prunetune.baselines.slicegpt_run import slicegpt_run
 
-    def sliced(recipe: Recipe, out: Path, watch: Watch) -> dict[str, Any]:
+    def sliced(recipe: Recipe, out: Path, watch: Watch) -> Summary | dict[str, Any]:
         return slicegpt_run(recipe, out, watch, align=recipe.prune.align or ALIGN)
 
     runners: dict[str, Runner] = {LOOP: prune_tune_loop, "slicegpt": sliced, "full_model": full_model_run}
@@ -230,7 +231,7 @@ def original_of(recipe: Recipe, home: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------------- records
 
 
-def record_of(grid: Grid, cell: Cell, run: Path, summary: dict[str, Any]) -> Record:
+def record_of(grid: Grid, cell: Cell, run: Path, summary: Summary | dict[str, Any]) -> Record:
     """What stays of a run: see `cells.py`. Losses are nats a token on sequences that nothing else ever saw."""
     original, final, stages = summary["original"], summary["final"], summary["stages"]
     everyone = [original, *stages]
@@ -310,7 +311,7 @@ def _commit() -> str:
     """The code's commit, `+` if the code (not a page or a record) has changes on top."""
     at: dict[str, Any] = {"cwd": Path(__file__).parent, "text": True, "stderr": subprocess.DEVNULL}
     try:
-        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], **at).strip()
+        commit: str = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], **at).strip()
         changed = subprocess.check_output(["git", "diff", "--name-only", "HEAD", "--", "../../src", "../*.py"], **at)
         return commit + ("+" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):

@@ -14,7 +14,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,7 +28,7 @@ from prunetune.evaluation.samples import read_samples
 from prunetune.models.folders import model_sha, resolve_model
 
 # What must be the same: our field, and lm-eval's of the strict-match filter.
-COMPARED = {
+COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "prompts": lambda ours, theirs: ours.prompt == theirs["arguments"]["gen_args_0"]["arg_0"],
     "outputs": lambda ours, theirs: ours.output == theirs["resps"][0][0],
     "answers": lambda ours, theirs: ours.extracted == theirs["filtered_resps"][0],

@@ -18,12 +18,13 @@ import time
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from prunetune.models.shards import ShardWriter, TensorInfo, shard_name, write_index
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000, "hidden_size": 4096,
     "intermediate_size": 14_336, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",

@@ -91,8 +91,8 @@ def wide(width: int = 14336, hidden: int = 4096, kept: int = 7336, tokens: int =
             s.update(part[:, :kept], part[:, kept:] @ down[:, kept:].T, part @ down.T)
         return [s.finish() for s in sums]
 
-    gather_seconds, residues = timed(gather)
-    fold_seconds, _ = timed(lambda: fold(*residues, RIDGES[2:3]))
+    gather_seconds, (calibration, held_out) = timed(gather)
+    fold_seconds, _ = timed(lambda: fold(calibration, held_out, RIDGES[2:3]))
     return {
         "gather_seconds": gather_seconds,
         "fold_seconds_a_ridge": fold_seconds,

@@ -38,7 +38,7 @@ def cut(out: Path, neurons: int) -> Path:
     rows = [encode_example(tokenizer, e.question, e.answer, PromptFormat(), 128).input_ids for e in examples]
     batches = make_batches(rows, tokenizer.pad_token_id or 0, 4096)
     scores = score(load_model(source), batches, model_sha=model_sha(source), data_sha="demo")
-    plan = make_plan(scores.neurons, scores.layers.tolist(), scores.model_sha, n_neurons=neurons)
+    plan = make_plan(scores.neurons.tolist(), scores.layers.tolist(), scores.model_sha, n_neurons=neurons)
     apply_on_disk(source, plan, out)
     return out
 

@@ -40,7 +40,7 @@ def main() -> None:
                 for m in found.values()
             )
             r = paired_ratio(old, new)
-            held[kind] += r.low <= 1 <= r.high
+            held[kind] += r.low is not None and r.high is not None and r.low <= 1 <= r.high
             said.append(f"{kind} {r.value:.3f} ({r.low:.3f}-{r.high:.3f})")
         repeats, load = found["final"].repeats, os.getloadavg()[0]
         print(

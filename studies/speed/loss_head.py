@@ -25,11 +25,12 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
+    from prunetune.models import head_loss
     from prunetune.models.folders import load_model, resolve_model
-    from prunetune.tune.training import loss, machine
+    from prunetune.tune.training import machine
 
     logging.disable_progress_bar()
-    loss.CHUNK_BYTES = arguments.chunk_mb << 20
+    head_loss.CHUNK_BYTES = arguments.chunk_mb << 20
     if arguments.malloc:
         ExitStack().enter_context(machine.kept_memory())
     device = torch.device("cpu")
@@ -48,9 +49,9 @@ def measure(arguments: argparse.Namespace) -> None:
                 total = model(input_ids=ids, labels=ids, use_cache=False).loss
             else:
                 out = model(input_ids=ids, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
-                hidden, targets = loss.counted(out.hidden_states[-1], ids)
+                hidden, targets = head_loss.counted(out.hidden_states[-1], ids)
                 head = model.get_output_embeddings().weight
-                total = loss.next_token_loss(hidden, head, targets, compute=compute) / len(targets)
+                total = head_loss.next_token_loss(hidden, head, targets, compute=compute) / len(targets)
         total.backward()
         optimizer.step()
         optimizer.zero_grad()

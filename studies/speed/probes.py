@@ -24,7 +24,8 @@ from prunetune.loop.loop import begin
 from prunetune.loop.probe import losses, take_scores
 from prunetune.models.folders import model_sha, resolve_model
 from prunetune.runs.folder import RunFolder, Timed
-from prunetune.schedule.damage import Place, path, places
+from prunetune.schedule.damage import places
+from prunetune.schedule.way import Place, path
 
 
 def timed(context: Context, run: RunFolder, name: str, shapes: Sequence[Place]) -> tuple[list[float], float]:

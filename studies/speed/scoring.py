@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from bars import verdict
+from transformers import PreTrainedModel
 
 from prunetune.data.stream import GeneratedData, load_stream
 from prunetune.models.folders import load_model, load_tokenizer, resolve_model
@@ -45,7 +46,7 @@ def main() -> None:
                 for batch in batches:
                     model.get_submodule("model")(**batch, use_cache=False)
 
-        def scored(model: torch.nn.Module = model) -> None:
+        def scored(model: PreTrainedModel = model) -> None:
             score(model, batches)
 
         bare()

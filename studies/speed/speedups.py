@@ -70,8 +70,9 @@ def build(config: dict[str, Any], width: int, depth: int, device: torch.device) 
     values = {**config, "intermediate_size": width, "num_hidden_layers": depth}
     made = CONFIG_MAPPING[values.pop("model_type")](**values)
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
-    return model.to(device).eval()
+    model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
+    found: PreTrainedModel = model.to(device).eval()
+    return found
 
 
 def device_name(device: torch.device) -> str:

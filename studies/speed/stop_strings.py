@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = resolve_model(asked.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
+    typed: Any = model  # `generate` of transformers is not annotated
     prompts = [list(tokenizer(f"Question: What is {i} + {7 * i + 3}?\nAnswer:").input_ids) for i in range(asked.n)]
     ids, mask = padded(prompts, pad_id(tokenizer), left=True), mask_of(prompts, left=True)
 
@@ -36,7 +38,7 @@ def main() -> None:
         return [a.text for a in generate(model, tokenizer, prompts, asked.tokens, (stop,))]
 
     def theirs(stop: str) -> list[str]:
-        made = model.generate(
+        made = typed.generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,

@@ -23,6 +23,11 @@ PART = 20_000
 """Samples that each rank reads and hashes."""
 
 
+def multiplied(text: str, times: int) -> str:
+    """Every number of a text so many times as large."""
+    return re.sub(r"\d+", lambda m: str(int(m[0]) * times), text)
+
+
 def make(path: Path, rows: int) -> None:
     """Write the varied rows."""
     source = Path(os.environ["PRUNETUNE_DATA"]) / "gsm8k" / "train.jsonl"
@@ -30,7 +35,7 @@ def make(path: Path, rows: int) -> None:
     with path.open("w", encoding="utf-8") as out:
         for i in range(rows):
             times, row = i // len(given) + 1, given[i % len(given)]
-            varied = {k: re.sub(r"\d+", lambda m, t=times: str(int(m[0]) * t), row[k]) for k in ("question", "answer")}
+            varied = {k: multiplied(row[k], times) for k in ("question", "answer")}
             out.write(json.dumps({**varied, "question": f"{varied['question']} ({times})"}) + "\n")
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from bars import verdict
@@ -25,19 +26,29 @@ from prunetune.models.prompt import PromptFormat, encode_example
 from prunetune.pruning.scores import make_batches, score
 
 
-def direct(model: torch.nn.Module, rows: list[list[int]]) -> torch.Tensor:
+def direct(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """|a dL/da|, mean over tokens, as the formula has it: [layers, width]."""
     model.requires_grad_(False)
     kept: list[torch.Tensor] = []
+
+    def keep(a: torch.Tensor) -> None:
+        a.retain_grad()
+        kept.append(a)
+
     for layer in model.model.layers:
-        layer.mlp.down_proj.register_forward_pre_hook(lambda m, a: (a[0].retain_grad(), kept.append(a[0]))[0])
+        layer.mlp.down_proj.register_forward_pre_hook(lambda m, a: keep(a[0]))
     total, tokens = torch.zeros(()), 0
+
+    def gradient(a: torch.Tensor) -> torch.Tensor:
+        assert a.grad is not None
+        return a.grad.float()
+
     for row in rows:
         kept.clear()
         embeds = model.get_input_embeddings()(torch.tensor([row])).requires_grad_()
         logits = model(inputs_embeds=embeds, use_cache=False).logits[0, :-1].float()
         torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum").backward()
-        total = total + torch.stack([(a.detach().float() * a.grad.float())[0].abs().sum(0) for a in kept])
+        total = total + torch.stack([(a.detach().float() * gradient(a))[0].abs().sum(0) for a in kept])
         tokens += len(row)
     return total / tokens
 

@@ -80,7 +80,7 @@ def train(
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """A plain folder, bf16, that readers built on transformers 4 load too."""
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     path = out / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for split, n in (("train", args.train), ("test", args.test)):
+    sides: tuple[tuple[Literal["train", "test"], int], ...] = (("train", args.train), ("test", args.test))
+    for split, n in sides:
         rows = [json.dumps({"question": q, "answer": a}) for q, a in traces(n, args.seed, split)]
         (args.out / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 

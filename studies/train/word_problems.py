@@ -124,7 +124,7 @@ def problem(draw: random.Random) -> tuple[str, str]:
 
 def problems(count: int, seed: int, side: str) -> list[tuple[str, str]]:
     """So many different problems of one side, `train` or `test`."""
-    draw, found = random.Random(f"{side} {seed}"), {}
+    draw, found = random.Random(f"{side} {seed}"), dict[str, str]()
     while len(found) < count:
         question, answer = problem(draw)
         if side_of(question) == side:

