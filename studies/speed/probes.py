@@ -1,6 +1,6 @@
 """Probes that share a walk against probes made one by one: held-out losses, and CPU seconds over a bare forward pass.
 
-    OMP_NUM_THREADS=1 python studies/speed/probes.py --model FOLDER [--target 0.7] [--samples 256]
+    OMP_NUM_THREADS=1 python studies/speed/probes.py --model FOLDER [--target 0.7] [--samples 256] [--shared]
 
 Recommended settings and GSM8K ($PRUNETUNE_DATA). The places are those that a decision by damage probes before its
 target, which it has probed by then as a round cuts.
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--target", type=float, default=0.7)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--shared", action="store_true", help="leave out the probes that are made one by one")
     args = parser.parse_args()
     recipe = recipe_of(args.model, args.target, args.samples)
     context = prepare(recipe, resolve_model(recipe.model), Watch(quiet=True))
@@ -59,8 +60,8 @@ def main() -> None:
         begin(context, run)
         shared, seconds = timed(context, run, "shared", shapes)
         print(f"{len(shapes)} probes that share a walk: {seconds:.1f} CPU s; a bare pass: {once:.1f}", flush=True)
-        alone = [timed(context, run, f"alone-{w}", [(d, w)]) for d, w in shapes]
-    for (_, width), loss, (found, cpu) in zip(shapes, shared, alone, strict=True):
+        alone = [] if args.shared else [timed(context, run, f"alone-{w}", [(d, w)]) for d, w in shapes]
+    for (_, width), loss, (found, cpu) in zip(shapes, shared, alone, strict=False):
         print(f"width {width}: {loss:.4f}, by itself {found[0]:.4f} ({cpu:.1f} CPU s, {cpu / once:.2f} passes)")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.samples} sequences")
     verdict("a further probe over a bare forward pass", seconds / len(shapes) / once, at_most=1)

@@ -91,9 +91,7 @@ Questions = Annotated[HubData | FileData | GeneratedData | PresetData | DemoData
 """What answers can be sampled to."""
 
 
-class TracesData(BaseModel):
-    """Answers that a model of the run writes itself: sampled, verified, kept in RUN/traces (method, "Own traces")."""
-
+class _Asked(BaseModel):
     model_config = ConfigDict(**FROZEN, serialize_by_alias=True)
     type: Literal["traces"] = "traces"
     of: Literal["original", "current"] = "original"
@@ -107,6 +105,12 @@ class TracesData(BaseModel):
     """In place of `task`: `number`, `boxed` or `exact`."""
     n: int | None = Field(default=None, gt=0)
     """Questions that are asked, of each round with `renew`. None: all."""
+
+
+class Sampling(BaseModel):
+    """How answers are sampled, and which of them are kept."""
+
+    model_config = FROZEN
     per_question: int = Field(default=4, gt=0)
     """Answers sampled for each question."""
     keep: int = Field(default=1, gt=0)
@@ -119,6 +123,12 @@ class TracesData(BaseModel):
     """Longest answer; None: the task's. What is cut off by it is not kept."""
     batch_size: int = Field(default=16, gt=0)
     """Questions at once."""
+
+
+class TracesData(Sampling, _Asked):
+    """Answers that a model of the run writes itself: sampled, verified, kept in RUN/traces (method, "Own traces")."""
+
+    model_config = ConfigDict(**FROZEN, serialize_by_alias=True)
     renew: bool = False
     """Sample anew before each round, the next `n` questions; only under `score.data` and a method's `data`."""
 

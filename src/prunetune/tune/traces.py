@@ -23,6 +23,7 @@ from prunetune.common.files import disk_errors, once, remove, write_json
 from prunetune.common.outputs import claim
 from prunetune.common.reading import read_model
 from prunetune.common.strict_json import to_json_text
+from prunetune.data.sources import Sampling
 from prunetune.data.stream import DataSource, Example, load_stream
 from prunetune.errors import TuneError
 from prunetune.models.folders import load_model, load_tokenizer, model_sha, pad_id, require_end
@@ -33,10 +34,8 @@ from prunetune.tasks.registry import Problem, Task, TaskConfig, build_judge
 from prunetune.tune.job import Progress
 
 
-class TraceJob(BaseModel):
+class TraceJob(Sampling):
     """What to sample, and from whom."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Path
     """Folder of the model to sample from: the original one."""
@@ -52,18 +51,6 @@ class TraceJob(BaseModel):
     """First question of the stream."""
     end: int | None = Field(default=None, ge=0)
     """One past the last; None: all."""
-    per_question: int = Field(default=4, gt=0)
-    """Answers sampled for each question."""
-    keep: int = Field(default=1, gt=0)
-    """At most so many different right answers of a question are kept, shortest first."""
-    temperature: float = Field(default=0.7, gt=0)
-    """Sampling temperature."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus sampling."""
-    max_new_tokens: int | None = Field(default=None, gt=0)
-    """Longest answer; None: the task's."""
-    batch_size: int = Field(default=16, gt=0)
-    """Questions at once."""
     seed: int = 0
     """Seed of the sampling."""
     fmt: PromptFormat = PromptFormat()

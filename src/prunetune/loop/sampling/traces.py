@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prunetune.common.files import is_made, json_sha, read_json, write_json
 from prunetune.common.progress import Watch
+from prunetune.data.sources import Sampling
 from prunetune.data.stream import Example, FileData, TracesData, load_stream
 from prunetune.loop.context import Context, free
 from prunetune.loop.decide import Case
@@ -64,7 +65,6 @@ def _file(recipe: Recipe, run: RunFolder, traces: TracesData, model: Path, watch
         whole = len(load_stream([traces.source], recipe.seed))
         first = (index - 1) * traces.n % max(1, whole)
         end = min(whole, first + traces.n)
-    settings = {"per_question", "keep", "temperature", "top_p", "max_new_tokens", "batch_size"}
     job = TraceJob(
         model=model,
         out=run.path / TRACES / name,
@@ -76,7 +76,7 @@ def _file(recipe: Recipe, run: RunFolder, traces: TracesData, model: Path, watch
         seed=recipe.seed + (index or 0),
         fmt=recipe.prompt,
         device=recipe.device,
-        **traces.model_dump(include=settings),
+        **traces.model_dump(include=set(Sampling.model_fields)),
     )
     key = [job.model_dump(mode="json", exclude={"model", "out", "device"}), model_sha(model)]
     if not is_made(job.out, key):
