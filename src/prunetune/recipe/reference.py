@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,11 +59,14 @@ def sections(model: type[BaseModel]) -> list[Section]:
     _places(model, "recipe", places)
     for at in places.values():
         at.sort(key=len)
-    shared = {b: f"{at[0].partition(' type:')[0]}, any type" for m, at in places.items() if (b := _base(m))}
+    bases = Counter(b for m in places if (b := _base(m)))
+    shared = {
+        b: f"{at[0].partition(' type:')[0]}, any type" for m, at in places.items() if (b := _base(m)) and bases[b] > 1
+    }
     found = {b: Section(title, (), _about(b), tuple(_keys(b, None))) for b, title in shared.items()}
     out: list[Section] = []
     for one, at in places.items():
-        base = _base(one)
+        base = b if (b := _base(one)) in shared else None
         if base and found[base] not in out:
             out.append(found[base])
         out.append(Section(at[0], tuple(at), _about(one), tuple(_keys(one, base)), shared.get(base) if base else None))
