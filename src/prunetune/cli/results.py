@@ -9,7 +9,7 @@ import typer
 
 from prunetune.cli.options import Json, emit, quiet_libraries
 from prunetune.common.table import aligned
-from prunetune.errors import UnknownName
+from prunetune.errors import PrunetuneError, UnknownName
 
 
 def watch(
@@ -81,11 +81,11 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder, or model folder.
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")],
-    to: Annotated[str, typer.Option(help="Format: gguf.")] = "gguf",
+    to: Annotated[str, typer.Option(help="gguf, or fewer bits for vLLM: fp8, int8, int4.")] = "gguf",
     quantize: Annotated[
-        str, typer.Option(help="f16, bf16, q8_0, q4_0, …; q4_k_m and its like by llama-quantize.")
+        str, typer.Option(help="Of gguf: f16, bf16, q8_0, q4_0, …; q4_k_m and its like by llama-quantize.")
     ] = "f16",
-    out: Annotated[Path | None, typer.Option(help="The file; without it NAME-QUANTIZE.gguf.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Without it NAME-QUANTIZE.gguf or NAME-FORMAT.")] = None,
     text: Annotated[Path | None, typer.Option(help="Text file to measure the perplexity on.")] = None,
     converter: Annotated[
         str | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py, where it is not found.")
@@ -93,19 +93,24 @@ def export(
     serve: Annotated[bool, typer.Option("--serve", help="Only print the commands that serve it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A final model as a GGUF file for llama.cpp and Ollama; read again, and held against the model."""
-    from prunetune.publish.export import FORMATS
+    """A final model as a GGUF file, or with fewer bits for vLLM; read again, and held against the model."""
+    from prunetune.publish.compressed import SCHEMES, compress
     from prunetune.publish.export import export as export_run
     from prunetune.publish.serve import commands
 
-    if to not in FORMATS:
-        raise UnknownName("format", to, FORMATS)
-    out = out or Path(f"{run.resolve().name}-{quantize}.gguf")
+    if to not in ("gguf", *SCHEMES):
+        raise UnknownName("format", to, ("gguf", *SCHEMES))
+    if to != "gguf" and (quantize != "f16" or converter is not None):
+        raise PrunetuneError(f"--quantize and --converter are of --to gguf; {to} says it all", fix="leave them out")
+    out = out or Path(f"{run.resolve().name}-{quantize}.gguf" if to == "gguf" else f"{run.resolve().name}-{to}")
     if serve:
-        found = commands(run, out)
+        found = commands(run, out, to)
         return emit(as_json, dict(found), aligned(found, left=2))
     quiet_libraries()
-    done = export_run(run, out, quantize=quantize, text=text, converter=converter)
+    if to == "gguf":
+        done = export_run(run, out, quantize=quantize, text=text, converter=converter)
+    else:
+        done = compress(run, out, to=to, text=text)
     emit(as_json, done.to_json(), done.text())
     if done.faults:
         raise typer.Exit(1)

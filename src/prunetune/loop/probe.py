@@ -46,8 +46,8 @@ DECISIONS = "decisions"
 """Folder of a run: what was measured and decided before its rounds."""
 PATCH = "patch.safetensors"
 """Of a round, and of the decision on it."""
-FEWER = 4
-"""Probes that share a walk choose their ridges with every so many of the sequences that a cut chooses them with."""
+HALF, FEWER = 2, 4
+"""Probes that share a walk take one in `HALF` of a cut's sequences, one in `FEWER` for its ridge."""
 
 
 def take_scores(context: Context, run: RunFolder, timed: Timed, source: Path, sha: str) -> Scores:
@@ -243,7 +243,7 @@ class _Shared:
                 self.found = together(
                     self.whole,
                     self.plans,
-                    context.batches(calibration),
+                    context.batches(calibration[::HALF]),
                     held_out=context.batches(ridge[::FEWER]),
                     ridges=RIDGES,
                     progress=bar,

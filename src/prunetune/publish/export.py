@@ -11,31 +11,26 @@ so do its greedy answers.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunetune.common import units as human
 from prunetune.common.outputs import output_file
 from prunetune.common.progress import Watch
 from prunetune.common.reading import read_text
-from prunetune.common.table import aligned
 from prunetune.errors import BadCheckpoint, DataError, MissingExtra, MissingPath, UnknownName
 from prunetune.models.folders import load_gguf, load_model, load_tokenizer, model_sha
 from prunetune.publish.child import ChildError, run
 from prunetune.publish.engines import CONVERTER, answered, convert, tool, without_llama_cpp
+from prunetune.publish.exported import NO_TEXT, Exported, bytes_of, own_text, perplexity_of, row
 from prunetune.publish.gguf.write import TYPES, write_gguf
 from prunetune.publish.greedy import prompts_of, reference
 from prunetune.publish.inputs import final_of
-from prunetune.report.pairs import read_samples
 from prunetune.runs.reading import RunRecord
 
 if TYPE_CHECKING:
-    from prunetune.evaluation.loss import Perplexity
-
-FORMATS = ("gguf",)
+    pass
 
 BY_CONVERTER = ("f32", "bf16", "f16", "q8_0")
 """Types that llama.cpp's converter writes itself."""
@@ -45,62 +40,6 @@ FAITHFUL = ("f32", "bf16", "f16")
 """Types that must give the same model: what parts from it there is a fault of the file."""
 FAULT = 0.01
 """Share by which the perplexity of a faithful file may differ from the original's."""
-WINDOW, WINDOWS = 256, 32
-
-
-@dataclass(frozen=True)
-class Row:
-    """One file of the table: its bytes, its perplexity with its standard error, what llama.cpp answers."""
-
-    name: str
-    bytes: int
-    perplexity: float | None
-    stderr: float | None
-    answers: str
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, by what, and how it stands beside the model that it was made of.
-
-    Attributes:
-        path: The file.
-        by: What wrote it.
-        rows: The model as it was, then the file.
-        faults: Why the file is not the same model; empty where nothing was found.
-        notes: What could not be checked, and why.
-    """
-
-    path: str
-    by: str
-    rows: tuple[Row, ...]
-    faults: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The table, then what is amiss or was left out."""
-        first = self.rows[0]
-        cells = [
-            (
-                row.name,
-                human.size(row.bytes),
-                human.percent(row.bytes / first.bytes, 0),
-                human.DASH if row.perplexity is None else f"{row.perplexity:.4g} ± {row.stderr:.2g}",
-                human.DASH
-                if row.perplexity is None or not first.perplexity
-                else f"{100 * (row.perplexity / first.perplexity - 1):+.2f} %",
-                row.answers,
-            )
-            for row in self.rows
-        ]
-        table = aligned(cells, ("", "size", "of it", "perplexity", "change", "greedy answers in llama.cpp"))
-        more = [f"{self.path}: written by {self.by}, read again by transformers"]
-        more += [f"fault: {fault}" for fault in self.faults] + [f"note: {note}" for note in self.notes]
-        return "\n".join([table, "", *more])
 
 
 def export(
@@ -126,7 +65,7 @@ def export(
         raise MissingPath("no such converter", value=converter, fix="the path of convert_hf_to_gguf.py")
     final, record = final_of(source)
     final = final.resolve()
-    words = read_text(text, "text") if text is not None else _own_text(record)
+    words = read_text(text, "text") if text is not None else own_text(record)
     key = {"export": model_sha(final), "quantize": quantize}
     with output_file(out, key=key, say=Watch().line) as tmp:
         by, notes = _make(final, tmp, quantize, converter or tool(*CONVERTER))
@@ -178,19 +117,6 @@ def _whole(final: Path, path: Path, kind: str, converter: str | None) -> tuple[s
     return "the gguf package", notes
 
 
-def _own_text(run: RunRecord | None) -> str | None:
-    """Questions that the original answered rightly, with its answers."""
-    if run is None or run.original is None:
-        return None
-    right = (
-        f"Question: {s.question}\nAnswer:{s.output}\n\n"
-        for task in run.shares
-        for s in read_samples(run.folder(run.original), task).values()
-        if s.correct
-    )
-    return "".join(itertools.islice(right, 500)) or None
-
-
 def _measured(
     final: Path, record: RunRecord | None, out: Path, by: str, quantize: str, text: str | None, notes: list[str]
 ) -> Exported:
@@ -201,11 +127,11 @@ def _measured(
     try:
         again = load_gguf(out, torch.float32)
         if text is None:
-            notes.append("no perplexity: there is no run with right answers here; --text FILE")
+            notes.append(NO_TEXT)
         else:
             tokenizer = load_tokenizer(final)
-            after = _perplexity(again, tokenizer, text)
-            before = _perplexity(load_model(final, torch.float32), tokenizer, text)
+            after = perplexity_of(again, tokenizer, text)
+            before = perplexity_of(load_model(final, torch.float32), tokenizer, text)
             if quantize in FAITHFUL and abs(after.perplexity / before.perplexity - 1) > FAULT:
                 faults.append(f"its perplexity is {after.perplexity:.4g}, the model's {before.perplexity:.4g}")
     except DataError:
@@ -213,19 +139,8 @@ def _measured(
     except Exception as e:  # whatever a reader of a file raises is a fault of the file
         faults.append(f"transformers cannot read it again: {e}")
     answers, wrong, missing = _answers(final, record, out, quantize)
-    weights = sum(p.stat().st_size for p in final.glob("*.safetensors"))
-    rows = (_row("the model", weights, before, human.DASH), _row(quantize, out.stat().st_size, after, answers))
+    rows = (row("the model", bytes_of(final), before, human.DASH), row(quantize, out.stat().st_size, after, answers))
     return Exported(str(out), by, rows, (*faults, *wrong), (*notes, *missing))
-
-
-def _row(name: str, size: int, found: Perplexity | None, answers: str) -> Row:
-    return Row(name, size, found.perplexity if found else None, found.stderr if found else None, answers)
-
-
-def _perplexity(model: Any, tokenizer: Any, text: str) -> Perplexity:
-    from prunetune.evaluation.loss import perplexity
-
-    return perplexity(model, tokenizer, text, window=WINDOW, limit=WINDOWS)
 
 
 def _answers(final: Path, record: RunRecord | None, out: Path, quantize: str) -> tuple[str, list[str], list[str]]:
