@@ -45,6 +45,7 @@ def score_file(
     watch: Watch,
     chat: bool = False,
     more: Sequence[str] = (),
+    offload: bool = False,
 ) -> Scores:
     """Score a model on the first `samples` of the data, and write the scores."""
     from prunetune.pruning.scores import make_batches, score
@@ -69,7 +70,7 @@ def score_file(
         batches = make_batches(sequences, pad)
         with watch.bar("score") as bar:
             scores = score(
-                load_model(folder, device=device_of(device)),
+                folder if offload else load_model(folder, device=device_of(device)),
                 batches,
                 neuron_criterion=criterion,
                 reduce=reduce,
@@ -78,6 +79,7 @@ def score_file(
                 seed=seed,
                 model_sha=model_sha(folder),
                 data_sha=stream.sha,
+                device=device_of(device),
                 progress=bar,
             )
         scores.write(tmp)

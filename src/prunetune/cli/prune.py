@@ -35,23 +35,26 @@ def score(
     axis: Annotated[
         list[str] | None, typer.Option(help="Score units of this axis, too: heads, query_heads, experts.")
     ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Read one layer after another, of a model larger than memory.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
-    from prunetune.pruning.criteria import blockwise
+    from prunetune.pruning.criteria import blockwise, forward_only
     from prunetune.pruning.criteria import criterion as find
     from prunetune.pruning.criteria import layer_criterion as find_layer
     from prunetune.pruning.statistics import statistic
 
     more = _axes(axis or ())
-    (
-        find(criterion),
-        find_layer(layer_criterion),
-        statistic(reduce),
-        blockwise(criterion, [name for name in more if name != "experts"]),
-    )
+    find(criterion)
+    find_layer(layer_criterion)
+    statistic(reduce)
+    blockwise(criterion, [name for name in more if name != "experts"])
+    if offload:
+        forward_only(criterion)
     quiet_libraries()
     from prunetune.cli.commands import score_file
 
@@ -69,6 +72,7 @@ def score(
         watch=Watch(),
         chat=chat,
         more=more,
+        offload=offload,
     )
     layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
     emit(

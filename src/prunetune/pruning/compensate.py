@@ -40,7 +40,7 @@ from prunetune.pruning.cut import check_shape
 from prunetune.pruning.experts.tensors import dense_only
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embedding_of, forward, one_layer, open_source
+from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embedded, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
@@ -127,7 +127,7 @@ def _compensate(
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
     state = halfway.found("cpu") if halfway else None
     if state is None:
-        hidden = list(map(shelf.put, map(embedding_of(source), (b["input_ids"] for b in every))))
+        hidden = embedded(source, [b["input_ids"] for b in every], shelf)
         state = {"hidden": hidden, "truth": hidden if stream else None, "tensors": {}, "fits": [], "next": 0}
     else:
         state |= {name: [shelf.put(shelf.take(h)) for h in state[name]] for name in STREAMS if state[name]}

@@ -189,6 +189,19 @@ def blockwise(name: str, axes: Iterable[str]) -> Blockwise | None:
     return found if asked else None
 
 
+def forward_only(name: str) -> None:
+    """RecipeError for a criterion that goes backwards through the whole model."""
+    if criterion(name).needs == "gradients":
+        raise RecipeError(
+            "this criterion goes backwards through the whole model, which then has to be in memory",
+            value=name,
+            valid=", ".join(
+                n for n, entry in {**CRITERIA, **joined("criterion", {})}.items() if entry.needs != "gradients"
+            ),
+            fix="another criterion, or a machine that holds the model, without --offload",
+        )
+
+
 # --------------------------------------------------------------------------------------------------- layer criteria
 
 

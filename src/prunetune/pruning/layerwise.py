@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from prunetune.common.device import device_of, walk_dtype
+from prunetune.common.files import disk_errors
 from prunetune.errors import BadCheckpoint
 from prunetune.models.axes import axis_of, resized
 from prunetune.models.calibration import Place
 from prunetune.models.families import Family, family_of, layer_of
 from prunetune.models.families.wrappers import own_name
+from prunetune.models.finite import broken_weights, is_finite
 from prunetune.models.folders import check_weights, load_config
 from prunetune.models.shards import ShardReader, open_shards
 from prunetune.pruning.cut import cut_config
@@ -88,6 +90,7 @@ def open_source(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     quick: bool = False,
+    as_loaded: bool = False,
 ) -> LayerSource:
     """A model in memory, or a folder whose layers are read one by one.
 
@@ -96,12 +99,13 @@ def open_source(
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run (default: fp32 on the CPU, else the model's).
         quick: On a CPU too as the model is stored, where that is several times as fast (`walk_dtype`).
+        as_loaded: In the dtype that the model has in memory, on a CPU too.
     """
     if isinstance(model, PreTrainedModel):
         state = model.state_dict()
         family, names, embedding = _names(model.config, state)
         place = torch.device(device or model.device)
-        run = dtype or _dtype(place, model.dtype, model.config, quick)
+        run = dtype or (model.dtype if as_loaded else _dtype(place, model.dtype, model.config, quick))
         return LayerSource(
             model.config, family, names, embedding, state.__getitem__, lambda n: state[n].dtype, place, run
         )
@@ -119,7 +123,8 @@ def open_source(
         return shards[where[name]][name].dtype
 
     place = torch.device(device or device_of())
-    run = dtype or _dtype(place, stored(embedding), config, quick)
+    loaded = config.dtype or stored(embedding)  # as transformers' dtype="auto"
+    run = dtype or (loaded if as_loaded else _dtype(place, loaded, config, quick))
     return LayerSource(config, family, names, embedding, read, stored, place, run)
 
 
@@ -196,6 +201,17 @@ def embedding_of(source: LayerSource) -> Callable[[Tensor], Tensor]:
     return torch.no_grad()(lambda ids: table(ids.to(source.device)) * scale)
 
 
+def embedded(source: LayerSource, batches: Sequence[Tensor], shelf: Shelf) -> list[Tensor]:
+    """The input of layer 0 of each batch of ids, as `embed`, on the shelf. NotFinite: a token's embedding is."""
+    embedding, found = embedding_of(source), []
+    for ids in batches:
+        hidden = embedding(ids)
+        if not is_finite(hidden):
+            raise broken_weights("the embedding", source.embedding, source.read(source.embedding))
+        found.append(shelf.put(hidden))
+    return found
+
+
 @torch.no_grad()
 def forward(
     one: OneLayer, hidden: Float[Tensor, "batch places hidden"], mask: Shaped[Tensor, "batch places"]
@@ -214,15 +230,17 @@ class Shelf:
         self.place, self.device = place, device
 
     def put(self, x: Tensor) -> Tensor:
-        """The tensor in its place; a file of the disk goes with the tensor."""
+        """The tensor in its place; a file of the disk goes with the tensor. NotWritable if the disk is full."""
         if self.place == "device":
             return x
         if self.place == "host memory":
             return x.to("cpu")
-        with tempfile.NamedTemporaryFile(prefix="prunetune-hidden-") as file:  # the mapping outlives its name
-            kept = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
-            kept.copy_(x)
-        return kept
+        at = Path(tempfile.gettempdir())
+        with disk_errors(at), tempfile.NamedTemporaryFile(prefix="prunetune-hidden-") as file:
+            file.write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            file.flush()  # all is written before it is mapped: a full disk is an error here, not a fault in memory
+            kept = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype)
+        return kept.view(x.shape)  # the mapping outlives the file's name
 
     def take(self, x: Tensor) -> Tensor:
         """The tensor on the device."""

@@ -7,7 +7,7 @@ the size of the model. The same pass tells how much each layer changes the resid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunetune.errors import DataError
-from prunetune.models.axes import shape_of
+from prunetune.models.axes import Axis, shape_of
+from prunetune.models.calibration import Place
 from prunetune.models.finite import is_finite, layer_overflow
 from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.blocks.walk import BlockMoments
 from prunetune.pruning.criteria import Criterion, layer_criterion
 from prunetune.pruning.experts.walk import ExpertsTap
 from prunetune.pruning.halfway import PARTS, Halfway, in_parts
-from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, forward, one_layer, open_source
+from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embedded, forward, one_layer, open_source
 from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import LayerChange, neurons_of
 from prunetune.pruning.tap import Tap, at_real
@@ -48,6 +49,11 @@ class Ranked(NamedTuple):
     blocks: dict[str, Float[Tensor, "layers units"]]
 
 
+def stacked(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{axis: [units]} of each layer -> {axis: [layers, units]}."""
+    return {name: torch.stack([each[name].cpu() for each in layers]) for name in layers[0]}
+
+
 def rank(
     model: PreTrainedModel | Path,
     batches: Sequence[Batch],
@@ -58,6 +64,7 @@ def rank(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    place: Place = "device",
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
 ) -> Ranked:
@@ -72,6 +79,7 @@ def rank(
         seed: Handed to the criterion.
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         dtype: In what to run (default: `walk_dtype`).
+        place: Where hidden states lie between two layers.
         progress: Called with (batches done in all layers, in all): a layer's batches, then its scores.
         halfway: Where an earlier start may have left off, and where this one may.
 
@@ -80,31 +88,32 @@ def rank(
     """
     source = open_source(model, device=device, dtype=dtype, quick=True)
     batches = in_parts(batches, math.ceil(PARTS / source.depth))
-    mixture = source.family.experts is not None
-    asked, values = own_axes(source.family, more), source.config.to_dict()
-    walk = _Walk(source, _masks(source, batches), layer_criterion(layers_by), progress)
-    shape, eps = shape_of(values), float(values.get("rms_norm_eps") or 0)
-    state = (halfway.found(source.device) if halfway else None) or _start(source, batches)
-    scores, others = state["scores"], state["others"]
-    for layer in range(len(scores), source.depth):
-        one = one_layer(source, layer)
-        with BlockMoments(one.block, asked, source.family, eps) as blocks:
-            if mixture:
-                tap, change = walk.experts(one, layer, state, chosen, blocks.update)
-                found, own = tap.neurons(layer, seed), {"experts": tap.experts()}
-            else:
-                gram, change = walk.through(one, layer, state, None if asked else halfway, blocks.update)
-                found, own = chosen.finish(gram.finish(), neurons_of(one.block, source.family), layer, seed).float(), {}
-        scores.append(found)
-        others.append((blocks.scores(chosen, shape, layer, seed) if asked else {}) | own)
+    asked, values, shelf = own_axes(source.family, more), source.config.to_dict(), Shelf(place, source.device)
+    by = _By(chosen, asked, shape_of(values), float(values.get("rms_norm_eps") or 0), seed)
+    walk = _Walk(source, _masks(source, batches), shelf, layer_criterion(layers_by), by, progress)
+    state = (halfway.found(source.device) if halfway else None) or _start(source, batches, shelf)
+    for layer in range(len(state["scores"]), source.depth):
+        found, others, change = walk.layer(layer, state, halfway)
+        state["scores"].append(found)
+        state["others"].append(others)
         state["changes"].append(change.sums())
         if progress:
             progress((layer + 1) * len(walk.masks), walk.total)
-        if halfway and (asked or mixture or not walk.shallow):
+        if halfway and (asked or source.family.experts or not walk.shallow):
             halfway.reached(layer + 1, source.depth, state.copy)
-    units = {name: torch.stack([each[name].cpu() for each in others]) for name in others[0]}
     changes = [LayerChange(walk.change_of, *seen) for seen in state["changes"]]
-    return Ranked(torch.stack([s.cpu() for s in scores]), changes, units)
+    return Ranked(torch.stack([s.cpu() for s in state["scores"]]), changes, stacked(state["others"]))
+
+
+@dataclass(frozen=True)
+class _By:
+    """By what a layer's units are ranked."""
+
+    chosen: Criterion
+    axes: list[Axis]
+    shape: Mapping[str, int]
+    eps: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,9 @@ class _Walk:
 
     source: LayerSource
     masks: list[Tensor]
+    shelf: Shelf
     change_of: Callable[[Tensor, Tensor], Tensor]
+    by: _By
     progress: Callable[[int, int], None] | None
 
     @property
@@ -125,6 +136,22 @@ class _Walk:
     def shallow(self) -> bool:
         """Whether a layer is too large a part to lose to a kill."""
         return self.source.depth < PARTS
+
+    def layer(
+        self, layer: int, state: dict[str, Any], halfway: Halfway | None
+    ) -> tuple[Tensor, dict[str, Tensor], LayerChange]:
+        """(scores of its neurons, of units of other axes, its change). Neither it nor its C is held after that."""
+        by, one = self.by, one_layer(self.source, layer)
+        with BlockMoments(one.block, by.axes, self.source.family, by.eps) as blocks:
+            if self.source.family.experts:
+                tap, change = self.experts(one, layer, state, by.chosen, blocks.update)
+                found, own = tap.neurons(layer, by.seed), {"experts": tap.experts()}
+            else:
+                gram, change = self.through(one, layer, state, None if by.axes else halfway, blocks.update)
+                weights = neurons_of(one.block, self.source.family)
+                found, own = by.chosen.finish(gram.finish(), weights, layer, by.seed).float(), {}
+        others = blocks.scores(by.chosen, by.shape, layer, by.seed) if by.axes else {}
+        return found, others | own, change
 
     @torch.no_grad()
     def through(
@@ -144,11 +171,12 @@ class _Walk:
                 real, done = self.masks[i], layer * len(self.masks) + i
                 if self.progress:
                     self.progress(done, self.total)
-                seen = tap.run(hidden[i], real)
+                before = self.shelf.take(hidden[i])
+                seen = tap.run(before, real)
                 gram.update(seen.weighted(at_real(seen.a, real)))
                 seen_by(real)
-                change.update(at_real(hidden[i], real), at_real(seen.out, real))
-                hidden[i] = seen.out
+                change.update(at_real(before, real), at_real(seen.out, real))
+                hidden[i] = self.shelf.put(seen.out)
                 if halfway and self.shallow:
                     now = {"gram": (gram.total, gram.tokens), "change": change.sums(), "batch": i + 1}
                     halfway.reached(done + 1, self.total, partial(dict, state, **now))
@@ -172,12 +200,13 @@ class _Walk:
                 if self.progress:
                     self.progress(layer * len(self.masks) + i, self.total)
                 tap.real = real.flatten().nonzero().squeeze(1)
-                out = forward(one, hidden[i], real)
+                before = self.shelf.take(hidden[i])
+                out = forward(one, before, real)
                 if not is_finite(at_real(out, real)):
-                    raise layer_overflow(one.block, layer, "its second moments", hidden[i].dtype)
+                    raise layer_overflow(one.block, layer, "its second moments", before.dtype)
                 seen_by(real)
-                change.update(at_real(hidden[i], real), at_real(out, real))
-                hidden[i] = out
+                change.update(at_real(before, real), at_real(out, real))
+                hidden[i] = self.shelf.put(out)
         handle.remove()
         return tap, change
 
@@ -190,6 +219,7 @@ def _masks(source: LayerSource, batches: Sequence[Batch]) -> list[Tensor]:
     return masks
 
 
-def _start(source: LayerSource, batches: Sequence[Batch]) -> dict[str, Any]:
+def _start(source: LayerSource, batches: Sequence[Batch], shelf: Shelf) -> dict[str, Any]:
     """The state of a walk before the first layer."""
-    return {"hidden": embed(source, [b["input_ids"] for b in batches]), "scores": [], "changes": [], "others": []}
+    hidden = embedded(source, [b["input_ids"] for b in batches], shelf)
+    return {"hidden": hidden, "scores": [], "changes": [], "others": []}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,37 +16,23 @@ from prunetune.pruning.least_squares import Gram
 from prunetune.pruning.statistics import statistic
 
 
-class BlockWalk:
-    """A statistic of the units of one axis, in all layers of a model."""
+class BlockPass:
+    """A statistic of the units of one axis in one layer."""
 
     def __init__(
-        self,
-        layers: Iterable[nn.Module],
-        axis: Axis,
-        family: Family,
-        shape: Mapping[str, int],
-        chosen: Criterion,
-        reduce: str,
+        self, layer: nn.Module, axis: Axis, family: Family, shape: Mapping[str, int], chosen: Criterion, reduce: str
     ) -> None:
-        self.axis, self.family, self.rule = axis, family, known(chosen.blocks)
-        self.units = [blocks_of(layer, axis, family, shape) for layer in layers]
-        self.stats = [statistic(reduce) for _ in self.units]
+        self.rule, self.readout = known(chosen.blocks), known(axis.readout)(family)
+        self.units, self.stat = blocks_of(layer, axis, family, shape), statistic(reduce)
 
-    def readout(self, layer: nn.Module) -> nn.Module:
-        """The module of a layer whose input they are."""
-        return layer.get_submodule(known(self.axis.readout)(self.family))
+    def update(self, x: Float[Tensor, "tokens columns"]) -> None:
+        """Add a batch of what the criterion needs of tokens, such as the readout's input."""
+        self.stat.update(known(self.rule.value)(x, self.units))
 
-    def update(self, i: int) -> Callable[[Tensor], None]:
-        """What takes the tokens of layer i."""
-        value = known(self.rule.value)
-        return lambda x: self.stats[i].update(value(x, self.units[i]))
-
-    def scores(self, seed: int) -> Float[Tensor, "layers units"]:
-        """A score for every unit of every layer."""
+    def scores(self, layer: int, seed: int) -> Float[Tensor, " units"]:
+        """A score for every unit of the layer, whose place is `layer`."""
         finish = self.rule.finish
-        if finish is None:
-            return torch.stack([stat.finish() for stat in self.stats]).float().cpu()
-        return torch.stack([finish(None, blocks, i, seed) for i, blocks in enumerate(self.units)]).float().cpu()
+        return (self.stat.finish() if finish is None else finish(None, self.units, layer, seed)).float().cpu()
 
 
 class BlockMoments:
