@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from prunetune.models.folders import load_model, model_sha
 from prunetune.models.shards import ShardReader
 from prunetune.pruning.apply import apply_in_memory, apply_on_disk
 from prunetune.pruning.compensate import Patch, compensate
-from prunetune.pruning.layerwise import Shelf
+from prunetune.pruning.layerwise import Shelf, one_layer
 from prunetune.pruning.least_squares import leverage
 from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.scores import score
@@ -352,6 +354,33 @@ def test_where_hidden_states_lie_changes_no_bit(
     assert found.fits == wanted.fits and found.tensors.keys() == wanted.tensors.keys()
     assert all(torch.equal(found.tensors[k], wanted.tensors[k]) for k in wanted.tensors)
     assert not list(tmp_path.iterdir()), "nothing of it is left on disk"
+
+
+@pytest.mark.parametrize("target", ["layer", "stream"])
+def test_one_layer_is_held_at_a_time_and_its_patch_goes_to_the_disk(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches of an 8B model are 3 GB, and the activations of a layer two more."""
+    module, held, on_disk = sys.modules[compensate.__module__], list[weakref.ref[Any]](), set[int]()
+    layer_of, put = one_layer, Shelf.put
+
+    def watched(source: Any, layer: int) -> Any:
+        assert not any(one() for one in held), "the layer before is still there"
+        one = layer_of(source, layer)
+        held.append(weakref.ref(one.block))
+        return one
+
+    def noted(self: Shelf, x: torch.Tensor) -> torch.Tensor:
+        kept = put(self, x)
+        on_disk.add(kept.data_ptr())
+        return kept
+
+    monkeypatch.setattr(module, "one_layer", watched)
+    monkeypatch.setattr(Shelf, "put", noted)
+    folder = tiny_folder(tmp_path / "m")
+    found = compensate(folder, make_plan(), CALIBRATION, held_out=HELD_OUT, target=target, place="disk")
+    assert len(held) == 3 + (target == "stream") and found.tensors
+    assert {tensor.data_ptr() for tensor in found.tensors.values()} <= on_disk
 
 
 def test_on_disk_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ def patch_file(
     device: str,
     watch: Watch,
     chat: bool = False,
+    offload: bool = False,
 ) -> Patch:
     """Fold what a plan removes into what stays, as a round does, and write the patch."""
     from prunetune.pruning.compensate import calibration_and_held_out, compensate
@@ -115,9 +116,8 @@ def patch_file(
         )
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
-            patch = compensate(
-                folder, read, calibration, held_out=held_out, target=target, device=device_of(device), progress=bar
-            )
+            ways: Any = {"device": device_of(device), "progress": bar, "place": "disk" if offload else None}
+            patch = compensate(folder, read, calibration, held_out=held_out, target=target, **ways)
         patch.write(tmp)
     return patch
 

@@ -160,6 +160,9 @@ def compensate(
     max_length: Annotated[int, typer.Option(min=2, max=MOST, help="Longer sequences are cut.")] = 1024,
     columns: Columns = None,
     chat: Chat = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Hidden states and the patch wait on disk, of a model larger than memory.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -180,6 +183,7 @@ def compensate(
         device=device,
         watch=Watch(),
         chat=chat,
+        offload=offload,
     )
     before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))
     fits = [

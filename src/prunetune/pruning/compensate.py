@@ -22,7 +22,7 @@ fitted along, as the weight of one more neuron that is always 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +82,8 @@ def compensate(
         dtype: In what to run the layers (default: `walk_dtype`). Sums are fp32 or fp64 anyway.
         progress: Called with (layers done, layers in all).
         halfway: Where an earlier start may have left off, and where this one may.
-        place: Where hidden states lie between two layers; None: as they fit (`hidden.place_of`).
+        place: Where hidden states lie between two layers, and what is done of the patch; None: as hidden states fit
+            (`calibration.place_of`).
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
@@ -131,45 +132,54 @@ def _compensate(
         state = {"hidden": hidden, "truth": hidden if stream else None, "tensors": {}, "fits": [], "next": 0}
     else:
         state |= {name: [shelf.put(shelf.take(h)) for h in state[name]] for name in STREAMS if state[name]}
-    hidden, truth = state["hidden"], state["truth"]
-    tensors: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in state["tensors"].items()}
+    tensors: dict[str, Tensor] = {name: shelf.put(tensor.cpu()) for name, tensor in state["tensors"].items()}
     fits = [LayerFit(*fit) for fit in state["fits"]]
+    streams = _Streams(state["hidden"], masks, state["truth"], len(batches), shelf)
     for layer in (i for i in (range(source.depth) if stream else plan.kept_layers) if i >= state["next"]):
-        one = one_layer(source, layer)
-        kept = layer in plan.kept_layers
-        intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
-        intact = intact and not (stream and plan.drop)
-        if truth is not None:
-            truth = [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(truth, masks, strict=True)]
-        streams = _Streams(hidden, masks, truth, len(batches), shelf)
-        if kept and plan.drop:
-            patch, more = _fold_blocks(one, source, plan, layer, streams, ridges)
-            tensors |= patch
-            fits += more
-        if kept and not intact:
-            start = next((f.ridge for f in reversed(fits) if f.ridge and not f.readout), None)
-            found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
-            patch = patch_of(one, source, plan, layer, found)
-            tensors |= patch
-            fits.append(LayerFit(layer, found.ridge, found.before, found.after))
-            cut_layer(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, patch)
-            if layer != plan.kept_layers[-1]:
-                hidden = [shelf.put(h.whole(one, source)) for h in halves]
-        elif kept and layer != plan.kept_layers[-1]:
-            unchanged = truth if not plan.drop else None
-            hidden = unchanged or [
-                shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(hidden, masks, strict=True)
-            ]
+        streams, patch, more = _through(source, plan, layer, streams, ridges, fits)
+        tensors |= {name: shelf.put(tensor) for name, tensor in patch.items()}
+        fits += more
         if progress:
             progress(layer + 1, source.depth)
         if halfway:
-            halfway.reached(
-                layer + 1,
-                source.depth,
-                partial(_state, hidden, truth, tensors, fits, layer + 1),
-            )
+            now = (streams.hidden, streams.truth, tensors, fits, layer + 1)
+            halfway.reached(layer + 1, source.depth, partial(_state, *now))
     counts = [int(m.sum()) for m in masks]
     return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]), plan.sha)
+
+
+def _through(
+    source: LayerSource,
+    plan: PrunePlan,
+    layer: int,
+    streams: _Streams,
+    ridges: Sequence[float],
+    before: Sequence[LayerFit],
+) -> tuple[_Streams, dict[str, Tensor], list[LayerFit]]:
+    """(the streams behind a layer, its patch, its fits). Neither it nor its activations are held after that."""
+    one, shelf, masks, stream = one_layer(source, layer), streams.shelf, streams.masks, streams.truth is not None
+    hidden, patch, fits = streams.hidden, dict[str, Tensor](), list[LayerFit]()
+    kept, last = layer in plan.kept_layers, layer == plan.kept_layers[-1]
+    intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
+    intact = intact and not (stream and plan.drop)
+    if streams.truth is not None:
+        truth = [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(streams.truth, masks, strict=True)]
+        streams = replace(streams, truth=truth)
+    if kept and plan.drop:
+        patch, fits = _fold_blocks(one, source, plan, layer, streams, ridges)
+    if kept and not intact:
+        start = next((f.ridge for f in reversed([*before, *fits]) if f.ridge and not f.readout), None)
+        found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
+        own = patch_of(one, source, plan, layer, found)
+        patch |= own
+        fits.append(LayerFit(layer, found.ridge, found.before, found.after))
+        cut_layer(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, own)
+        if not last:
+            hidden = [shelf.put(h.whole(one, source)) for h in halves]
+    elif kept and not last:
+        unchanged = streams.truth if not plan.drop else None
+        hidden = unchanged or [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(hidden, masks, strict=True)]
+    return replace(streams, hidden=hidden), patch, fits
 
 
 def _state(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunetune.errors import DataError, NotFinite
+from prunetune.errors import DataError
 from prunetune.models.axes import shape_of
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.families import family_of
@@ -28,7 +28,7 @@ from prunetune.pruning.blocks.units import own_axes
 from prunetune.pruning.criteria import Criterion, blockwise, criterion, forward_only
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import one_layer, open_source
-from prunetune.pruning.ranking import rank
+from prunetune.pruning.ranking import Ranked, rank
 from prunetune.pruning.scoring.layer import Asked
 from prunetune.pruning.scoring.offload import by_layer
 from prunetune.pruning.scoring.whole import whole
@@ -108,28 +108,37 @@ def score(
         found = by_layer(model, batches, asked, device=device, progress=progress)
     else:
         found = whole(model, batches, asked, **ways)
-    scores = Scores(
+    tokens = sum(int(b["attention_mask"].sum()) for b in batches)
+    told = neuron_criterion + _reduction(chosen, reduce), layers_by, model_sha, data_sha, tokens
+    return _checked(model, _scores(found, asked, *told))
+
+
+def _scores(
+    found: Ranked, asked: Asked, criterion: str, layers_by: str, model_sha: str, data_sha: str, tokens: int
+) -> Scores:
+    sized = (*found.blocks, *(of for axis in asked.axes for of in axis.beside))
+    return Scores(
         neurons=found.neurons.float(),
         layers=torch.tensor([c.mean for c in found.changes], dtype=torch.float32),
         layers_max=torch.tensor([c.top for c in found.changes], dtype=torch.float32),
-        criterion=neuron_criterion + _reduction(chosen, reduce),
+        criterion=criterion,
         layer_criterion=layers_by,
         model_sha=model_sha,
         data_sha=data_sha,
-        tokens=sum(int(b["attention_mask"].sum()) for b in batches),
+        tokens=tokens,
         blocks=found.blocks,
-        sizes={name: shape[name] for name in (*found.blocks, *(of for axis in own for of in axis.beside))},
+        sizes={name: asked.shape[name] for name in sized},
     )
-    if (bad := scores.not_finite()) is not None:
-        raise _overflow(model, bad)
-    return scores
 
 
-def _overflow(model: PreTrainedModel | Path, i: int) -> NotFinite:
+def _checked(model: PreTrainedModel | Path, found: Scores) -> Scores:
+    if (i := found.not_finite()) is None:
+        return found
     if isinstance(model, Path):
         source = open_source(model, as_loaded=True)
-        return layer_overflow(one_layer(source, i).block, i, "its scores", source.dtype)
-    return layer_overflow(model.get_submodule(f"{family_of(model.config).layers}.{i}"), i, "its scores", model.dtype)
+        raise layer_overflow(one_layer(source, i).block, i, "its scores", source.dtype)
+    layer = model.get_submodule(f"{family_of(model.config).layers}.{i}")
+    raise layer_overflow(layer, i, "its scores", model.dtype)
 
 
 def _reduction(chosen: Criterion, reduce: str) -> str:

@@ -168,5 +168,15 @@ def test_the_command_scores_the_same(criterion: str, tmp_path: Path, capsys: Any
     torch.testing.assert_close(found[0].blocks["heads"], found[1].blocks["heads"], rtol=1e-5, atol=0)
 
 
+def test_the_command_compensates_the_same(tmp_path: Path, capsys: Any) -> None:
+    folder, data = tiny_folder(tmp_path / "m"), ("--data", "demo", "--samples", 6, "--max-length", 60)
+    scores, plan = tmp_path / "s", tmp_path / "plan.json"
+    assert call(capsys, "score", folder, *data, "--criterion", "magnitude", "--out", scores, "--offload")[0] == 0
+    assert call(capsys, "plan", scores, "--neurons", 16, "--out", plan)[0] == 0
+    for more in ((), ("--offload",)):
+        assert call(capsys, "compensate", plan, folder, *data, "--out", tmp_path / f"p{len(more)}", *more)[0] == 0
+    assert (tmp_path / "p0").read_bytes() == (tmp_path / "p1").read_bytes()
+
+
 def test_the_tests_above_know_every_family() -> None:
     assert {*DENSE, *MIXTURES} == set(FAMILIES) == set(EXTRA)
