@@ -31,16 +31,12 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make(folder: Path, layers: int) -> None:
+def make(folder: Path, layers: int, vocabulary: int = 32_000, shards: int = 2) -> None:
     """Write the checkpoint."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers, "vocab_size": vocabulary}))
     hidden, wide, kv = 4096, 14_336, 1024
-    shapes = {
-        "model.embed_tokens.weight": (32_000, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (32_000, hidden),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         for name, shape in {
             "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
@@ -48,18 +44,18 @@ def make(folder: Path, layers: int) -> None:
             "mlp.down_proj": (hidden, wide), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }.items():  # fmt: skip
             shapes[f"model.layers.{i}.{name}.weight"] = shape
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
     infos = {name: TensorInfo(torch.bfloat16, shape) for name, shape in shapes.items()}
-    names, written = list(infos), []
-    block = torch.randn(1 << 24).to(torch.bfloat16)
-    for n, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :])):
-        some = {name: infos[name] for name in part}
-        with ShardWriter(folder / shard_name(n, 2), some) as writer:
-            for name, info in some.items():
+    block, written = (0.02 * torch.randn(1 << 24)).to(torch.bfloat16), []
+    per = -(-len(infos) // shards)
+    for n in range(shards):
+        some = dict(list(infos.items())[n * per : (n + 1) * per])
+        with ShardWriter(folder / shard_name(n, shards), some) as writer:
+            for at, (name, info) in enumerate(some.items()):
                 size = torch.Size(info.shape).numel()
-                writer.write(
-                    name, block.roll(hash(name) % 9973).repeat(size // len(block) + 1)[:size].reshape(info.shape)
-                )
-        written.append((shard_name(n, 2), some))
+                numbers = torch.ones(size, dtype=torch.bfloat16) if "norm" in name else block.roll(7919 * (at + n))
+                writer.write(name, numbers.repeat(size // len(numbers) + 1)[:size].reshape(info.shape))
+        written.append((shard_name(n, shards), some))
     write_index(folder, written)
 
 
