@@ -59,6 +59,9 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": True},
     "helium": {},
     "stablelm": {"use_qkv_bias": True},
+    "lfm2": {
+        "block_auto_adjust_ff_dim": False, "conv_bias": True, "layer_types": ["conv", "full_attention"] * 2,
+    },
     "arcee": {"mlp_bias": True},
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "nemotron": {"mlp_bias": True, "attention_bias": True},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -23,10 +24,11 @@ def test_the_parts_add_up_to_the_model(family):
         model = AutoModelForCausalLM.from_config(config)
     parts = parts_of(config.to_dict())
     assert sum(parts.values()) == model.num_parameters()
-    ffn = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n)
-    attention = sum(
-        p.numel() for n, p in model.named_parameters() if ("self_attn." in n or ".attention." in n) and "norm" not in n
+    ffn = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n or ".feed_forward." in n)
+    mixes = re.compile(
+        r"\.(self_attn|attention|conv|linear_attn)\.(?!\w*_?norm|q_layer|k_layer|query_layer|key_layer)|linear_attn\.norm"
     )
+    attention = sum(p.numel() for n, p in model.named_parameters() if mixes.search(n))
     assert (parts["FFN"], parts["attention"]) == (ffn, attention)
 
 

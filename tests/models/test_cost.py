@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-bias": ("qwen3", {"attention_bias": True}),
     "gemma3-bias": ("gemma3_text", {"attention_bias": True}),
     "qwen2-full": ("qwen2", {"use_sliding_window": False}),
+    "lfm2-adjusted": ("lfm2", {"block_auto_adjust_ff_dim": True, "intermediate_size": 70, "block_multiple_of": 16}),
     "multi-query": ("mistral", {"num_key_value_heads": 1, "head_dim": 16}),
 }
 # Published shapes (their config.json on the hub), for the paper's tables.
@@ -56,6 +57,10 @@ def meta_params(config: dict[str, Any], **changes: int) -> int:
     return sum(p.numel() for p in meta_model({**config, **changes}).parameters())
 
 
+# Layers of two kinds: every second one has attention, so two layers are half of a model.
+MIXED = [case for case, (family, _) in CASES.items() if FAMILIES[family].mixer]
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("resize", [{}, {"layers": 3, "neurons": 29}])
 def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
@@ -64,13 +69,16 @@ def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
     expected = sum(p.numel() for p in meta_model(config).parameters())
     assert cost_of(config).params == expected
     assert cost_of(config.to_dict()).weight_bytes == 2 * expected
-    if family == "gemma3_text":
+    if case in MIXED and resize:
+        resize = {**resize, "layers": 2}
+    if family == "gemma3_text" or case in MIXED:
         changes = {**changes, "layer_types": config.layer_types[: resize.get("layers", 4)]}
     elif getattr(config, "layer_types", None):
         changes = {**changes, "layer_types": None}
     width = "moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"
     names = {"layers": "num_hidden_layers", "neurons": width}
-    smaller = tiny_config(family, **changes, **{names[k]: v for k, v in resize.items()})
+    changes = {**changes, **{names[k]: v for k, v in resize.items()}}
+    smaller = tiny_config(family, **({**changes, "block_auto_adjust_ff_dim": False} if resize else changes))
     assert cost_of(config, shape=resize).params == sum(p.numel() for p in meta_model(smaller).parameters())
 
 
@@ -78,7 +86,10 @@ def test_parameters_equal_the_models(case: str, resize: dict[str, int]) -> None:
 def test_parameters_are_affine_in_depth_and_width(case: str) -> None:
     family, changes = CASES[case]
     config = tiny_config(family, **changes)
-    assert params(config) - params(config, depth=3) == layer_params(config)
+    if case in MIXED:
+        assert params(config) - params(config, depth=2) == 2 * layer_params(config)
+    else:
+        assert params(config) - params(config, depth=3) == layer_params(config)
     assert layer_params(config, 48) - layer_params(config, 47) == neuron_params(config)
     assert params(config, depth=4, width=40) == params(config) - 4 * 8 * neuron_params(config)
 
@@ -98,7 +109,22 @@ class Counted:
                 out = model(ids[:, -1:], past_key_values=out.past_key_values, use_cache=True)
         with torch.no_grad(), FlopCounterMode(display=False) as whole:
             model(ids, use_cache=False)
-        self.prefill, self.decode, self.whole = (c.get_total_flops() for c in (prefill, decode, whole))
+        self.prefill, self.decode, self.whole = (
+            c.get_total_flops() - _between_projections(model, c) for c in (prefill, decode, whole)
+        )
+
+
+def _between_projections(model: PreTrainedModel, counted: FlopCounterMode) -> int:
+    """What linear attention and convolutions compute beside their projections, which the cost leaves out."""
+    mixer, by_module = FAMILIES[model.config.model_type].mixer, counted.get_flop_counts()
+    if mixer is None:
+        return 0
+    name, found = next(iter(mixer.sizes(model.config.to_dict()))).split(".")[0], 0
+    for module, counts in by_module.items():
+        if module.endswith(f".{name}"):
+            inside = [sum(c.values()) for m, c in by_module.items() if m.startswith(f"{module}.") and "proj" in m]
+            found += sum(counts.values()) - sum(inside)
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,11 +148,19 @@ def test_kv_bytes_equal_the_caches(family: str) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     with torch.no_grad():
         cache = model(torch.randint(3, 100, (1, 40)), use_cache=True).past_key_values
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in held_by(layer))
     cost = cost_of(config)
     spare = cost.shape.sliding * 2 * 2 * 8 * 2  # one token a sliding layer: keys and values, 2 heads of 8, bf16
     assert cost.kv_bytes(40) == held + spare
-    assert cost.kv_bytes(5) == 5 * cost.kv_bytes_per_token
+    assert cost.kv_bytes(5) - cost.kv_bytes(0) == 5 * cost.kv_bytes_per_token
+    assert (cost.kv_bytes(0) > 0) == (FAMILIES[family].mixer is not None)
+
+
+def held_by(layer: Any) -> list[torch.Tensor]:
+    """Tensors of one layer's cache: keys and values, or the states of what takes the place of attention."""
+    if hasattr(layer, "conv_states"):
+        return [t for t in (*layer.conv_states.values(), *layer.recurrent_states.values()) if t is not None]
+    return [layer.keys, layer.values]
 
 
 def test_the_papers_sizes() -> None:

@@ -15,7 +15,7 @@ from prunetune.models.families.draft import Draft, draft
 
 NAMES = (
     "layers", "embedding", "final_norm", "head", "down", "up", "gate", "o", "qkv", "norms", "qk_norm", "qkv_bias",
-    "o_bias", "mlp_bias", "head_bias", "norm_bias", "post_ffn_norm", "per_layer_keys", "grouped",
+    "o_bias", "mlp_bias", "head_bias", "norm_bias", "post_ffn_norm", "per_layer_keys", "grouped", "query_gate",
 )  # fmt: skip
 # What names and shapes cannot tell, and the draft says that it cannot.
 UNTOLD: dict[str, dict[str, Any]] = {
@@ -45,6 +45,7 @@ def test_a_known_family_is_told_from_its_names(name: str) -> None:
         assert f"{key}: " in said
     multipliers = (FAMILIES[name].embedding_scale, FAMILIES[name].residual_scale, FAMILIES[name].logit_scale)
     assert all(f"{key} = " in said for key in multipliers if key)
+    assert ("its `mixer`" in said) == (FAMILIES[name].mixer is not None)
     if isinstance(FAMILIES[name].parallel, str):
         assert f"{FAMILIES[name].parallel} = " in said
 

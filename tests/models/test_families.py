@@ -12,9 +12,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from prunetune.common.files import write_json
 from prunetune.errors import UnsupportedModel
-from prunetune.models.families import FAMILIES, family_of
+from prunetune.models.families import FAMILIES, Family, family_of
 from prunetune.models.families.pattern import engine_pattern, is_special, period_of
 from prunetune.models.folders import load_config
+
+
+def with_attention(model: Any, family: Family) -> Any:
+    """A layer that has attention: of a family with other kinds of layers the second."""
+    return model.get_submodule(f"{family.layers}.{0 if family.mixer is None else 1}")
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -33,7 +38,7 @@ def test_entry_describes_the_model(name: str) -> None:
     has_bias = family.flag(family.mlp_bias, config)
     assert found == {c.suffix: (c.dim, c.copies) for c in family.cuts if has_bias or not c.suffix.endswith(".bias")}
     assert wide_layer.get_submodule(family.down).in_features == 49
-    norms = {n.rpartition(".")[0] for n, p in layer.named_parameters() if "norm" in n}
+    norms = {n.rpartition(".")[0] for n, p in with_attention(model, family).named_parameters() if "norm" in n}
     assert norms == {*family.norms, *(family.qk_norm.names if family.qk_norm else ())}
     after = family.norms[-1:] if family.post_ffn_norm else ()
     assert bool(after) == any(n.startswith("post_feed") or n == "post_mlp_layernorm" for n in norms)
@@ -42,6 +47,24 @@ def test_entry_describes_the_model(name: str) -> None:
     assert model.get_submodule(family.base) is model.base_model
     assert model.get_submodule(family.embedding) is model.get_input_embeddings()
     assert model.get_submodule(family.head) is model.get_output_embeddings()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].mixer])
+def test_what_takes_the_place_of_attention_is_known(name: str) -> None:
+    """Its kind, its tensors, which layers have it where `layer_types` is not given, and what its cache holds."""
+    mixer, plain = FAMILIES[name].mixer, tiny_config(name)
+    assert mixer is not None
+    kinds = plain.layer_types
+    assert set(kinds) == {mixer.kind, "full_attention"} and FAMILIES[name].heads_stay
+    with torch.device("meta"):
+        layer = AutoModelForCausalLM.from_config(plain).get_submodule(f"{FAMILIES[name].layers}.0")
+    other = {*FAMILIES[name].norms, FAMILIES[name].down, FAMILIES[name].up, FAMILIES[name].gate}
+    held = {n: tuple(p.shape) for n, p in layer.named_parameters() if n.rpartition(".")[0] not in other}
+    assert mixer.sizes(plain.to_dict()) == held
+    for change in ({}, {"full_attn_idxs": [0, 3]}, {"full_attention_interval": 3}):
+        silent = {k: v for k, v in plain.to_dict().items() if k not in ("layer_types", "full_attn_idxs")} | change
+        made = CONFIG_MAPPING[name](**silent)
+        assert mixer.kinds(silent) == made.layer_types
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunetune.common.files import file_sha, read_json, write_json
 from prunetune.errors import BadCheckpoint, NotWritable, PlanError, UnsupportedModel
+from prunetune.models.cost import cost_of
 from prunetune.models.families import FAMILIES, family_of
 from prunetune.models.folders import load_model, model_sha
 from prunetune.models.shards import INDEX, SINGLE, ShardReader, open_shards
@@ -28,6 +29,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-biases": ("smollm3", {"attention_bias": True, "mlp_bias": True}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3-sliding": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    # As LFM2 is published: two thirds of what is written, rounded up to 48.
+    "lfm2-adjusted": ("lfm2", {"block_auto_adjust_ff_dim": True, "intermediate_size": 70, "block_multiple_of": 16}),
 }
 LENGTH = 24  # three sliding windows
 
@@ -139,6 +142,7 @@ def test_config_differs_in_the_cut_fields_alone(case: str, tmp_path: Path) -> No
         "num_hidden_layers",
         *FAMILIES[family].per_layer_keys,
         *FAMILIES[family].layer_count_keys,
+        *(("block_auto_adjust_ff_dim",) if raw.get("block_auto_adjust_ff_dim") else ()),
     }
     assert {"intermediate_size", "num_hidden_layers"} <= changed <= allowed
     for key in FAMILIES[family].per_layer_keys:
@@ -169,6 +173,23 @@ def test_lists_that_an_old_config_lacks_are_written(case: str, tmp_path: Path) -
     assert "sliding_attention" in model.config.layer_types
     assert "full_attention" in model.config.layer_types
     apply_on_disk(source, plan, tmp_path / "out")
+    torch.testing.assert_close(logits(load_model(tmp_path / "out")), logits(oracle(model, plan)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_older_keys_of_lfm2_are_cut_as_the_newer_ones(tmp_path: Path) -> None:
+    """Its published files say `block_ff_dim` and `full_attn_idxs`, which its class takes for others."""
+    source = tiny_folder(tmp_path / "source", "lfm2", **CASES["lfm2-adjusted"][1])
+    raw = read_json(source / "config.json")
+    raw |= {"block_ff_dim": raw.pop("intermediate_size"), "full_attn_idxs": [1, 3]}
+    raw.pop("layer_types")
+    write_json(source / "config.json", raw)
+    model, plan = load_model(source), make_plan(model_sha(source))
+    assert model.config.layer_types == ["conv", "full_attention"] * 2
+    apply_on_disk(source, plan, tmp_path / "out")
+    cut = read_json(tmp_path / "out" / "config.json")
+    assert (cut["block_ff_dim"], cut["intermediate_size"], cut["block_auto_adjust_ff_dim"]) == (28, 28, False)
+    assert cut["full_attn_idxs"] == [2] and cut["layer_types"] == ["conv", "conv", "full_attention"]
+    assert cost_of(cut).params == sum(p.numel() for p in load_model(tmp_path / "out").parameters())
     torch.testing.assert_close(logits(load_model(tmp_path / "out")), logits(oracle(model, plan)), atol=1e-5, rtol=1e-5)
 
 

@@ -11,10 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny import tiny_folder
+from tests.tiny_run import rows, tiny_recipe
 from transformers import AutoModelForCausalLM
 
+from prunetune.common.progress import Watch
 from prunetune.data.stream import FileData
-from prunetune.errors import DataError, RecipeError, TuneError
+from prunetune.errors import DataError, RecipeError, TuneError, UnsupportedModel
+from prunetune.loop.context import prepare
 from prunetune.tune.job import TuneJob, TuneResult
 from prunetune.tune.methods import Cpt, Method, Sft
 from prunetune.tune.stage import run_job
@@ -126,6 +129,21 @@ def test_packing_trains_the_same_tokens_in_fewer_rows(place: Path, tmp_path: Pat
     plain = run_job(make_job(place, tmp_path / "a"))
     dense = run_job(make_job(place, tmp_path / "b", Cpt(**SMALL, packing=True)))
     assert dense.tokens == plain.tokens and dense.steps < plain.steps
+
+
+def test_nothing_is_packed_where_examples_would_see_each_other(place: Path, tmp_path: Path) -> None:
+    """A convolution runs on from one example into the next: refused by a job, and by a run before any work."""
+    hybrid = tiny_folder(tmp_path / "lfm2", "lfm2")
+    job = make_job(place, tmp_path / "a", Cpt(**SMALL, packing=True), model=hybrid)
+    with pytest.raises(UnsupportedModel, match="see each other") as e:
+        run_job(job)
+    assert "packing: false" in str(e.value) and not job.out.exists()
+    run_job(make_job(place, tmp_path / "b", Cpt(**SMALL, samples=8), model=hybrid))
+    packed = {"type": "cpt", "samples": 8, "packing": True, "max_length": 64}
+    rows(place / "rows.jsonl")
+    recipe = tiny_recipe(place, model=str(hybrid), recover=[packed])
+    with pytest.raises(UnsupportedModel, match="see each other"):
+        prepare(recipe, hybrid, Watch(quiet=True))
 
 
 def test_budgets_in_samples_and_tokens(place: Path, tmp_path: Path) -> None:

@@ -43,8 +43,6 @@ def sliced_cost(config: Any, kept: int, dtype_bytes: int = 2) -> SlicedCost:
     check_family(config)
     full, family = Shape.of(config), family_of(config)
     extra = full.layer_extra - len(family.norms) * full.hidden + 2 * kept * kept
-    if getattr(config, "attention_bias", False):
-        extra -= full.hidden - kept  # the bias of the output projection
     shape = replace(full, hidden=kept, tied=False, layer_extra=extra, model_extra=kept)
     return SlicedCost(shape, dtype_bytes)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prunetune.common.device import walk_dtype
 from prunetune.common.progress import Watch
 from prunetune.data.stream import Stream, load_stream
+from prunetune.models.axes import axis_of
 from prunetune.models.calibration import Calibration
 from prunetune.models.prompt import bos_note, check_chat, check_rows, encode, plain_hint
 from prunetune.recipe.calibration import calibration_of
@@ -34,7 +35,7 @@ def calibrated(
     mean = sum(len(encode(tokenizer, e, recipe.prompt, limit).input_ids) for e in rows) / max(1, len(rows))
     spare = len(scores) if scores else max(1, (len(stream) - recipe.score.held_out) // 4)
     stored = getattr(config, "dtype", None) or torch.float32
-    item = walk_dtype(device, stored, config.hidden_size * config.intermediate_size).itemsize
+    item = walk_dtype(device, stored, config.hidden_size * axis_of("neurons").units(config.to_dict())).itemsize
     return calibration_of(
         recipe, Sizes.of(config, recipe.prune.cut), config.hidden_size, item=item, mean=mean, most=spare
     )

@@ -6,7 +6,8 @@
 Conventions. One multiply-add is two FLOPs; matrix products alone are counted (norms, activations, rotary embeddings and
 the embedding look-up are not). Attention is counted as PyTorch's dense kernels do it: each new token against every key
 there is, without halving for causality, and a sliding window saves nothing in prefill; in decode a sliding layer's
-cache holds the window at most. In prefill the head runs on the last position only, as generation does it
+cache holds the window at most. Of layers with linear attention or a convolution the projections alone are counted, not
+what they do between (some hundredths of it). In prefill the head runs on the last position only, as generation does it
 (`logits_to_keep=1`). The prefill yields the first new token, so n new tokens take n - 1 decode steps.
 tests/test_cost.py holds all of this against torch.utils.flop_counter.
 """
@@ -31,20 +32,38 @@ def neuron_params(config: Any) -> int:
 
 
 def layer_params(config: Any, width: int | None = None) -> int:
-    """Parameters of one layer at an FFN width (the config's if None)."""
+    """Parameters of one layer at an FFN width (the config's if None); of layers of two kinds their mean, rounded."""
     shape = _shape(config)
+    own = shape.attentions * attention_params(shape) + shape.mixers * shape.mixer_params
+    return _alike(shape, width) + round(own / max(1, shape.depth))
+
+
+def attention_params(config: Any) -> int:
+    """Parameters of a layer's attention: projections, their biases, norms of queries and keys, sinks."""
+    s = _shape(config)
+    biases = ((1 + s.query_gate) * s.heads + 2 * s.kv_heads) * s.head_dim if s.qkv_bias else 0
+    biases += s.hidden if s.o_bias else 0
+    return s.attention_weights + biases + s.qk_norm_weights + (s.heads if s.sinks else 0)
+
+
+def _alike(shape: Shape, width: int | None) -> int:
+    """Parameters that every layer has, whatever its kind: norms, router, FFN."""
     ffn = neuron_params(shape) * (shape.width if width is None else width) + (shape.hidden if shape.mlp_bias else 0)
-    biases = (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
     router = shape.router_weights + (shape.experts * (1 + shape.hidden) if shape.expert_bias else 0)
-    own = shape.attention_weights + biases + shape.qk_norm_weights + shape.layer_extra
-    return own + (shape.heads if shape.sinks else 0) + router + ffn
+    return shape.layer_extra + router + ffn
 
 
 def params(config: Any, depth: int | None = None, width: int | None = None) -> int:
-    """Parameters of the whole model, tied embeddings counted once: affine in depth, and in width at a fixed depth."""
+    """Parameters of the whole model, tied embeddings counted once: affine in depth, and in width at a fixed depth.
+
+    Where layers are of two kinds, a smaller depth keeps the share of each, rounded.
+    """
     shape = _shape(config)
+    depth = shape.depth if depth is None else depth
+    mixers = round(shape.mixers * depth / max(1, shape.depth))
     embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2) + (shape.vocab if shape.head_bias else 0)
-    return embeddings + shape.model_extra + (shape.depth if depth is None else depth) * layer_params(shape, width)
+    own = (depth - mixers) * attention_params(shape) + mixers * shape.mixer_params
+    return embeddings + shape.model_extra + depth * _alike(shape, width) + own
 
 
 def active_params(config: Any) -> int:
@@ -91,17 +110,20 @@ class Cost:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token adds to the cache, in a context shorter than the sliding window."""
-        return self.shape.depth * self._kv_bytes_per_layer
+        return self.shape.attentions * self._kv_bytes_per_layer
 
     @property
     def _kv_bytes_per_layer(self) -> int:
         return 2 * self.shape.kv_heads * self.shape.head_dim * self.dtype_bytes
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of the cache of a context; sliding layers hold their window at most."""
-        full = self.shape.depth - self.shape.sliding
-        held = min(tokens, self.shape.window or tokens)
-        return self._kv_bytes_per_layer * (full * tokens + self.shape.sliding * held)
+        """Bytes of the cache of a context; sliding layers hold their window at most, layers without attention a state
+        of one size.
+        """
+        s = self.shape
+        held = min(tokens, s.window or tokens)
+        states = s.mixers * (s.mixer_state * self.dtype_bytes + s.mixer_state_fp32 * 4)
+        return states + self._kv_bytes_per_layer * ((s.attentions - s.sliding) * tokens + s.sliding * held)
 
     @property
     def train_bytes(self) -> int:
@@ -138,11 +160,10 @@ class Cost:
     def forward_flops(self, tokens: int, past: int = 0, head_tokens: int | None = None) -> int:
         """FLOPs of a forward pass of `tokens` after `past` cached ones; the head runs on `head_tokens` (all)."""
         s = self.shape
-        weights = s.depth * s.passed_weights
         head = s.hidden * s.vocab * (tokens if head_tokens is None else head_tokens)
         sliding_keys = tokens + (min(past, s.window - 1) if s.window else past)
-        keys = (s.depth - s.sliding) * (past + tokens) + s.sliding * sliding_keys
-        return 2 * (tokens * weights + head) + 4 * s.heads * s.head_dim * tokens * keys
+        keys = (s.attentions - s.sliding) * (past + tokens) + s.sliding * sliding_keys
+        return 2 * (tokens * s.passed_weights + head) + 4 * s.heads * s.head_dim * tokens * keys
 
     def flops(self, prompt_tokens: int, new_tokens: int) -> Flops:
         """FLOPs of answering one question of `prompt_tokens` with `new_tokens` (see the conventions above)."""
@@ -153,8 +174,8 @@ class Cost:
     def train_flops(self, tokens: int, length: int = 1024, passes: int = 3) -> int:
         """FLOPs of training in sequences of `length`: see `training_flops`."""
         s = self.shape
-        products = s.depth * s.passed_weights + s.hidden * s.vocab
-        return round(training_flops(tokens, length, products, s.depth * s.heads * s.head_dim, passes))
+        products = s.passed_weights + s.hidden * s.vocab
+        return round(training_flops(tokens, length, products, s.attentions * s.heads * s.head_dim, passes))
 
     def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:
         """A rough estimate of the hours to train on `tokens` at this share of the GPUs' peak. UnknownName for a GPU."""

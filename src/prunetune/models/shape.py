@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 from prunetune.errors import UnsupportedModel
 from prunetune.models import axes
 from prunetune.models.axes.experts import KEYS, experts
-from prunetune.models.axes.neurons import MOE_WIDTH
+from prunetune.models.axes.neurons import neurons
 from prunetune.models.families import Family, family_of
 
 
@@ -19,10 +20,13 @@ class Shape:
     """The numbers of a config that decide its cost.
 
     `ffn_matrices` is 3, or 2 without a gate. `qk_norm` is how norms of queries and keys are shaped (`QkNorm.per`; "":
-    none). `layer_extra` is what a layer holds besides all that: norms and the output projection's bias; `model_extra`
-    the same of the model: the final norm. The biases tell whether there are some, whose size follows the shape.
+    none). `layer_extra` is what a layer holds besides all that: norms; `model_extra` the same of the model: the final
+    norm. The biases tell whether there are some, whose size follows the shape.
     `sliding` is how many layers attend to the last `window` tokens only. `experts` is how many FFNs of `width` a layer
     has, of which a token passes `active`; 0: it has one, without a router. `sinks`: a number more a query head.
+    `query_gate`: twice as many rows of queries. `mixers` is how many layers have something else than attention:
+    `mixer_params` parameters in each, `mixer_weights` of them in matrices, and in the cache of a sequence `mixer_state`
+    elements of the model's dtype and `mixer_state_fp32` of fp32.
     """
 
     depth: int
@@ -48,13 +52,18 @@ class Shape:
     active: int = 0
     expert_bias: bool = False
     sinks: bool = False
+    query_gate: bool = False
+    mixers: int = 0
+    mixer_params: int = 0
+    mixer_weights: int = 0
+    mixer_state: int = 0
+    mixer_state_fp32: int = 0
 
     @staticmethod
     def of(config: Any) -> Shape:
         """From a `PretrainedConfig` or a config.json dict; UnsupportedModel as `family_of`."""
         family = family_of(config)
-        if isinstance(config, dict):
-            config = _spelled_out(config, family) or _by_its_class(config, family)
+        config = filled(config, family)
         hidden, heads = config.hidden_size, config.num_attention_heads
         given = getattr(config, "head_dim", None) if family.own_head_dim else None
         o_bias, parallel = family.flag(family.o_bias, config), family.flag(family.parallel, config)
@@ -65,7 +74,7 @@ class Shape:
         sliding = types.count("sliding_attention") if window else 0
         return Shape(
             depth=config.num_hidden_layers,
-            width=getattr(config, MOE_WIDTH, None) or config.intermediate_size,
+            width=neurons(vars(config)),
             hidden=hidden,
             vocab=config.vocab_size,
             heads=heads,
@@ -74,7 +83,7 @@ class Shape:
             tied=bool(config.tie_word_embeddings),
             mlp_bias=family.flag(family.mlp_bias, config),
             qkv_bias=family.flag(family.qkv_bias, config),
-            layer_extra=norms * norm + (hidden if o_bias else 0) + sum(family.extra.values()),
+            layer_extra=norms * norm + sum(family.extra.values()),
             window=window if sliding else None,
             sliding=sliding,
             ffn_matrices=3 if family.gate else 2,
@@ -87,6 +96,8 @@ class Shape:
             active=config.num_experts_per_tok if family.experts else 0,
             expert_bias=family.experts is not None and family.experts.bias,
             sinks=bool(family.sinks),
+            query_gate=family.query_gate,
+            **_mixed(family, vars(config), types),
         )
 
     @staticmethod
@@ -111,12 +122,13 @@ class Shape:
 
     def resized(self, shape: Mapping[str, int]) -> Shape:
         """The same model cut to so many units of each axis named, or to so many rows of `vocabulary`; the share of
-        sliding layers is kept, rounded.
+        each kind of layers is kept, rounded.
         """
         changed = axes.resized(self.values(), {k: v for k, v in shape.items() if k != "vocabulary"})
         new = replace(self, **{_KEYS[key]: value for key, value in changed.items()})
         new = replace(new, vocab=shape.get("vocabulary", new.vocab))
-        return replace(new, sliding=round(self.sliding * new.depth / self.depth))
+        sliding, mixers = (round(n * new.depth / self.depth) for n in (self.sliding, self.mixers))
+        return replace(new, sliding=sliding, mixers=mixers)
 
     def counts(self) -> dict[str, int]:
         """How many there are of what can be cut, by axis; heads are key/value groups."""
@@ -137,15 +149,22 @@ class Shape:
         return self.experts * self.hidden
 
     @property
+    def attentions(self) -> int:
+        """Layers that have attention."""
+        return self.depth - self.mixers
+
+    @property
     def passed_weights(self) -> int:
-        """Elements of a layer's matrices that one token passes: the attention's, the router's, those of its experts."""
-        ffns = self.active or 1
-        return self.attention_weights + self.router_weights + ffns * self.ffn_matrices * self.hidden * self.width
+        """Elements of all layers' matrices that one token passes: the attention's or what takes its place, the
+        router's, those of its experts.
+        """
+        ffn = self.router_weights + (self.active or 1) * self.ffn_matrices * self.hidden * self.width
+        return self.depth * ffn + self.attentions * self.attention_weights + self.mixers * self.mixer_weights
 
     @property
     def attention_weights(self) -> int:
         """Elements of a layer's query, key, value and output matrices."""
-        return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.hidden * self.head_dim * ((3 if self.query_gate else 2) * self.heads + 2 * self.kv_heads)
 
     @property
     def qk_norm_weights(self) -> int:
@@ -170,6 +189,28 @@ _OPTIONAL = ("head_dim", "num_key_value_heads", "num_local_experts", "num_expert
 _COUNTS = [key for key in _KEYS if key not in _OPTIONAL]
 
 
+def filled(config: Any, family: Family) -> Any:
+    """A config (an object, or a config.json dict) as an object with its class's defaults, of what decides the cost."""
+    if not isinstance(config, dict):
+        return config
+    return _spelled_out(config, family) or _by_its_class(config, family)
+
+
+def _mixed(family: Family, values: Mapping[str, Any], kinds: list[str]) -> dict[str, int]:
+    """What a shape says of the layers without attention."""
+    if family.mixer is None:
+        return {}
+    sizes = family.mixer.sizes(values).values()
+    state, state_fp32 = family.mixer.state(values)
+    return {
+        "mixers": kinds.count(family.mixer.kind),
+        "mixer_params": sum(map(math.prod, sizes)),
+        "mixer_weights": sum(math.prod(size) for size in sizes if len(size) == 2),
+        "mixer_state": state,
+        "mixer_state_fp32": state_fp32,
+    }
+
+
 def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | None:
     """What `Shape.of` reads, without the config's class, whose import takes seconds; None: only the class can tell.
 
@@ -177,9 +218,11 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
     """
     silent = {k: v for k, v in family.silent.items() if k not in KEYS or not experts(config)}
     given = {"tie_word_embeddings": False, **silent, **config}
+    given |= {ours: config[theirs] for theirs, ours in family.aliases.items() if theirs in config}
     if not family.grouped:
         given["num_key_value_heads"] = given.get("num_attention_heads")
     wanted = (*_COUNTS, "num_key_value_heads", *(("num_experts_per_tok",) if family.experts else ()))
+    wanted += family.mixer.counts if family.mixer else ()
     if not all(type(given.get(key)) is int and given[key] > 0 for key in wanted):
         return None
     odd = given["hidden_size"] % given["num_attention_heads"]
@@ -191,6 +234,8 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
         if "sliding_attention" in (given.get("layer_types") or ()):
             return None
         given["sliding_window"] = None
+    if family.mixer and given.get("layer_types") is None:
+        given["layer_types"] = family.mixer.kinds(given)
     if given.get("sliding_window") and given.get("layer_types") is None:
         if (n := _full_every(family, given)) is None:
             return None

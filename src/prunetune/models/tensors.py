@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunetune.models.families import Family, family_of
-from prunetune.models.shape import Shape
+from prunetune.models.shape import Shape, filled
 
 Sizes = dict[str, tuple[int, ...]]
 
@@ -18,10 +18,14 @@ def expected_tensors(config: Mapping[str, Any]) -> Sizes:
     """Every parameter of the model, a tied head apart. UnsupportedModel where `family_of` raises it."""
     values = dict(config)
     family, shape = family_of(values), Shape.of(values)
-    layer = _layer(family, shape)
+    alike, attention, mixed, kinds = _layer(family, shape), _attention(family, shape), Sizes(), list[str]()
+    if family.mixer:
+        config = vars(filled(values, family))
+        mixed, kinds = family.mixer.sizes(config), config["layer_types"]
     found: Sizes = {f"{family.embedding}.weight": (shape.vocab, shape.hidden)}
     for i in range(shape.depth):
-        found |= {f"{family.layers}.{i}.{suffix}": size for suffix, size in layer.items()}
+        own = mixed if family.mixer and kinds[i] == family.mixer.kind else attention
+        found |= {f"{family.layers}.{i}.{suffix}": size for suffix, size in {**own, **alike}.items()}
     found |= _norm(family, family.final_norm, shape.hidden)
     if not shape.tied:
         found[f"{family.head}.weight"] = (shape.vocab, shape.hidden)
@@ -53,7 +57,8 @@ def _norm(family: Family, name: str, *size: int) -> Sizes:
 
 
 def _layer(family: Family, shape: Shape) -> Sizes:
-    found = _attention(family, shape)
+    """What every layer has, whatever its kind."""
+    found: Sizes = {}
     for norm in family.norms:
         if not (shape.parallel and norm in family.parallel_lacks):
             found |= _norm(family, norm, shape.hidden)
@@ -65,8 +70,6 @@ def _layer(family: Family, shape: Shape) -> Sizes:
             found[cut.suffix] = (rows, shape.hidden) if cut.dim == 0 else (shape.hidden, rows)
         elif shape.mlp_bias:
             found[cut.suffix] = (rows,)
-    if family.sinks:
-        found[family.sinks] = (shape.heads,)
     if shape.mlp_bias:
         found[f"{family.down}.bias"] = (shape.hidden,)
     return found | {suffix: (size,) for suffix, size in family.extra.items()}
@@ -74,7 +77,7 @@ def _layer(family: Family, shape: Shape) -> Sizes:
 
 def _attention(family: Family, shape: Shape) -> Sizes:
     queries, keys, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    parts = (queries, keys, keys)
+    parts = (queries * (2 if shape.query_gate else 1), keys, keys)
     rows = dict(zip(family.qkv, parts if len(family.qkv) == 3 else (sum(parts),), strict=True))
     found: Sizes = {f"{n}.weight": (r, hidden) for n, r in rows.items()}
     found[f"{family.o}.weight"] = (hidden, queries)
@@ -82,6 +85,8 @@ def _attention(family: Family, shape: Shape) -> Sizes:
         found |= {f"{n}.bias": (r,) for n, r in rows.items()}
     if shape.o_bias:
         found[f"{family.o}.bias"] = (hidden,)
+    if family.sinks:
+        found[family.sinks] = (shape.heads,)
     if family.qk_norm and shape.qk_norm:
         sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
             "head": ((shape.head_dim,), (shape.head_dim,)),

@@ -25,11 +25,11 @@ PatchTensors = Mapping[str, Tensor]
 
 def cut_name(plan: PrunePlan, family: Family, name: str) -> str | None:
     """The name that a source tensor has in the result, its layer renumbered, and its expert where it is that of one;
-    None if either is dropped.
+    None if either is dropped, or nothing reads it.
     """
     at = layer_of(family, name)
     if at is None:
-        return name
+        return None if name.startswith(family.unread) else name
     layer, suffix = at
     _check_layer(plan, layer, name)
     if layer in plan.drop_layers:
@@ -144,6 +144,7 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
                 f"no stock model of this family has so many {name}: {told}", value=plan.new_shape[name]
             )
     out = {**raw, **changed}
+    out |= {theirs: changed[ours] for theirs, ours in family.aliases.items() if theirs in raw and ours in changed}
     if not plan.drop_layers:
         return out
     for key in family.per_layer_keys:
@@ -155,6 +156,9 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
                 f"`{key}` of this config is shorter than the model", value=len(full), valid=f"{plan.depth}"
             )
         out[key] = [full[layer] for layer in plan.kept_layers]
+    for key in family.layer_index_keys:
+        if raw.get(key) is not None:
+            out[key] = [new for new, layer in enumerate(plan.kept_layers) if layer in raw[key]]
     for key in family.layer_count_keys:
         count = resolved.get(key)
         if count is not None and (raw.get(key) is not None or count < plan.depth):

@@ -78,6 +78,11 @@ class LayerSource:
         """Number of layers."""
         return len(self.names)
 
+    @property
+    def width(self) -> int:
+        """FFN width, or that of each expert."""
+        return axis_of("neurons").units(self.config.to_dict())
+
     def layer_tensors(self, layer: int) -> dict[str, Tensor]:
         """{suffix: tensor} of one layer as the model has them, on the device and in the dtype of the walk."""
         found = {s: self.read(n).to(self.device, self.dtype) for s, n in self.names[layer].items()}
@@ -172,7 +177,7 @@ def one_layer(source: LayerSource, layer: int) -> OneLayer:
 def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
     values = source.config.to_dict()
     others = tuple(i for i in range(source.depth) if i != layer)
-    plan = PrunePlan(model_sha="", depth=source.depth, width=axis_of("neurons").units(values), drop_layers=others)
+    plan = PrunePlan(model_sha="", depth=source.depth, width=source.width, drop_layers=others)
     config = copy.deepcopy(source.config)
     for key, value in cut_config(plan, source.family, values, values).items():
         if value != values.get(key):

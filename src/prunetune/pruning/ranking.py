@@ -165,7 +165,7 @@ class _Walk:
         """Run one layer over all batches; `state["hidden"]` is its input, and its output afterwards."""
         source, hidden = self.source, state["hidden"]
         change = LayerChange(self.change_of, *state.pop("change", ()))
-        gram = Gram(source.config.intermediate_size, source.device, *state.pop("gram", ()))
+        gram = Gram(source.width, source.device, *state.pop("gram", ()))
         with torch.autocast(source.device.type, enabled=False), Tap(one, source, layer) as tap:
             for i in range(state.pop("batch", 0), len(self.masks)):
                 real, done = self.masks[i], layer * len(self.masks) + i

@@ -16,12 +16,22 @@ MOE_WIDTH = "moe_intermediate_size"
 """FFN width of an expert, where `intermediate_size` is that of layers without experts."""
 
 
-def _units(values: Values) -> int:
-    return int(values.get(MOE_WIDTH) or values["intermediate_size"])
+ADJUSTED = "block_auto_adjust_ff_dim"
+"""Where it is set (LFM2), the FFN's width is two thirds of `intermediate_size`, times a factor, rounded up."""
+
+
+def neurons(values: Values) -> int:
+    """FFN width of a config's layers, or of each of their experts."""
+    width = int(values.get(MOE_WIDTH) or values["intermediate_size"])
+    if not values.get(ADJUSTED):
+        return width
+    width, factor, step = int(2 * width / 3), values.get("block_ffn_dim_multiplier"), int(values["block_multiple_of"])
+    return -(-(width if factor is None else int(factor * width)) // step) * step
 
 
 def _resized(values: Values, count: int) -> dict[str, Any]:
-    return {MOE_WIDTH if values.get(MOE_WIDTH) else "intermediate_size": count}
+    changed: dict[str, Any] = {MOE_WIDTH if values.get(MOE_WIDTH) else "intermediate_size": count}
+    return changed | {ADJUSTED: False} if values.get(ADJUSTED) else changed
 
 
 def _slices(family: Family, shape: Mapping[str, int]) -> tuple[Slice, ...]:
@@ -40,7 +50,7 @@ def _grain(values: Values) -> int:
 
 NEURONS = Axis(
     name="neurons",
-    units=_units,
+    units=neurons,
     resized=_resized,
     slices=_slices,
     called=("neuron", "neurons"),

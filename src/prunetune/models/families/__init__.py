@@ -3,7 +3,7 @@
 A neuron is one row of the gate and up projections (and their biases) and one column of the down projection; where
 there is no gate, of up and down (method, section 1). An entry says what its projections and norms are called, how a
 layer is laid out, what multiplies what, which config lists have one entry a layer. Nothing else names a tensor.
-Others take `family_of`, `families`, `layer_of`, `Family`, of `pattern` what engines assume of a family's layers, and of
+Others take `family_of`, `families`, `layer_of`, `check_packing`, `Family`, of `pattern` what engines assume of a family's layers, and of
 `wrappers` what is read of models with a vision tower.
 To add a family: one entry in `entries.py`, its config in tests/tiny.py, its row in docs/concepts.md.
 """
@@ -21,7 +21,18 @@ from prunetune.models.families.experts import Experts
 from prunetune.models.families.family import Cut, Family, QkNorm
 from prunetune.models.families.wrappers import own_name, wrapper_of
 
-__all__ = ["FAMILIES", "Cut", "Experts", "Family", "QkNorm", "families", "family_of", "layer_of", "named"]
+__all__ = [
+    "FAMILIES",
+    "Cut",
+    "Experts",
+    "Family",
+    "QkNorm",
+    "check_packing",
+    "families",
+    "family_of",
+    "layer_of",
+    "named",
+]
 
 # Config keys that mean "this cannot be cut by dropping neurons and layers alone", with the reason.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
@@ -86,8 +97,8 @@ def family_of(config: Any) -> Family:
         )
     family = found[model_type]
     for key, reason in family.refused.items():
-        if d.get(key):
-            raise UnsupportedModel(f"this model ({model_type}) {reason}", value=f"{key}: {d[key]}")
+        if found_at := d.get(key, family.silent.get(key)):
+            raise UnsupportedModel(f"this model ({model_type}) {reason}", value=f"{key}: {found_at}")
     return family
 
 
@@ -100,6 +111,19 @@ def named(wanted: str = "", most: int = 10) -> str:
     near += [name for name in found if len(wanted) > 3 and name.startswith(wanted[:4])]
     shown = list(dict.fromkeys([*near, "llama", "qwen3", "gemma3_text", "mistral", "phi3"]))[:6]
     return f"{len(found)} families: {', '.join(shown)}, … (docs/concepts.md has all)"
+
+
+def check_packing(model_type: object) -> None:
+    """UnsupportedModel where examples in one row would see each other: a state or a convolution runs on from one into
+    the next, and no mask keeps them apart.
+    """
+    family = families().get(str(model_type))
+    if family and family.mixer:
+        raise UnsupportedModel(
+            f"examples of one row see each other in layers with {family.mixer.called}, so nothing is packed there",
+            value=family.model_type,
+            fix="packing: false",
+        )
 
 
 def families() -> dict[str, Family]:

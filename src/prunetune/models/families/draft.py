@@ -25,6 +25,7 @@ _MULTIPLIES = re.compile(r"multiplier|scal(e|ing)$|softcap|mup|alpha$")
 _DEFAULTS = {f.name: f.default for f in fields(Family)}
 _ORDER = (
     "input",
+    "operator",
     "pre_attention",
     "attention",
     "post_self_attn",
@@ -113,15 +114,25 @@ def _layers(made: Draft, config: Mapping[str, Any], shapes: Sizes) -> tuple[dict
     made.told.append(
         f"{len(layers)} layers at {prefix}" + (f"; the config says {depth}" if depth != len(layers) else "")
     )
-    kinds = Counter(tuple(sorted(one.items())) for one in layers.values())
+    kinds = [dict(kind) for kind, _ in Counter(tuple(sorted(one.items())) for one in layers.values()).most_common()]
+    inside = kinds[0]
     if len(kinds) > 1:
+        told = [kind for kind in kinds if "qkv" in _tried(config, kind)]
+        inside = told[0] if told else inside
         made.unsure.append(
-            f"layers are of {len(kinds)} kinds, with other tensors or shapes: an entry describes one kind"
+            f"layers are of {len(kinds)} kinds, with other tensors or shapes: an entry describes one, and what others "
+            "have in place of attention is its `mixer` (mixers.py)"
         )
-    inside = dict(kinds.most_common(1)[0][0])
     if experts := [n for n in inside if "expert" in n or ".router." in n]:
         made.unsure.append(f"a mixture of experts ({experts[0]}): no dense entry serves it")
     return inside, {n: s for n, s in shapes.items() if n not in at or at[n][1] != prefix}
+
+
+def _tried(config: Mapping[str, Any], inside: Sizes) -> Mapping[str, Any]:
+    """What the attention of one kind of layers would say."""
+    made = Draft("")
+    _attention(made, config, inside)
+    return made.entry
 
 
 def _named(inside: Iterable[str], *shape_of: str) -> set[str]:
@@ -168,10 +179,14 @@ def _attention(made: Draft, config: Mapping[str, Any], inside: Sizes) -> set[str
         return set()
     groups, width = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
     q, k = heads * width, groups * width
+    gated = 2 * q
     attn = {
         n.removesuffix(".weight"): s for n, s in inside.items() if n.endswith(".weight") and len(s) == 2 and "att" in n
     }
-    three = [[n for n in attn if re.search(rf"(^|[._])w?{c}(_|$|\.|proj)", n) and attn[n][0] in (q, k)] for c in "qkv"]
+    three = [
+        [n for n in attn if re.search(rf"(^|[._])w?{c}(_|$|\.|proj)", n) and attn[n][0] in rows]
+        for c, rows in (("q", (q, gated)), ("k", (k,)), ("v", (k,)))
+    ]
     fused = [n for n, s in attn.items() if s == (q + 2 * k, hidden)]
     out = [n for n, s in attn.items() if s == (hidden, q) and n not in fused and [n] not in three]
     out = [n for n in out if re.search(r"(^|[._])w?o(_|$|ut|proj)|dense|c_proj", n)] or out
@@ -181,7 +196,7 @@ def _attention(made: Draft, config: Mapping[str, Any], inside: Sizes) -> set[str
         )
         return set()
     qkv = (fused[0],) if fused else tuple(names[0] for names in three)
-    made.entry |= {"qkv": qkv, "o": out[0]}
+    made.entry |= {"qkv": qkv, "o": out[0], "query_gate": not fused and attn[qkv[0]][0] == gated != q}
     if fused:
         made.unsure.append(f"{fused[0]} fuses queries, keys and values: in that order, or head by head (qkv_by_head)")
     made.told.append(f"attention: {', '.join((*qkv, out[0]))}")

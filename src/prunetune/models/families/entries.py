@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
+from prunetune.models.families.mixers import SHORT_CONVOLUTION
 from prunetune.models.families.mixtures import MIXTURES
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
@@ -125,6 +126,32 @@ _GATED = (
     ),
 )
 
+_HYBRIDS = (
+    Family(
+        "lfm2",
+        layer_index_keys=("full_attn_idxs",),
+        aliases={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
+        final_norm="model.embedding_norm",
+        gate="feed_forward.w1",
+        up="feed_forward.w3",
+        down="feed_forward.w2",
+        o="self_attn.out_proj",
+        mixer=SHORT_CONVOLUTION,
+        norms=("operator_norm", "ffn_norm"),
+        qk_norm=QkNorm(names=("self_attn.q_layernorm", "self_attn.k_layernorm")),
+        qkv_bias=False,
+        o_bias=False,
+        silent={
+            "tie_word_embeddings": True,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_auto_adjust_ff_dim": True,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_multiple_of": 256,
+        },
+    ),
+)
+
 _TWO_MATRICES = (
     Family("arcee", gate="", even_heads=True, mlp_bias="mlp_bias"),
     Family(
@@ -185,4 +212,4 @@ _TWO_MATRICES = (
     ),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_GATED, *_TWO_MATRICES, *MIXTURES)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_GATED, *_HYBRIDS, *_TWO_MATRICES, *MIXTURES)}

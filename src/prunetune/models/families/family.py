@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families.experts import Experts
+from prunetune.models.families.mixers import Mixer
 
 Flag = bool | str
 
@@ -59,6 +60,8 @@ class Family:
             the columns of down. One that a model lacks (a bias) is simply not there.
         per_layer_keys: Config lists with one entry a layer; sliced by the kept layers, never regenerated.
         layer_count_keys: Config numbers n that mean "the first n layers"; become the number of kept ones below n.
+        layer_index_keys: Config lists of layers' indices; those of the kept ones, renumbered.
+        aliases: Config keys that its class takes for another where they stand: {theirs: ours}.
         silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
         refused: Config keys that, where they are set, make it a model that is not served, with the reason.
 
@@ -72,6 +75,8 @@ class Family:
         o: The projection whose input is the attention heads, side by side.
         qkv: The projections of queries, keys and values; or the one that fuses them, in that order.
         qkv_by_head: The fused one holds them head after head: q, k, v of the first, q, k, v of the second.
+        query_gate: The projection of queries holds as many rows again, which gate the heads' outputs.
+        mixer: What takes the place of attention in some layers; None: all have attention.
         experts: The FFN is a mixture of experts, kept there; `down`, `up` and `gate` then say nothing. None: it is not.
         sinks: One number a query head that takes part in its softmax, inside a layer; "": there are none.
         norms: Norms of width d in a layer; where one follows the FFN, it is the last.
@@ -79,6 +84,8 @@ class Family:
         extra: Parameters of a layer that nothing cuts: {suffix: elements} ([elements]).
         stored: What transformers calls otherwise in files: {its name there: in the model}.
         buffers: Tensors of a layer in checkpoints that are no parameters; a file may lack them.
+        unread: How the names of tensors begin that checkpoints hold and transformers neither reads nor writes: they do
+            not go with a cut model.
 
         qkv_bias: Biases on queries, keys and values.
         o_bias: A bias on `o`.
@@ -115,6 +122,8 @@ class Family:
     cuts: tuple[Cut, ...] = ()
     per_layer_keys: tuple[str, ...] = ("layer_types",)
     layer_count_keys: tuple[str, ...] = ()
+    layer_index_keys: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -128,12 +137,15 @@ class Family:
     o: str = "self_attn.o_proj"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     qkv_by_head: bool = False
+    query_gate: bool = False
+    mixer: Mixer | None = None
     experts: Experts | None = None
     sinks: str = ""
     norms: tuple[str, ...] = PRE
     qk_norm: QkNorm | None = None
     extra: Mapping[str, int] = field(default_factory=dict, hash=False)
     buffers: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     qkv_bias: Flag = "attention_bias"
@@ -168,6 +180,8 @@ class Family:
     @property
     def heads_stay(self) -> str | None:
         """Why no attention heads can go; None: they can."""
+        if self.mixer:
+            return f"layers of it have {self.mixer.called} in place of attention, and none of these heads"
         if self.qk_norm and self.qk_norm.per == "all":
             return (
                 "a norm runs over the queries of all heads together, so that no head goes without changing the others"

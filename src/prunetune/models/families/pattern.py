@@ -20,7 +20,7 @@ def is_special(config: Mapping[str, Any]) -> list[bool]:
     if isinstance(kinds, list) and len(kinds) == depth:
         return [kind == value for kind in kinds]
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
-    every = every or config.get("no_rope_layer_interval") or family.period
+    every = every or config.get("no_rope_layer_interval") or config.get("full_attention_interval") or family.period
     return [(i + 1) % int(every) == 0 for i in range(depth)]
 
 

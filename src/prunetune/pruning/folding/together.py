@@ -105,7 +105,7 @@ def _gather(
     apart, left, halves = adds(one, source, layer, hidden[-1]), MEMORY, list[Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         bias = tap.down.bias is not None
-        grams = [Gram(source.config.intermediate_size + bias, source.device) for _ in range(2)]
+        grams = [Gram(source.width + bias, source.device) for _ in range(2)]
         for i, (x, real) in enumerate(zip(hidden, masks, strict=True)):
             seen = tap.run(x, real)
             features = seen.weighted(at_real(seen.a, real))

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from prunetune.errors import TuneError
-from prunetune.models.families import families
+from prunetune.models.families import check_packing, families
 from prunetune.models.folders import pad_id
 from prunetune.models.head import head_of
 from prunetune.models.head_loss import Term, chunked, counted, cross_entropy, on_logits
@@ -143,6 +143,7 @@ def fit(
 
     Raises:
         TuneError: If nothing can be trained on, or the loss diverges (evidence in the job's `work/diverged`).
+        UnsupportedModel: If rows of this model cannot be packed.
     """
     method = stage.job.method
     if method.average and is_sharded():
@@ -151,6 +152,8 @@ def fit(
             value=f"average: {method.average}",
             fix="average: 0, or a launcher that keeps them whole (ddp)",
         )
+    if packing:
+        check_packing(stage.model.config.model_type)
     made = made or rows_of(stage, completion_only=completion_only)
     frame = frame_of(
         stage,
