@@ -3,8 +3,8 @@
 A neuron is one row of the gate and up projections (and their biases) and one column of the down projection; where
 there is no gate, of up and down (method, section 1). An entry says what its projections and norms are called, how a
 layer is laid out, what multiplies what, which config lists have one entry a layer. Nothing else names a tensor.
-Others take `family_of`, `families`, `layer_of`, `check_packing`, `Family`, of `pattern` what engines assume of a family's layers, and of
-`wrappers` what is read of models with a vision tower.
+Others take `family_of`, `families`, `layer_of`, `check_packing`, `Family`, of `pattern` what engines assume of its
+layers, and of `wrappers` what is read of models with a vision tower.
 To add a family: one entry in `entries.py`, its config in tests/tiny.py, its row in docs/concepts.md.
 """
 
