@@ -59,6 +59,11 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": True},
     "helium": {},
     "stablelm": {"use_qkv_bias": True},
+    "qwen3_5_text": {
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
     "lfm2": {
         "block_auto_adjust_ff_dim": False, "conv_bias": True, "layer_types": ["conv", "full_attention"] * 2,
     },

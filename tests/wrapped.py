@@ -41,6 +41,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {**_QWEN, "window_size": 16, "fullatt_block_indexes": [1]},
         **_QWEN_TOKENS,
     },
+    "qwen3_5": {
+        "text_config": {
+            **BASE, **EXTRA["qwen3_5_text"], "model_type": "qwen3_5_text",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0], "mrope_interleaved": True, "partial_rotary_factor": 0.5},
+        },
+        "vision_config": {**_QWEN, "num_position_embeddings": 16},
+        **_QWEN_TOKENS,
+    },
     "qwen3_vl": {
         "text_config": {**BASE, "rope_parameters": {**_ROPE, "mrope_interleaved": True}, "model_type": "qwen3_vl_text"},
         "vision_config": {**_QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},

@@ -129,7 +129,16 @@ def test_an_unknown_type_on_disk(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-PERIODS = {"gemma2": 2, "gemma3_text": 6, "smollm3": 4, "olmo3": 4, "exaone4": 4, "cohere2": 4, "gpt_oss": 2}
+PERIODS = {
+    "gemma2": 2,
+    "gemma3_text": 6,
+    "smollm3": 4,
+    "olmo3": 4,
+    "exaone4": 4,
+    "cohere2": 4,
+    "gpt_oss": 2,
+    "qwen3_5_text": 4,
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

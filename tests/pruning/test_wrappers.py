@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.wrapped import FORMS, with_image, wrapped_folder, wrapped_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from prunetune.common.files import read_json, write_json
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families.wrappers import WRAPPERS
-from prunetune.models.folders import model_sha
+from prunetune.models.folders import check_weights, model_sha
+from prunetune.models.folders.wrapping import rewrap, unwrap
 from prunetune.models.shards import ShardReader, open_shards
 from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.plan import PrunePlan
@@ -101,7 +103,8 @@ def test_layers_that_the_image_comes_in_behind_stay(tmp_path: Path) -> None:
     apply_on_disk(folder, plan_of(folder, (0,)), tmp_path / "out", text_only=True)
 
 
-HEADS = [name for name in WRAPPERS if name != "qwen2_5_vl"]  # its class takes a head's width from hidden size / heads
+HEADS = [name for name in WRAPPERS if name not in ("qwen2_5_vl", "qwen3_5")]
+"""The class of the one takes a head's width from hidden size / heads; of the other most layers have none of these."""
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -131,6 +134,30 @@ def test_heads_that_the_wrappers_class_cannot_do_without_stay(tmp_path: Path) ->
     assert "--text-only" in str(e.value.fix) and not (tmp_path / "out").exists()
     apply_on_disk(folder, plan, tmp_path / "out", text_only=True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_attention_heads == 2
+
+
+def test_layers_that_guess_more_tokens_do_not_go_with_a_cut_model(tmp_path: Path) -> None:
+    """Qwen3.5's files hold `mtp.` tensors of the whole width, which transformers neither reads nor writes."""
+    folder = wrapped_folder(tmp_path / "m", "qwen3_5", "inside")
+    file, more = folder / "model.safetensors", {"mtp.fc.weight": torch.ones(32, 64), "mtp.norm.weight": torch.ones(32)}
+    save_file({**load_file(file), **more}, file, {"format": "pt"})
+    config = read_json(folder / "config.json")
+    config["text_config"]["mtp_num_hidden_layers"] = 1
+    write_json(folder / "config.json", config)
+    check_weights(folder)
+    for text_only in (False, True):
+        out = tmp_path / f"out-{text_only}"
+        apply_on_disk(folder, plan_of(folder, ()), out, text_only=text_only)
+        cut = read_json(out / "config.json")
+        assert not more.keys() & tensors(out).keys() and cut.get("text_config", cut)["mtp_num_hidden_layers"] == 0
+    unwrap(folder, tmp_path / "alone")
+    assert not more.keys() & tensors(tmp_path / "alone").keys()
+    rewrap(folder, tmp_path / "alone", tmp_path / "back")
+    assert more.keys() <= tensors(tmp_path / "back").keys(), "nothing is cut: they stay"
+    text = tmp_path / "alone" / "model.safetensors"
+    save_file({**load_file(text), **more}, text, {"format": "pt"})
+    apply_on_disk(tmp_path / "alone", plan_of(tmp_path / "alone", (2,)), tmp_path / "text")
+    assert not more.keys() & tensors(tmp_path / "text").keys()
 
 
 def test_old_files_without_a_text_config(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
             )
     out = {**raw, **changed}
     out |= {theirs: changed[ours] for theirs, ours in family.aliases.items() if theirs in raw and ours in changed}
+    if raw.get(family.unread_count):
+        out[family.unread_count] = 0
     if not plan.drop_layers:
         return out
     for key in family.per_layer_keys:

@@ -37,10 +37,11 @@ else:
     raise SystemExit("prunetune could be imported: this check would prove nothing")
 warnings.simplefilter("ignore")
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 def load():
-    text = type(AutoConfig.from_pretrained(args["model"])) in MODEL_FOR_CAUSAL_LM_MAPPING
+    config = AutoConfig.from_pretrained(args["model"])
+    text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "vision_config", None)
     kind = AutoModelForCausalLM if text else AutoModelForImageTextToText
     return kind.from_pretrained(args["model"], dtype=torch.float32).eval()
 """

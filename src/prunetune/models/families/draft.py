@@ -187,10 +187,11 @@ def _attention(made: Draft, config: Mapping[str, Any], inside: Sizes) -> set[str
         [n for n in attn if re.search(rf"(^|[._])w?{c}(_|$|\.|proj)", n) and attn[n][0] in rows]
         for c, rows in (("q", (q, gated)), ("k", (k,)), ("v", (k,)))
     ]
-    fused = [n for n, s in attn.items() if s == (q + 2 * k, hidden)]
+    apart = all(len(names) == 1 for names in three)
+    fused = [] if apart else [n for n, s in attn.items() if s == (q + 2 * k, hidden)]
     out = [n for n, s in attn.items() if s == (hidden, q) and n not in fused and [n] not in three]
     out = [n for n in out if re.search(r"(^|[._])w?o(_|$|ut|proj)|dense|c_proj", n)] or out
-    if len(out) != 1 or not (all(len(names) == 1 for names in three) or len(fused) == 1):
+    if len(out) != 1 or not (apart or len(fused) == 1):
         made.unsure.append(
             f"the attention: no q, k, v of [{q}, {hidden}] and [{k}, {hidden}] (or one of [{q + 2 * k}, {hidden}])"
         )

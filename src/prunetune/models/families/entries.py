@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
-from prunetune.models.families.mixers import SHORT_CONVOLUTION
+from prunetune.models.families.mixers import GATED_DELTA, SHORT_CONVOLUTION
 from prunetune.models.families.mixtures import MIXTURES
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
@@ -127,6 +127,24 @@ _GATED = (
 )
 
 _HYBRIDS = (
+    Family(
+        "qwen3_5_text",
+        mixer=GATED_DELTA,
+        query_gate=True,
+        qk_norm=QkNorm(),
+        unread=("mtp.",),
+        unread_count="mtp_num_hidden_layers",
+        period=4,
+        special_means="it has attention, the others linear attention",
+        silent={
+            "head_dim": 256,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+        },
+    ),
     Family(
         "lfm2",
         layer_index_keys=("full_attn_idxs",),

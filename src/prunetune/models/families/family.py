@@ -86,6 +86,7 @@ class Family:
         buffers: Tensors of a layer in checkpoints that are no parameters; a file may lack them.
         unread: How the names of tensors begin that checkpoints hold and transformers neither reads nor writes: they do
             not go with a cut model.
+        unread_count: Config key that says how many layers of those there are: 0 of a cut model.
 
         qkv_bias: Biases on queries, keys and values.
         o_bias: A bias on `o`.
@@ -146,6 +147,7 @@ class Family:
     extra: Mapping[str, int] = field(default_factory=dict, hash=False)
     buffers: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    unread_count: str = ""
     stored: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     qkv_bias: Flag = "attention_bias"

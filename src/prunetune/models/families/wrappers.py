@@ -52,6 +52,7 @@ WRAPPERS: dict[str, Wrapper] = {
         Wrapper("gemma3", {"gemma3_text": "gemma3_text"}),
         Wrapper("mistral3", {"mistral": "mistral", "ministral3": "ministral3"}),
         Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, ("visual.",), own_head_dim=False),
+        Wrapper("qwen3_5", {"qwen3_5_text": "qwen3_5_text"}, ("visual.", "mtp.")),
         Wrapper("qwen3_vl", {"qwen3_vl_text": "qwen3"}, ("visual.",), early="deepstack_visual_indexes"),
     )
 }

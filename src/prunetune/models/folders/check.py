@@ -122,7 +122,7 @@ def _check_family(config: Mapping[str, Any], headers: Headers, path: Path) -> No
         wanted[head] = wanted[embedding]
     if wrapper := wrapper_of(file_values(path)):
         found = {own_name(name): size for name, size in found.items() if not wrapper.is_other(name)}
-    found = _with_base(found, family)
+    found = _with_base({n: size for n, size in found.items() if not n.startswith(family.unread)}, family)
     if family.experts:
         found = _merged(found, family, Shape.of(dict(config)).experts)
     check_uneven(found, family, path)
