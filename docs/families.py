@@ -17,6 +17,7 @@ from tests.pruning.test_heads import CUT
 from tests.pruning.test_wrappers import HEADS
 from tests.pruning.vocabulary.test_families import CUT as VOCABULARIES
 from tests.tiny import DENSE, MIXTURES
+from tests.tune.test_families import TRAINED
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -28,13 +29,21 @@ from prunetune.models.families.wrappers import WRAPPERS
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES: dict[str, Any] = json.loads((ROOT / "docs/engines.json").read_text(encoding="utf-8"))
 
+_METHODS: dict[str, tuple[list[str], str]] = {
+    "cpt": (LOOPED, "tests/loop/test_families.py"),
+    "sft": (TRAINED, "tests/tune/test_families.py"),
+    "distill": (TRAINED, "tests/tune/test_families.py"),
+    "grpo": (LOOPED, "tests/loop/test_families.py"),
+}
+assert set(RECOVERED) <= set(_METHODS)
+
 HELD: dict[str, tuple[list[str], str]] = {
     "layers": (list(APPLIED), "tests/pruning/test_apply.py"),
     "neurons": (list(APPLIED), "tests/pruning/test_apply.py"),
     "heads": (CUT, "tests/pruning/test_heads.py"),
     "query_heads": (CUT, "tests/pruning/test_heads.py"),
     "vocabulary": (VOCABULARIES, "tests/pruning/vocabulary/test_families.py"),
-    **{method: (LOOPED, "tests/loop/test_families.py") for method in RECOVERED},
+    **_METHODS,
 }
 """Column -> (the families that a test runs it for, the test)."""
 
@@ -42,7 +51,7 @@ MIXED: dict[str, tuple[list[str], str]] = {
     **{axis: (MIXTURES, "tests/pruning/experts/test_cut.py") for axis in ("layers", "neurons", "experts")},
     "heads": ([name for name in MIXTURES if not FAMILIES[name].heads_stay], "tests/pruning/experts/test_cut.py"),
     "vocabulary": (VOCABULARIES, "tests/pruning/vocabulary/test_families.py"),
-    **{method: (LOOPED, "tests/loop/test_families.py") for method in RECOVERED},
+    **_METHODS,
 }
 """The same of mixtures of experts."""
 
@@ -107,8 +116,8 @@ def page() -> str:
         "<!-- Made by `make families` (docs/families.py). -->",
         "",
         f"What can be cut and recovered in each of {len(FAMILIES)} families. Every *yes* of an axis or a method is a test that runs on that family: the cut model equals",
-        "the whole one with the same parts set to zero, and the loop goes through two rounds. `sft` and `distill` train as `cpt` does and are tested on Llama. The models behind",
-        "the names: [Concepts](concepts.md#families). The columns vLLM and llama.cpp say that their own lists name the architecture; they were not run here.",
+        "the whole one with the same parts set to zero, the loop goes through two rounds with `cpt` and `grpo`, and the first loss of `sft` and of `distill` is the one that plain",
+        "transformers gives. The models behind the names: [Concepts](concepts.md#families). The columns vLLM and llama.cpp say that their own lists name the architecture; they were not run here.",
         "",
         *table(DENSE, HELD),
         "",
