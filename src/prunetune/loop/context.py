@@ -28,7 +28,7 @@ from prunetune.loop.inputs import calibrated, check_text
 from prunetune.loop.pacing.clock import Clock
 from prunetune.models.axes import shape_of
 from prunetune.models.calibration import Calibration, Place, place_of
-from prunetune.models.families import check_packing, family_of
+from prunetune.models.families import Family, check_packing, family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.generation import check_router
 from prunetune.models.prompt import encode
@@ -175,13 +175,7 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
     config, device = load_config(source), device_of(recipe.device)
     for traces in traces_of(recipe):
         build_judge(judge_of(recipe, traces))
-    family = family_of(config)
-    if recipe.compensate != "none":
-        dense_only(family, "compensation by least squares")
-    if any(method.type == "local" for method in recipe.recover):
-        dense_only(family, "local recovery", "another method: cpt, sft or distill")
-    if any(getattr(method, "packing", False) for method in recipe.recover):
-        check_packing(family.model_type)
+    _check_family(recipe, family_of(config))
     if recipe.prune.vocabulary is None:  # else the data decide what is left of it
         sizes = sizes_of(recipe, config)
     stream = load_stream(questions(recipe.data), recipe.seed)
@@ -222,6 +216,16 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
         calibration=found,
         fitted=fitted,
     )
+
+
+def _check_family(recipe: Recipe, family: Family) -> None:
+    """UnsupportedModel where a family has no way of doing what a recipe asks for."""
+    if recipe.compensate != "none":
+        dense_only(family, "compensation by least squares")
+    if any(method.type == "local" for method in recipe.recover):
+        dense_only(family, "local recovery", "another method: cpt, sft or distill")
+    if any(getattr(method, "packing", False) for method in recipe.recover):
+        check_packing(family.model_type)
 
 
 def sizes_of(recipe: Recipe, config: Any, rows: int | None = None) -> Sizes:
