@@ -20,11 +20,11 @@ CMD ["--help"]
 
 FROM base AS cpu
 RUN pip install --no-cache-dir torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
- && pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /tmp/dist/*.whl)[eval,gguf]"
+ && pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /tmp/dist/*.whl)[eval,gguf,quantize]"
 USER 1000
 
 # The registry's own Linux build of torch brings CUDA's libraries along.
 FROM base AS cuda
 RUN pip install --no-cache-dir torch==2.13.0 \
- && pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /tmp/dist/*.whl)[eval,gguf]"
+ && pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /tmp/dist/*.whl)[eval,gguf,quantize]"
 USER 1000

@@ -116,8 +116,16 @@ def patch_file(
         )
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
-            ways: Any = {"device": device_of(device), "progress": bar, "place": "disk" if offload else None}
-            patch = compensate(folder, read, calibration, held_out=held_out, target=target, **ways)
+            patch = compensate(
+                folder,
+                read,
+                calibration,
+                held_out=held_out,
+                target=target,
+                device=device_of(device),
+                progress=bar,
+                place="disk" if offload else None,
+            )
         patch.write(tmp)
     return patch
 

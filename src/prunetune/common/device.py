@@ -87,6 +87,12 @@ def cpu_features() -> Mapping[str, object]:
     return told() if told and hasattr(torch.backends.mkldnn, "matmul") else {}
 
 
+def multiplies_bf16(features: Mapping[str, object] | None = None) -> bool:
+    """Whether this CPU (or one with these features) multiplies bf16 natively: several times as fast as fp32."""
+    has = cpu_features() if features is None else features
+    return any(has.get(name) for name in QUICK)
+
+
 def walk_dtype(
     device: str, stored: torch.dtype, elements: int = 0, features: Mapping[str, object] | None = None
 ) -> torch.dtype:
@@ -105,8 +111,7 @@ def walk_dtype(
 
     if device != "cpu":
         return stored
-    has = cpu_features() if features is None else features
-    quick = stored == torch.bfloat16 and elements >= LARGE and any(has.get(name) for name in QUICK)
+    quick = stored == torch.bfloat16 and elements >= LARGE and multiplies_bf16(features)
     return stored if quick else torch.float32
 
 
@@ -125,7 +130,7 @@ def native_products(x: torch.Tensor) -> Iterator[None]:
     """
     import torch
 
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not any(cpu_features().get(name) for name in QUICK):
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not multiplies_bf16():
         yield
         return
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs

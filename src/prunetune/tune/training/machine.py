@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunetune.common.device import device_of, memory_bytes
+from prunetune.common.device import device_of, memory_bytes, multiplies_bf16
 from prunetune.models.cost import Cost, state_bytes
 from prunetune.models.shape import Shape
 from prunetune.tune.methods.base import Method
@@ -35,19 +35,12 @@ def is_sharded() -> bool:
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies faster in it (GPUs; CPUs with AVX512-BF16 or AMX), else fp32."""
+    """bf16 where the device multiplies faster in it (GPUs; CPUs with units for it), else fp32."""
     if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = device.type == "cpu" and _cpu_has("avx512_bf16", "amx_bf16")
+        cuda = device.type == "cuda"
+        fast = torch.cuda.is_bf16_supported() if cuda else device.type == "cpu" and multiplies_bf16()
         return torch.bfloat16 if fast else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-
-
-def _cpu_has(*flags: str) -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and bool(set(flags) & set(info.read_text(encoding="utf-8", errors="replace").split()))
 
 
 def total_bytes(device: torch.device) -> int:
