@@ -15,7 +15,7 @@ from prunetune.common.progress import Watch
 from prunetune.data.stream import FileData
 from prunetune.errors import RecipeError, TuneError
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.loop.shares import used
+from prunetune.loop.recovery.shares import used
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import StageRecord, TuneRecord
 from prunetune.tune.job import TuneJob

@@ -40,7 +40,7 @@ def test_resolved_recipe_round_trips(tmp_path):
 
 def test_a_recipe_may_start_from_the_papers_settings_or_from_another_recipe(tmp_path):
     paper = Recipe.parse({"extends": "paper", **MINIMAL})
-    assert paper.recover == [Cpt()] and paper.recover[0].learning_rate == 8e-6 and paper.recover[0].tokens is None
+    assert paper.recover == [Cpt(learning_rate=8e-6)] and paper.recover[0].tokens is None
     assert (paper.score.criterion, paper.compensate, paper.budget) == ("contribution", "none", "equal")
     assert (paper.prune.rounds, paper.prune.step, paper.do_no_harm) == (None, 0.1, False)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"extends": "paper", **MINIMAL, "score": {"samples": 7}}))

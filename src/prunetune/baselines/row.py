@@ -16,8 +16,8 @@ from prunetune.common.files import remove, write_json
 from prunetune.errors import RecipeError
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import figures_of, held_out_loss, latency, line_of, stage_record
-from prunetune.loop.recover import recover, taken
-from prunetune.loop.shares import parts_of
+from prunetune.loop.recovery.recover import recover, taken
+from prunetune.loop.recovery.shares import parts_of
 from prunetune.loop.summary import leaks, summarise
 from prunetune.models.cost import Cost
 from prunetune.models.folders import load_model, model_sha

@@ -26,10 +26,10 @@ from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
 from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
+from prunetune.loop.recovery.shares import used
 from prunetune.loop.round import one_round
 from prunetune.loop.sampling.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.shapes import shaped
-from prunetune.loop.shares import used
 from prunetune.loop.start.vocabulary import measured, started
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling

@@ -24,9 +24,9 @@ from prunetune.loop.decide import (
     by_damage,
 )  # fmt: skip
 from prunetune.loop.measure import held_out_loss
+from prunetune.loop.recovery.shares import affordable
 from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.seek import seek
-from prunetune.loop.shares import affordable
 from prunetune.models.axes import shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import RIDGES, Patch, calibration_and_held_out, compensate

@@ -24,9 +24,9 @@ from prunetune.loop.probe import (
     scored_before,
     take_scores,
 )
-from prunetune.loop.recover import recover, taken
+from prunetune.loop.recovery.recover import recover, taken
+from prunetune.loop.recovery.shares import Part, parts_of
 from prunetune.loop.sampling.traces import renewed_for
-from prunetune.loop.shares import Part, parts_of
 from prunetune.loop.verdict import judge
 from prunetune.models.calibration import ENOUGH
 from prunetune.models.families.pattern import engine_pattern

@@ -22,7 +22,7 @@ BASES: dict[str, dict[str, Any]] = {
         "compensate": "none",
         "budget": "equal",
         "do_no_harm": False,
-        "recover": [{"type": "cpt"}],
+        "recover": [{"type": "cpt", "learning_rate": 8e-6}],
     },
 }
 """What differs from the schema's defaults, by name."""

@@ -25,7 +25,7 @@ from prunetune.loop.context import Context
 from prunetune.loop.pacing.clock import Clock
 from prunetune.loop.pacing.minutes import Minutes, minutes, tokens_of
 from prunetune.loop.pacing.pace import Pace, measured, tuning
-from prunetune.loop.shares import Part
+from prunetune.loop.recovery.shares import Part
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed
 from prunetune.tune.methods import Local, TuneConfig

@@ -6,14 +6,37 @@ runs it. Nothing here imports torch, so that recipes are read quickly.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunetune.data.sources import Seed
 from prunetune.data.stream import DataSource
 
+Rate = Annotated[float, Field(gt=0)] | Literal["auto"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
+
+
+PAPER = (8e9, 32, 8e-6)
+"""The paper's largest setting: parameters, sequences of an optimiser step, learning rate."""
+FALL = 0.57
+"""The rate falls with this power of the parameters."""
+OF_LORA = 10
+"""Adapters want ten times the rate of all weights (https://thinkingmachines.ai/blog/lora)."""
+HIGHEST = 1e-3
+"""No rate is above that of the smallest model on which it was measured, the demo's."""
+
+
+def rate_for(parameters: int, batch_size: int, *, lora: bool = False) -> float:
+    """Peak learning rate of recovery, to two digits: 8e-6 x (8e9 / parameters) ^ 0.57 x sqrt(batch_size / 32).
+
+    That is the paper's rate at its 8 billion parameters, and what was best at 94 and at 1.7 million (docs/method.md).
+    The root of the batch is Adam's scaling rule (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
+    """
+    size, sequences, rate = PAPER
+    rate *= (size / parameters) ** FALL * math.sqrt(batch_size / sequences) * (OF_LORA if lora else 1)
+    return min(HIGHEST, float(f"{rate:.1e}"))
 
 
 class Lora(BaseModel):
@@ -66,8 +89,8 @@ class Method(BaseModel):
     epochs: int = Field(default=1, gt=0)
     """Passes over the stage's own examples; the paper makes one."""
 
-    learning_rate: float = Field(default=8e-6, gt=0)
-    """Peak learning rate."""
+    learning_rate: Rate = "auto"
+    """Peak learning rate; `auto`: by the parameters and `batch_size` (docs/method.md). The paper: 8e-6."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     average: float = Field(default=0.0, ge=0, lt=1)
@@ -122,6 +145,12 @@ class Method(BaseModel):
             rounds: Over which they are shared out.
         """
         return tokens * self.epochs
+
+    def rate(self, parameters: int) -> float:
+        """Peak learning rate for a model of so many parameters, the frozen ones among them."""
+        if self.learning_rate == "auto":
+            return rate_for(parameters, self.batch_size, lora=self.lora is not None)
+        return self.learning_rate
 
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""

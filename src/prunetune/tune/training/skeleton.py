@@ -73,6 +73,7 @@ class Frame:
         stage: Model, data, settings.
         world: Processes that train together.
         compute: Type of the products.
+        rate: Peak learning rate.
         micro: Sequences of one forward pass on one device.
         accumulate: Forward passes of one optimiser step on one device.
         checkpointing: Whether activations are recomputed in the backward pass.
@@ -84,6 +85,7 @@ class Frame:
     stage: Stage
     world: int
     compute: torch.dtype
+    rate: float
     micro: int
     accumulate: int
     checkpointing: bool
@@ -109,7 +111,7 @@ class Frame:
             output_dir=str(self.stage.job.work),
             per_device_train_batch_size=self.micro,
             gradient_accumulation_steps=self.accumulate,
-            learning_rate=method.learning_rate,
+            learning_rate=self.rate,
             lr_scheduler_type=method.scheduler,
             warmup_steps=int(method.warmup * steps),  # rounded down: the first warm-up step has a rate of zero
             optim=OPTIMIZERS[method.optimizer],
@@ -207,7 +209,8 @@ def frame_of(stage: Stage, *, batch: int, params: int, longest: int) -> Frame:
     )
     key = job_key(stage.job, micro, world, str(compute))
     checkpoint, before = newest_checkpoint(stage.job.work, key)
-    return Frame(stage, world, compute, micro, share // micro, checkpointing, key, checkpoint, before)
+    rate = method.rate(sum(p.numel() for p in stage.model.parameters()))
+    return Frame(stage, world, compute, rate, micro, share // micro, checkpointing, key, checkpoint, before)
 
 
 def share_of_device(batch_size: int, world: int) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 from prunetune.common.files import remove, write_json
 from prunetune.data.stream import Stream
 from prunetune.loop.context import Context, free
-from prunetune.loop.measure import held_out_loss
-from prunetune.loop.shares import Part, examples_of, source_of
+from prunetune.loop.recovery.harmless import no_worse
+from prunetune.loop.recovery.shares import Part, examples_of, source_of
 from prunetune.models.folders import copy_files
 from prunetune.runs.folder import Timed, link_or_copy
 from prunetune.runs.records import StageRecord, TuneRecord, known
@@ -93,7 +93,7 @@ def _run(context: Context, task: _Task, tmp: Path) -> None:
         result = launch(job, context.recipe.launcher, bar)
     result = _short(context, result, task.tokens, job.start, task.stream)
     if task.harmless is not None:
-        result = _no_worse(context, task.harmless, tmp, result)
+        result = no_worse(context, task.harmless, tmp, job.work, result)
     copy_files(job.model, tmp, task.carry)
     write_json(task.note, result.to_json())
     free()
@@ -142,15 +142,4 @@ def _short(context: Context, result: TuneResult, wanted: int | None, start: int,
         return result
     note = f"{result.method}: {result.data_tokens or result.tokens:,} of {wanted:,} tokens: the data hold no more"
     context.watch.line(f"  {note}")
-    return dataclasses.replace(result, notes=[*result.notes, note])
-
-
-def _no_worse(context: Context, pruned: Path, tuned: Path, result: TuneResult) -> TuneResult:
-    """Put the cut model in the recovered one's place if recovery has raised the held-out loss."""
-    before, after = (held_out_loss(context, context.load(folder)) for folder in (pruned, tuned))
-    if after <= before:
-        return result
-    remove(tuned)
-    shutil.copytree(pruned, tuned)
-    note = f"recovery was undone: it raised the held-out loss from {before:.4f} to {after:.4f}; the cut model went on"
     return dataclasses.replace(result, notes=[*result.notes, note])
