@@ -143,8 +143,8 @@ def test_recovery_that_does_harm_is_not_kept(tmp_path):
     value["recover"][0]["learning_rate"] = 1.0
     prune_tune_loop(Recipe.parse(value), tmp_path / "harmed", QUIET)
     (stage,) = stages(tmp_path / "harmed")
-    assert stage["held_out_loss"] == stage["pruned_loss"]
-    assert "undone" in stage["tune"][0]["notes"][-1]
+    assert stage["held_out_loss"] <= stage["pruned_loss"]
+    assert "of the way to its weights was gone" in stage["tune"][0]["notes"][-1]
     assert stage["tokens"] > 0  # they were spent
     value["recover"][0]["learning_rate"] = 1e-3
     prune_tune_loop(Recipe.parse(value), tmp_path / "healed", QUIET)

@@ -81,7 +81,8 @@ class Recipe(_Config):
     damage_per_round: float = Field(0.3, gt=0)
     """`prune.rounds: auto`: predicted loss (nats) that one round may add."""
     do_no_harm: bool = True
-    """If the held-out loss is higher after a round's recovery than straight after its cut, the cut model goes on."""
+    """If the held-out loss is higher after a round's recovery than straight after its cut, weights between the two
+    stay, as far from the cut model's as does no harm."""
     stop_at: StopConfig | None = None
     """As small as possible while the wanted accuracy is kept; the target (none: `smallest`) is how far to try. With a
     ladder nothing is searched: the smallest rung that keeps it is the one that the report recommends."""
