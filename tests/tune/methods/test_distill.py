@@ -11,9 +11,14 @@ from tests.tiny import tiny_folder
 from tests.tune.test_job import SMALL, make_job, place, same
 from transformers import AutoModelForCausalLM
 
+from prunetune.data.stream import load_stream
 from prunetune.errors import TuneError
+from prunetune.models.folders import load_model, load_tokenizer
+from prunetune.models.prompt import prompt_ids
 from prunetune.tune.methods import Distill
 from prunetune.tune.stage import run_job
+from prunetune.tune.training.given import Stage
+from prunetune.tune.training.onpolicy import acceptance
 
 __all__ = ["place"]
 
@@ -78,11 +83,35 @@ def test_resumes(place: Path, teacher: Path, tmp_path: Path) -> None:
 
 
 def test_on_policy(place: Path, teacher: Path, tmp_path: Path) -> None:
-    values = {**SMALL, "mode": "on_policy", "max_new_tokens": 8, "micro_batch_size": 8}
+    values = {**SMALL, "mode": "on_policy", "max_new_tokens": 8, "micro_batch_size": 8, "acceptance": 0.0}
     job = make_job(place, tmp_path / "out", Distill(**values), teacher=teacher, end=32)
     result = run_job(job)
     assert (result.steps, result.samples) == (4, 32) and result.tokens > 0
     assert not same(job.model, job.out)
+
+
+def test_a_student_that_is_too_far_off_learns_from_the_data(place: Path, teacher: Path, tmp_path: Path) -> None:
+    values = {**SMALL, "mode": "on_policy", "max_new_tokens": 8, "micro_batch_size": 8, "kl_weight": 1.0}
+    job = make_job(place, tmp_path / "far", Distill(**values, acceptance=0.99), teacher=teacher, end=32)
+    result = run_job(job)
+    assert "the teacher would accept" in result.notes[0] and "99% were asked" in result.notes[0]
+    run_job(make_job(place, tmp_path / "data", method(micro_batch_size=8), teacher=teacher, end=32))
+    assert same(job.out, tmp_path / "data")
+
+
+def test_acceptance_is_the_overlap_of_the_two_distributions(place: Path, teacher: Path, tmp_path: Path) -> None:
+    """One is its own teacher: all is accepted. Another: one minus the total variation, token by token."""
+    job = make_job(place, tmp_path / "out", Distill(mode="on_policy", max_new_tokens=1), teacher=teacher)
+    tokenizer, examples = load_tokenizer(place / "model"), load_stream(job.sources, 0).take(0, 4)
+    stage = Stage(job, lambda: load_model(place / "model"), tokenizer, examples, torch.device("cpu"), 0, None)
+    assert acceptance(stage, stage.settings(Distill), stage.model) == pytest.approx(1.0, abs=1e-5)
+    other = load_model(teacher)
+    shares = []
+    for e in examples:  # one new token each: the overlap at the prompt's end
+        ids = torch.tensor([prompt_ids(tokenizer, e.question, job.fmt)])
+        p, q = (m(input_ids=ids).logits[0, -1].softmax(-1) for m in (stage.model, other))
+        shares.append(1 - 0.5 * (p - q).abs().sum().item())
+    assert acceptance(stage, stage.settings(Distill), other) == pytest.approx(sum(shares) / 4, rel=1e-4)
 
 
 def test_errors(place: Path, teacher: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Distill(Method):
     """`on_policy` only: 0 is the forward KL, 1 the reverse one, between them the generalised Jensen-Shannon one."""
     max_new_tokens: int = Field(default=256, gt=0)
     """`on_policy` only: longest sample."""
+    acceptance: float = Field(default=0.5, ge=0, le=1)
+    """`on_policy` only: where the teacher would accept fewer of the student's tokens, the step is made on the data."""
 
     @model_validator(mode="after")
     def _fits(self) -> Distill:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunetune.data.stream import Example
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Cpt, Distill, Grpo, Sft
 from prunetune.tune.training.given import Stage, Trained, settings
 from prunetune.tune.training.local.run import check_local, train_local
-from prunetune.tune.training.onpolicy import distill_on_policy
+from prunetune.tune.training.onpolicy import acceptance, distill_on_policy
 from prunetune.tune.training.policy import train_policy
 from prunetune.tune.training.reward import judge_of, reward_of
-from prunetune.tune.training.teacher import objective_of
+from prunetune.tune.training.teacher import load_teacher, objective_of, teacher_folder
 from prunetune.tune.training.trainer import fit, rows_of
 
 
@@ -29,12 +29,21 @@ def train_sft(stage: Stage) -> Trained:
 
 
 def train_distill(stage: Stage) -> Trained:
-    """Beside the teacher: on the stage's examples, or on the student's own answers."""
-    method = stage.settings(Distill)
+    """Beside the teacher: on the stage's examples, or on the student's own answers if they are near enough to its."""
+    method, notes = stage.settings(Distill), list[str]()
     if method.mode == "on_policy":
-        return distill_on_policy(stage, method)
+        teacher = load_teacher(stage, teacher_folder(stage, method))
+        share = acceptance(stage, method, teacher)
+        if share >= method.acceptance:
+            return distill_on_policy(stage, method, teacher)
+        notes.append(
+            f"distilled on the data, not on its own answers: the teacher would accept {share:.0%} of their tokens, "
+            f"{method.acceptance:.0%} were asked (acceptance)"
+        )
+        del teacher
     made = rows_of(stage, completion_only=method.completion_only)
-    return fit(stage, objective=objective_of(stage, method, made), made=made)
+    trained = fit(stage, objective=objective_of(stage, method, made), made=made)
+    return replace(trained, notes=[*notes, *trained.notes])
 
 
 def check_reward(job: TuneJob, examples: Sequence[Example]) -> None:
