@@ -62,13 +62,13 @@ BAD: dict[str, dict[str, list[str]]] = {
     "inspect": {"model": MODEL, "target": POSITIVE, "step": [*POSITIVE, "1.5"], "gpu": WORD, "tokens": COUNT},
     "score": {
         "model": MODEL, "data": DATA, "criterion": WORD, "reduce": [*WORD, "q101", "qx"], "layer_criterion": WORD, "samples": COUNT,
-        "max_length": [*COUNT, "1"], "seed": SEED, "device": [*WORD, "cuda"], "axis": WORD,
+        "max_length": [*COUNT, "1"], "seed": SEED, "device": [*WORD, "cuda"], "axis": WORD, "launcher": ["nonsense", "--config_file missing", "'"],
     },
     "plan": {"scores": FILE, "neurons": [*FROM_ZERO, "48", "99"], "layers": [*FROM_ZERO, "4"], "protect": FILE, "protect_share": SHARE, "cut": WORD},
     "vocabulary": {"model": MODEL, "data": DATA, "guard": DATA, "measure": DATA, "keep": COUNT, "align": COUNT},
     "watch": {"run": ["missing", "junk"]},
     "runs": {"folder": ["missing", "junk"]},
-    "compensate": {"plan": FILE, "model": MODEL, "data": DATA, "target": WORD, "samples": [*COUNT, "1"], "max_length": COUNT, "seed": SEED, "device": WORD},
+    "compensate": {"plan": FILE, "model": MODEL, "data": DATA, "target": WORD, "samples": [*COUNT, "1"], "max_length": COUNT, "seed": SEED, "device": WORD, "launcher": ["nonsense", "--config_file missing", "'"]},
     "apply": {"plan": FILE, "model": MODEL, "patch": FILE},
     "tune": {
         "method": WORD, "model": MODEL, "data": DATA, "config": ["missing", "a folder", "junk", "list.yaml", "bad.yaml"], "tokens": COUNT, "samples": COUNT,
@@ -80,7 +80,7 @@ BAD: dict[str, dict[str, list[str]]] = {
     },
     "eval": {
         "model": MODEL, "task": [*WORD, "lm-eval:", "reasoning-gym:none"], "n": COUNT, "data": ["nonsense", "=x", "gsm8k=missing"], "path": ["missing", "empty.jsonl", "junk.jsonl"],
-        "verifier": WORD, "batch_size": COUNT, "shots": FROM_ZERO, "backend": WORD, "seed": SEED, "device": WORD,
+        "verifier": WORD, "batch_size": COUNT, "shots": FROM_ZERO, "backend": WORD, "seed": SEED, "device": WORD, "launcher": ["nonsense", "--config_file missing", "'"],
     },
     "report": {"run": RUN},
     "compare": {"runs": RUN, "form": WORD},

@@ -9,11 +9,12 @@ import sys
 import pytest
 from tests.models.test_cost import GEMMA2_9B, LLAMA3_8B, QWEN25_7B, TABLE_6
 
-from prunetune.cli.forecast import PAPER, devices_of, forecast, tokens_of
+from prunetune.cli.forecast import PAPER, forecast, tokens_of
 from prunetune.errors import UnknownName
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import DEMO_MODEL, config_values
 from prunetune.recipe.schema import Recipe, shipped
+from prunetune.tune.launch import devices_of
 from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Lora
 
 

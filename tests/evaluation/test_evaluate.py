@@ -14,7 +14,7 @@ from tests.killing import killed_after
 from tests.tiny import brief_folder, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-import prunetune.evaluation.evaluate as module
+import prunetune.evaluation.spread as module
 from prunetune.cli.measuring import eval_model, eval_tasks
 from prunetune.common.progress import Watch
 from prunetune.errors import BadCheckpoint, MissingPath, TaskError

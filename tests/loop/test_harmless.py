@@ -46,7 +46,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def best_at(monkeypatch: pytest.MonkeyPatch, where: float) -> None:
     """The held-out loss is how far the weights are from `where`."""
-    monkeypatch.setattr(harmless, "held_out_loss", lambda _, model: abs(next(model.parameters()).mean().item() - where))
+
+    def loss(context: Context, folder: Path) -> float:
+        return abs(next(context.load(folder).parameters()).mean().item() - where)
+
+    monkeypatch.setattr(harmless, "loss_of", loss)
 
 
 @pytest.mark.parametrize(

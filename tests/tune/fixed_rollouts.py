@@ -6,6 +6,7 @@ the KL reference is asked about a wrong one as well.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -57,4 +58,5 @@ def run_fixed(job: TuneJob) -> TuneResult:
 if __name__ == "__main__":
     for job in map(TuneJob.read, map(Path, sys.argv[1:])):
         result = run_fixed(job) if job.method.type == "grpo" else run_job(job)
-        write_json(result_path(job), result.to_json())
+        if os.environ.get("RANK", "0") == "0":  # as `prunetune.tune` does: two writers take each other's file away
+            write_json(result_path(job), result.to_json())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from tests.tune.methods.test_distill import method as distill
 from tests.tune.methods.test_grpo import grpo_job, rows
 from tests.tune.test_job import SMALL, make_job, place, same, tensors
 
+from prunetune.common.outputs import work_folder
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.tune.job import TuneJob, read_result, result_path
-from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, last_words, launch, launcher_arguments
+from prunetune.tune.launch import CONFIGS, MARK, SHIPPED, command_of, last_words, launch, launcher_arguments
 from prunetune.tune.methods import Cpt
 from prunetune.tune.stage import run_job
 
@@ -38,6 +38,24 @@ def test_what_a_launcher_may_be(tmp_path: Path) -> None:
         launcher_arguments(f"--config_file {tmp_path}/no.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         launcher_arguments("ddp 'x")
+
+
+def test_two_cpu_processes_are_two() -> None:
+    """`accelerate launch --cpu --num_processes 2` alone starts one: what it would test passes, and tests nothing."""
+    command, given = command_of(TWO, "prunetune.tune", "job.json")
+    assert command[1:] == [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "prunetune.tune",
+        "job.json",
+    ]
+    assert given == {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command, given = command_of("ddp --num_processes 2", "prunetune.tune", "job.json")
+    assert command[2] == "accelerate.commands.launch" and given == {}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -77,8 +95,11 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, tmp_path: Path) -> None:
-    """GRPO on fixed rollouts, since two processes draw other random numbers than one (TRL logs KL as a mean of means of
-    micro-batches: their size is the same here)."""
+    """GRPO on fixed rollouts, since two processes draw other random numbers than one.
+
+    Loss (which has KL in it, times beta) and gradient are equal to 1e-6. The *logged* KL is not: TRL takes a mean over
+    micro-batches of their means, and two processes make other micro-batches. It is off by up to 3.5 % here.
+    """
     teacher = tiny_folder(tmp_path / "teacher", seed=5)
     grpo: dict[str, Any] = {"samples": 32, "beta": 0.2}
 
@@ -93,19 +114,22 @@ def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, t
     files = []
     for job in jobs("two"):
         files.append(job.work / "job.json")
-        job.work.mkdir()
+        work_folder(job.work)  # as `run_launched` does
         job.write(files[-1])
     script = Path(__file__).with_name("fixed_rollouts.py")
-    command = [sys.executable, "-m", "accelerate.commands.launch", *TWO.split(), str(script), *map(str, files)]
+    command, given = command_of(TWO, "tests.tune.fixed_rollouts", *map(str, files))
     path = os.pathsep.join([str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **given, "PYTHONPATH": path}, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     two = [read_result(result_path(job)) for job in jobs("two")]
     for first, second, job in zip(one, two, jobs("two"), strict=True):
         assert (second.steps, second.samples, second.tokens) == (first.steps, first.samples, first.tokens)
         for what in ("loss", "grad_norm", *(("kl", "reward", "accuracy") if job.method.type == "grpo" else ())):
             curve = [e[what] for e in first.log]
-            assert [e[what] for e in second.log] == pytest.approx(curve, rel=1e-3, abs=1e-5), (what, job.out)
+            close = pytest.approx(curve, rel=0.05 if what == "kl" else 1e-4, abs=1e-5)
+            assert [e[what] for e in second.log] == close, (what, job.out)
         assert not same(job.model, job.out)
     grpo_curve = one[1].log
     assert len({round(e["loss"], 4) for e in grpo_curve}) > 4 and grpo_curve[-1]["kl"] > 0.01, "a curve worth comparing"

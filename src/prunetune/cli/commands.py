@@ -19,7 +19,7 @@ from prunetune.common.progress import Watch
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import load_stream
 from prunetune.errors import PrunetuneError, RecipeError
-from prunetune.models.folders import load_model, model_sha, resolve_model
+from prunetune.models.folders import model_sha, resolve_model
 from prunetune.tasks.registry import JUDGES, TaskConfig, build_judge, check_task
 from prunetune.tune.methods import METHODS, Method
 
@@ -46,9 +46,11 @@ def score_file(
     chat: bool = False,
     more: Sequence[str] = (),
     offload: bool = False,
+    launcher: str | None = None,
 ) -> Scores:
     """Score a model on the first `samples` of the data, and write the scores."""
-    from prunetune.pruning.scores import make_batches, score
+    from prunetune.loop.workers.pool import alone_or_held, score_held
+    from prunetune.pruning.scores import make_batches
 
     key = [
         model,
@@ -68,9 +70,11 @@ def score_file(
             folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
         )
         batches = make_batches(sequences, pad)
-        with watch.bar("score") as bar:
-            scores = score(
-                folder if offload else load_model(folder, device=device_of(device)),
+        where = device_of(device)
+        with alone_or_held(folder, where, launcher, offload=offload) as found, watch.bar("score") as bar:
+            scores = score_held(
+                found,
+                bar,
                 batches,
                 neuron_criterion=criterion,
                 reduce=reduce,
@@ -79,8 +83,6 @@ def score_file(
                 seed=seed,
                 model_sha=model_sha(folder),
                 data_sha=stream.sha,
-                device=device_of(device),
-                progress=bar,
             )
         scores.write(tmp)
     return scores
@@ -100,9 +102,11 @@ def patch_file(
     watch: Watch,
     chat: bool = False,
     offload: bool = False,
+    launcher: str | None = None,
 ) -> Patch:
     """Fold what a plan removes into what stays, as a round does, and write the patch."""
-    from prunetune.pruning.compensate import calibration_and_held_out, compensate
+    from prunetune.loop.workers.pool import fold_folder
+    from prunetune.pruning.compensate import calibration_and_held_out
     from prunetune.pruning.plan import PrunePlan
     from prunetune.pruning.scores import make_batches
 
@@ -116,16 +120,9 @@ def patch_file(
         )
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
-            patch = compensate(
-                folder,
-                read,
-                calibration,
-                held_out=held_out,
-                target=target,
-                device=device_of(device),
-                progress=bar,
-                place="disk" if offload else None,
-            )
+            asked: dict[str, Any] = {"batches": calibration, "held_out": held_out, "target": target}
+            asked["place"] = "disk" if offload else None
+            patch = fold_folder(folder, device_of(device), launcher, bar, read, **asked)
         patch.write(tmp)
     return patch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from prunetune.cli.options import (
     MOST_SEED,
     Device,
     Json,
+    Launcher,
     Model,
     VerifierOption,
     emit,
@@ -63,6 +64,7 @@ def eval_(
         int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random; 0 leaves lm-eval its own seeds.")
     ] = 0,
     device: Device = "auto",
+    launcher: Launcher = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on tasks: with verifiers of ours, lm-eval's, or the perplexity of a text."""
@@ -81,7 +83,6 @@ def eval_(
         allow_code_execution=allow_code_execution,
         options={} if shots is None else {"shots": shots},
     )
-    results = eval_model(
-        model, tasks, out, batch_size=batch_size, chat=chat, backend=backend, device=device, watch=Watch()
-    )
+    where: Any = {"backend": backend, "device": device, "launcher": launcher}
+    results = eval_model(model, tasks, out, batch_size=batch_size, chat=chat, **where, watch=Watch())
     emit(as_json, [r.to_json() for r in results], "\n".join(map(scores, results)))

@@ -64,6 +64,7 @@ def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False)
     from prunetune.cli.about_model import model_config
     from prunetune.cli.preview import preview
     from prunetune.models.cost import cost_of
+    from prunetune.tune.launch import devices_of
 
     value, text = preview(recipe)
     if len(value["steps"]) < 2 or (not recipe.foreseen and value["steps"][-1]["step"] != "target"):
@@ -171,30 +172,6 @@ def tokens_of(method: Any, rounds: int) -> int | None:
     each = _sequence(method) * (method.group if method.type == "grpo" else 1)
     found = [b for b in (method.tokens, method.samples and method.samples * each) if b is not None]
     return round(method.trained(min(found) // max(shared, 1), each)) if found else None
-
-
-def devices_of(launcher: str | None) -> int:
-    """Processes that a launcher starts: its --num_processes, else its shipped config's, else one."""
-    from prunetune.tune.launch import launcher_arguments
-
-    if launcher is None:
-        return 1
-    from prunetune.common.yaml import read_mapping
-
-    words = launcher_arguments(launcher)
-    for i, word in enumerate(words):
-        if word.startswith("--num_processes"):
-            number = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
-            return int(number) if number.isdecimal() and 0 < len(number) < 6 and int(number) else 1
-    if "--config_file" in words:
-        from pathlib import Path
-
-        read = read_mapping(
-            Path(words[min(words.index("--config_file") + 1, len(words) - 1)]), "launcher's settings file"
-        )
-        processes = read.get("num_processes")
-        return processes if isinstance(processes, int) and processes > 0 else 1
-    return 1
 
 
 def assumptions(recipe: Recipe) -> list[str]:

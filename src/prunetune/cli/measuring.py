@@ -15,7 +15,7 @@ from prunetune.common.files import read_json, write_json
 from prunetune.common.outputs import own_folder
 from prunetune.common.progress import Watch
 from prunetune.errors import NotWritable, UnknownName
-from prunetune.models.folders import load_model, load_tokenizer, model_sha, resolve_model
+from prunetune.models.folders import load_tokenizer, model_sha, resolve_model
 from prunetune.tasks.lm_eval import key_of
 from prunetune.tasks.registry import Task, TaskConfig, build_task, check_task
 
@@ -85,6 +85,7 @@ def eval_model(
     backend: str,
     device: str,
     watch: Watch,
+    launcher: str | None = None,
 ) -> list[EvalResult]:
     """Measure a model on tasks; with `out`, every sample is kept and a killed call resumes."""
     if backend not in ("transformers", "vllm"):
@@ -96,7 +97,8 @@ def eval_model(
             _claim(out, sha)
         if backend == "vllm":
             return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
-        return _on_transformers(folder, sha, tasks, out, batch_size=batch_size, chat=chat, device=device, watch=watch)
+        where = (device_of(device), launcher)
+        return _on_transformers(folder, sha, tasks, out, where, batch_size=batch_size, chat=chat, watch=watch)
 
 
 def _on_transformers(
@@ -104,21 +106,22 @@ def _on_transformers(
     sha: str,
     tasks: Sequence[Task],
     out: Path | None,
+    where: tuple[str, str | None],
     *,
     batch_size: int | None,
     chat: bool,
-    device: str,
     watch: Watch,
 ) -> list[EvalResult]:
+    """`where`: device and launcher."""
     from prunetune.evaluation.evaluate import evaluate
+    from prunetune.loop.workers.pool import held
 
     tokenizer, fmt, results = load_tokenizer(folder), format_of(chat), []
     check_tasks(tokenizer, tasks, fmt, watch)
-    loaded = load_model(folder, device=device_of(device))
-    for task in tasks:
-        with watch.bar(f"evaluate {task.name}") as bar:
-            file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None
-            results.append(
-                evaluate(loaded, tokenizer, task, fmt=fmt, out=file, batch_size=batch_size, progress=bar, key=sha)
-            )
+    with held(folder, *where) as model:
+        for task in tasks:
+            with watch.bar(f"evaluate {task.name}") as bar:
+                file = out / f"{task.name.replace('/', '_')}.jsonl" if out else None
+                given: Any = {"fmt": fmt, "out": file, "batch_size": batch_size, "key": sha}
+                results.append(evaluate(model, tokenizer, task, **given, progress=bar))
     return results

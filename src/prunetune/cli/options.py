@@ -29,6 +29,9 @@ MOST = 10**15
 MOST_SEED = 2**32 - 1  # numpy's
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Launcher = Annotated[
+    str | None, typer.Option(help="Several devices: arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
+]
 VerifierOption = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli.options import MOST, Data, Device, Json, Model, Seed, emit, quiet_libraries
+from prunetune.cli.options import MOST, Data, Device, Json, Launcher, Model, Seed, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
@@ -40,6 +40,7 @@ def score(
     ] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    launcher: Launcher = None,
     as_json: Json = False,
 ) -> None:
     """Score how redundant every neuron and layer is (Eq. 2-6), into a safetensors file."""
@@ -49,9 +50,8 @@ def score(
     from prunetune.pruning.statistics import statistic
 
     more = _axes(axis or ())
-    find(criterion)
-    find_layer(layer_criterion)
-    statistic(reduce)
+    for look_up, name in ((find, criterion), (find_layer, layer_criterion), (statistic, reduce)):
+        look_up(name)
     blockwise(criterion, [name for name in more if name != "experts"])
     if offload:
         forward_only(criterion)
@@ -73,8 +73,9 @@ def score(
         chat=chat,
         more=more,
         offload=offload,
+        launcher=launcher,
     )
-    layers = sorted(range(len(scores.layers)), key=lambda i: float(scores.layers[i]))
+    layers = scores.layers.argsort(stable=True).tolist()
     emit(
         as_json,
         {"out": str(out), "tokens": scores.tokens, "layers": scores.layers.tolist(), "criterion": scores.criterion},
@@ -165,6 +166,7 @@ def compensate(
     ] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    launcher: Launcher = None,
     as_json: Json = False,
 ) -> None:
     """Fold what a plan removes into what stays, by least squares: a patch for `apply`."""
@@ -183,6 +185,7 @@ def compensate(
         device=device,
         watch=Watch(),
         chat=chat,
+        launcher=launcher,
         offload=offload,
     )
     before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))

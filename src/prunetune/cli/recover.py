@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli.options import MOST, Data, Device, Json, Model, Seed, VerifierOption, emit, quiet_libraries
+from prunetune.cli.options import MOST, Data, Device, Json, Launcher, Model, Seed, VerifierOption, emit, quiet_libraries
 from prunetune.cli.texts import Chat, Columns, format_of, with_columns
 from prunetune.common.progress import Watch
 from prunetune.errors import RecipeError
@@ -34,9 +34,7 @@ def tune(
     plan: Annotated[
         Path | None, typer.Option(help="The plan that the model was cut by, where layers went (local).")
     ] = None,
-    launcher: Annotated[
-        str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")
-    ] = None,
+    launcher: Launcher = None,
     columns: Columns = None,
     chat: Chat = False,
     seed: Seed = 0,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli.asked import Asked, mapping_of
-from prunetune.cli.options import MOST, MOST_SEED, Json, Model, VerifierOption, emit, quiet_libraries, takes
+from prunetune.cli.options import MOST, MOST_SEED, Json, Launcher, Model, VerifierOption, emit, quiet_libraries, takes
 from prunetune.cli.texts import Chat, Columns, check_recipe
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
@@ -43,7 +43,6 @@ Rivals = Annotated[
 Problems = Annotated[int | None, typer.Option("--n", min=1, max=MOST, help="Problems of each task.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-Launcher = Annotated[str | None, typer.Option(help="Arguments of accelerate launch, or ddp, fsdp2, zero2, zero3.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Any key: score.samples=512, recover.0.learning_rate=1e-5.")
 ]

@@ -2,15 +2,25 @@
 there, and that says what a device does well.
 
 Nothing goes to another device than the one asked for: what a device cannot do (fp64 on an Apple GPU) is chosen here.
+
+Several processes, one a device, can do a piece of work together:
+
+    mine = processes.share(batches)          # every `count`-th, so that long ones are spread evenly
+    for batch in mine: total += f(batch)
+    total = processes.sum(total)             # the same in all of them
+
+They call the same methods in the same order, each with its own part. The groups are torch.distributed's, as accelerate
+sets them up. `ALONE` is one process: every call then gives back what it was given.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from prunetune.errors import RecipeError, UnknownName
 
@@ -72,7 +82,7 @@ def free_device_memory() -> None:
 
 
 QUICK = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""What `torch.cpu.get_capabilities` calls units that multiply bf16 (x86, ARM): several times as fast as fp32."""
+"""What `torch.cpu.get_capabilities` calls units that multiply bf16 (x86, ARM)."""
 LARGE = 1 << 19
 """Elements of a matrix from which on that is worth it: below, a model takes seconds in any dtype."""
 WIDE = 4096
@@ -139,3 +149,87 @@ def native_products(x: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One of `count` processes that do a piece of work together.
+
+    Attributes:
+        rank: Which one, from 0.
+        count: How many there are.
+        device: Where tensors lie while they are summed.
+        group: The process group for Python objects; None: the default one.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+    group: Any = None
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """The part of this process."""
+        return list(items[self.rank :: self.count])
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in the order of their ranks; in all of them. Tensors inside must be on the CPU."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def together(self, parts: Sequence[T], whole: int) -> list[T]:
+        """All `whole` results in order, from each process's results on its `share`."""
+        found = self.gather(list(parts))
+        return [found[i % self.count][i // self.count] for i in range(whole)]
+
+    def first(self, value: T) -> T:
+        """What the first process has."""
+        return self.gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]  # rank 0 has one
+
+    def each(self, calls: Sequence[Callable[[], T] | None]) -> list[T]:
+        """The results of `calls`, in all processes; each process makes its share of them (the others may be None)."""
+        return self.together([known() for known in self.share(calls) if known is not None], len(calls))
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor that all processes have; in place where it lies on the device."""
+        if self.count == 1:
+            return x
+        import torch.distributed as dist
+
+        x = x.to(self.device).contiguous()
+        dist.all_reduce(x)
+        return x
+
+    def sum(self, x: torch.Tensor | float | None) -> Any:
+        """The sum of a tensor over the processes; whoever has seen nothing gives a number or None."""
+        return self._reduced(x, "SUM")
+
+    def most(self, x: torch.Tensor | float | None) -> Any:
+        """The largest of each element, none of which is negative; as `sum`."""
+        return self._reduced(x, "MAX")
+
+    def _reduced(self, x: Any, how: str) -> Any:
+        if self.count == 1:
+            return x
+        import torch
+        import torch.distributed as dist
+
+        own = (x.shape, x.dtype) if isinstance(x, torch.Tensor) else None
+        like = next((found for found in self.gather(own) if found is not None), None)
+        if like is None:
+            return x
+        total = x if isinstance(x, torch.Tensor) else torch.zeros(like[0], dtype=like[1])
+        total = total.to(self.device).contiguous()
+        dist.all_reduce(total, getattr(dist.ReduceOp, how))
+        return total
+
+
+ALONE = Processes()
+"""One process, which does all of it."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.common.device import free_device_memory
-from prunetune.common.memory import is_memory
 from prunetune.common.stats import mean_stderr, stderr
 from prunetune.errors import TaskError
 from prunetune.evaluation import lm_eval as harness
@@ -23,7 +21,8 @@ from prunetune.evaluation.fitting import guess_batch
 from prunetune.evaluation.loss import perplexity
 from prunetune.evaluation.result import EvalResult
 from prunetune.evaluation.samples import Sample, append_samples, open_samples, read_samples, seal_samples
-from prunetune.models.generation import Answer, generate
+from prunetune.evaluation.spread import Limits, Spread, answered
+from prunetune.models.generation import Answer
 from prunetune.models.prompt import PromptFormat, prompt_ids, prompt_text
 from prunetune.tasks.registry import Problem, Task
 from prunetune.tasks.verifiers import Verdict
@@ -34,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Spread,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     *,
@@ -47,7 +46,7 @@ def evaluate(
     """Measure a model on a task.
 
     Args:
-        model: In any dtype, on any device.
+        model: In any dtype, on any device, or on several.
         tokenizer: Its tokenizer.
         task: Problems and verifier.
         fmt: Prompt format, unless the task has its own.
@@ -61,7 +60,8 @@ def evaluate(
     if task.text is not None:
         return _evaluate_text(model, tokenizer, task)
     if task.harness is not None:
-        loaded, folder = harness.Loaded(model, tokenizer, key), out.parent if out else None
+        here = model.alone() if isinstance(model, Spread) else model
+        loaded, folder = harness.Loaded(here, tokenizer, key), out.parent if out else None
         chat = fmt.template == "chat"
         return harness.evaluate_task(loaded, task, chat=chat, out=folder, batch_size=batch_size, progress=progress)
     if not task.problems:
@@ -71,47 +71,26 @@ def evaluate(
     records = {i: r for i, r in (open_samples(out, settings, Sample) if out else {}).items() if i in wanted}
     todo = [(p, prompt_ids(tokenizer, p.question, fmt)) for p in task.problems if p.id not in records]
     todo.sort(key=lambda pair: -len(pair[1]))  # longest first: too large a batch shows at once
-    size = batch_size or guess_batch(model, max((len(i) for _, i in todo), default=1) + task.max_new_tokens)
     if progress:
         progress(len(records), len(task.problems))
-    for new in _answered(model, tokenizer, task, todo, size, fmt):
+    limits, start = Limits(task.max_new_tokens, task.stop), time.perf_counter()
+    for answers in answered(model, tokenizer, [ids for _, ids in todo], limits, batch_size) if todo else ():
+        batch, todo = todo[: len(answers)], todo[len(answers) :]
+        verdicts = [_judged(task, p, a) for (p, _), a in zip(batch, answers, strict=True)]
+        share = (time.perf_counter() - start) / len(batch)
+        new = [
+            _sample(p, prompt_text(tokenizer, p.question, fmt), len(ids), answer, verdict, share)
+            for (p, ids), answer, verdict in zip(batch, answers, verdicts, strict=True)
+        ]
         records |= {r.id: r for r in new}
         if out:
             append_samples(out, new)
         if progress:
             progress(len(records), len(task.problems))
+        start = time.perf_counter()
     if out:
         seal_samples(out)
     return summarise(task, [records[p.id] for p in task.problems])
-
-
-def _answered(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    todo: list[tuple[Problem, list[int]]],
-    size: int,
-    fmt: PromptFormat,
-) -> Iterator[list[Sample]]:
-    """The samples' records, batch by batch; batches are halved whenever memory runs out."""
-    while todo:
-        batch = todo[:size]
-        start = time.perf_counter()
-        answers = _try_generate(model, tokenizer, [ids for _, ids in batch], task)
-        if answers is None:
-            if len(batch) == 1:
-                raise TaskError(
-                    "one question does not fit into memory", value=len(batch[0][1]), fix="use a larger device"
-                )
-            size = math.ceil(len(batch) / 2)
-            continue
-        verdicts = [_judged(task, p, a) for (p, _), a in zip(batch, answers, strict=True)]
-        share = (time.perf_counter() - start) / len(batch)
-        yield [
-            _sample(p, prompt_text(tokenizer, p.question, fmt), len(ids), answer, verdict, share)
-            for (p, ids), answer, verdict in zip(batch, answers, verdicts, strict=True)
-        ]
-        todo = todo[len(batch) :]
 
 
 def summarise(task: Task, records: Sequence[Sample]) -> EvalResult:
@@ -141,7 +120,7 @@ def summarise(task: Task, records: Sequence[Sample]) -> EvalResult:
     )
 
 
-def _evaluate_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> EvalResult:
+def _evaluate_text(model: PreTrainedModel | Spread, tokenizer: PreTrainedTokenizerBase, task: Task) -> EvalResult:
     start = time.perf_counter()
     found = perplexity(model, tokenizer, task.text or "", window=task.window, limit=task.windows)
     return EvalResult(
@@ -190,16 +169,3 @@ def _sample(
         scores=dict(verdict.scores),
         seconds=seconds,
     )
-
-
-def _try_generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], task: Task
-) -> list[Answer] | None:
-    """The answers, or None if memory ran out."""
-    try:
-        return generate(model, tokenizer, prompts, task.max_new_tokens, task.stop)
-    except (MemoryError, RuntimeError) as e:
-        if not is_memory(e):
-            raise
-    free_device_memory()
-    return None

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.common.progress import bar
 from prunetune.data.stream import Example
 from prunetune.errors import DataError, NotFinite
+from prunetune.evaluation.spread import Scored, Spread
 from prunetune.models.batches import mask_of, padded
 from prunetune.models.finite import overflow
 from prunetune.models.folders import check_tokens
 from prunetune.models.prompt import PromptFormat, encode
-
-Scored = tuple[list[int], list[tuple[int, int]]]
-"""Token ids, and [start, end) of those that are predicted."""
 
 MOST_NATS = 700  # exp of more is no double
 LOGIT_ELEMENTS = 1 << 26  # logits held at once: 256 MB in fp32
 
 
 def reasoning_loss(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Spread,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     fmt: PromptFormat,
@@ -41,7 +40,7 @@ def reasoning_loss(
     scored = [(r.input_ids, found) for r, found in zip(rows, spans, strict=True) if found]
     if not scored:
         raise DataError("no example has an answer within the length limit", value=max_length, fix="raise max_length")
-    return _ratio(list(_losses(model, scored, "held-out loss")))
+    return _ratio(losses_of(model, scored, "held-out loss"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Perplexity:
 
 
 def perplexity(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Spread,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     *,
@@ -88,7 +87,7 @@ def perplexity(
     windows = [w for w in windows if len(w) > 1]
     if not windows:
         raise DataError("this text is too short for a perplexity", value=text[:80], fix="use a longer text")
-    losses = list(_losses(model, [(w, [(1, len(w))]) for w in windows], "perplexity"))
+    losses = losses_of(model, [(w, [(1, len(w))]) for w in windows], "perplexity")
     mean, stderr = _ratio(losses)
     covered = tokenizer.decode([i for w in windows for i in w[len(head) :]], clean_up_tokenization_spaces=False)
     nats = sum(total for total, _ in losses)
@@ -113,22 +112,34 @@ def _ratio(losses: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def _losses(model: PreTrainedModel, rows: list[Scored], name: str) -> Iterator[tuple[float, int]]:
-    """For each row: summed loss and count, under a bar of that name. Batches of similar length, padded on the right."""
+def losses_of(
+    model: PreTrainedModel | Spread, rows: Sequence[Scored], name: str, processes: Processes = ALONE
+) -> list[tuple[float, int]]:
+    """For each row: summed loss and count. Batches of similar length, padded on the right.
+
+    Args:
+        model: Here, or elsewhere.
+        rows: What is predicted of each.
+        name: Of the bar.
+        processes: Who measures; each is given all rows, takes every so many batches, and has all losses in the end.
+    """
+    if isinstance(model, Spread):
+        return model.losses(rows)
     training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     found: dict[int, tuple[float, int]] = {}
     per_row = len(rows[order[0]][0]) * int(model.config.get_text_config().vocab_size)
     size = max(1, LOGIT_ELEMENTS // per_row)
+    batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
     with bar(name, len(order)) as progress:
-        for begin in range(0, len(order), size):
-            batch = order[begin : begin + size]
+        for batch in processes.share(batches):
             losses = _batch_losses(model, [rows[i] for i in batch])
             found.update(zip(batch, losses, strict=True))
             progress(len(found), len(order))
     model.train(training)
-    yield from (found[i] for i in range(len(rows)))
+    whole = {i: loss for part in processes.gather(found) for i, loss in part.items()}
+    return [whole[i] for i in range(len(rows))]
 
 
 def _batch_losses(model: PreTrainedModel, rows: list[Scored]) -> list[tuple[float, int]]:

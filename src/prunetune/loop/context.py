@@ -8,6 +8,7 @@ stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -26,6 +27,7 @@ from prunetune.errors import OutOfReach
 from prunetune.loop.decide import planned_rounds
 from prunetune.loop.inputs import calibrated, check_text
 from prunetune.loop.pacing.clock import Clock
+from prunetune.loop.workers.pool import Workers, held
 from prunetune.models.axes import shape_of
 from prunetune.models.calibration import Calibration, Place, place_of
 from prunetune.models.families import Family, check_packing, family_of
@@ -257,6 +259,11 @@ def _own(recipe: Recipe) -> dict[int, Stream]:
             key = json_sha([s.model_dump(mode="json") for s in method.data])
             streams[key] = found[i] = streams.get(key) or load_stream(questions(method.data), recipe.seed)
     return found
+
+
+def holding(context: Context, folder: Path) -> AbstractContextManager[PreTrainedModel | Workers]:
+    """A model that is to be asked: on the device, or on all devices of the recipe's launcher."""
+    return held(folder, context.device, context.recipe.launcher)
 
 
 def place(context: Context) -> Place:

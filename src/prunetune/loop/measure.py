@@ -18,7 +18,8 @@ from prunetune.common.reading import read_json_lines, validated
 from prunetune.evaluation.evaluate import EvalResult, evaluate
 from prunetune.evaluation.latency import Latency, measure
 from prunetune.evaluation.loss import reasoning_loss
-from prunetune.loop.context import Context, free
+from prunetune.evaluation.spread import Spread
+from prunetune.loop.context import Context, free, holding
 from prunetune.models.cost import Cost, cost_of
 from prunetune.models.folders import model_sha
 from prunetune.models.shape import Shape
@@ -39,7 +40,7 @@ def samples_of(at: Path, task: Task) -> Path:
     return at / "eval" / f"{task.name.replace('/', '_')}.jsonl"
 
 
-def answer(context: Context, task: Task, model: PreTrainedModel, sha: str, at: Path) -> EvalResult:
+def answer(context: Context, task: Task, model: PreTrainedModel | Spread, sha: str, at: Path) -> EvalResult:
     """One task; the samples go into the stage's folder, and a killed evaluation goes on from them."""
     with context.watch.bar(f"evaluate {task.name}") as bar:
         return evaluate(
@@ -54,16 +55,24 @@ def answer(context: Context, task: Task, model: PreTrainedModel, sha: str, at: P
         )
 
 
-def answers(context: Context, model: PreTrainedModel, sha: str, at: Path, n: int | None) -> tuple[EvalRecord, ...]:
+def answers(
+    context: Context, model: PreTrainedModel | Spread, sha: str, at: Path, n: int | None
+) -> tuple[EvalRecord, ...]:
     """All tasks, the first `n` problems of each (None: all)."""
     results = (answer(context, task.first(n), model, sha, at) for task in context.tasks)
     return tuple(EvalRecord.model_validate(r.to_json()) for r in results)
 
 
-def held_out_loss(context: Context, model: PreTrainedModel) -> float:
+def held_out_loss(context: Context, model: PreTrainedModel | Spread) -> float:
     """Mean next-token loss (nats) over the answers of the held-out sequences."""
     limit = context.recipe.score.max_length
     return reasoning_loss(model, context.tokenizer, context.held_out, context.recipe.prompt, limit)[0]
+
+
+def loss_of(context: Context, folder: Path) -> float:
+    """The same of a model's folder."""
+    with holding(context, folder) as model:
+        return held_out_loss(context, model)
 
 
 class _Lengths(BaseModel):
@@ -92,7 +101,7 @@ def flops_of(context: Context, cost: Cost, at: Path) -> dict[str, float | None]:
 
 def figures_of(
     context: Context,
-    model: PreTrainedModel,
+    model: PreTrainedModel | Spread,
     sha: str,
     at: Path,
     n: int | None,
@@ -104,7 +113,7 @@ def figures_of(
 
     Args:
         context: The run.
-        model: On the context's device.
+        model: On the context's device, or on several.
         sha: Of the model; answers of another are not taken for its own.
         at: The stage's folder.
         n: Problems of each task; None: all.
@@ -153,7 +162,8 @@ def original(context: Context, run: RunFolder, rounds: int) -> StageRecord:
 
     def make(tmp: Path) -> None:
         start, sha = time.monotonic(), model_sha(context.source)
-        figures = figures_of(context, context.load(context.source), sha, at, None)
+        with holding(context, context.source) as model:
+            figures = figures_of(context, model, sha, at, None)
         record = stage_record(
             context,
             context.config,

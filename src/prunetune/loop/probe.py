@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunetune.common.files import is_made, json_sha, once, remove, write_json
-from prunetune.loop.context import Context, free
+from prunetune.loop.context import Context, free, holding
 from prunetune.loop.decide import (
     Case,
     Probing,
@@ -27,6 +27,7 @@ from prunetune.loop.measure import held_out_loss
 from prunetune.loop.recovery.shares import affordable
 from prunetune.loop.sampling.traces import renewed_for
 from prunetune.loop.seek import seek
+from prunetune.loop.workers.pool import fold_folder, score_held
 from prunetune.models.axes import shape_of
 from prunetune.pruning.apply import apply_in_memory
 from prunetune.pruning.compensate import RIDGES, Patch, calibration_and_held_out, compensate
@@ -34,13 +35,14 @@ from prunetune.pruning.criteria import criterion
 from prunetune.pruning.folding.together import together
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.plan import PrunePlan, make_plan
-from prunetune.pruning.scores import Scores, score
+from prunetune.pruning.scores import Scores
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed, layer_origins, seconds_of
 from prunetune.runs.records import DecisionRecord, known
 from prunetune.schedule.damage import Probe
 from prunetune.schedule.target import period_in
 from prunetune.schedule.way import Place
+from prunetune.tune.launch import shared_by
 
 DECISIONS = "decisions"
 """Folder of a run: what was measured and decided before its rounds."""
@@ -108,19 +110,11 @@ def _score(
     context: Context, source: Path, sha: str, batches: Sequence[Any], more: Sequence[str], *, at: Halfway, data_sha: str
 ) -> Scores:
     s = context.recipe.score
-    model = context.load(source)
     action = "score" if criterion(s.criterion).needs != "moments" else f"rank by {s.criterion}"
-    with context.watch.bar(action + (" (protect)" if at.path.name.startswith(".protect") else "")) as bar:
-        return score(
-            model,
-            batches,
-            **scoring(context.recipe),
-            more=more,
-            model_sha=sha,
-            data_sha=data_sha,
-            progress=bar,
-            halfway=at,
-        )
+    shown = context.watch.bar(action + (" (protect)" if at.path.name.startswith(".protect") else ""))
+    asked = {**scoring(context.recipe), "more": more, "model_sha": sha, "data_sha": data_sha, "halfway": at}
+    with holding(context, source) as model, shown as bar:
+        return score_held(model, bar, batches, **asked)
 
 
 def plan_for(
@@ -169,18 +163,16 @@ def make_patch(context: Context, model: Any, plan: PrunePlan, at: Path | None = 
         at: The folder where a later start finds how far a killed one had come; None: it begins anew.
     """
     calibration, ridge = (context.batches(part) for part in calibration_and_held_out(context.scored))
-    target = "layer" if context.recipe.compensate == "least-squares-neurons" else "auto"
+    asked: dict[str, Any] = {
+        "held_out": ridge,
+        "target": "layer" if context.recipe.compensate == "least-squares-neurons" else "auto",
+        "halfway": half(at, PATCH, context, cut_key(context, plan)) if at else None,
+    }
     with context.watch.bar("compensate") as bar:
-        return compensate(
-            model,
-            plan,
-            calibration,
-            held_out=ridge,
-            target=target,
-            device=context.device,
-            progress=bar,
-            halfway=half(at, PATCH, context, cut_key(context, plan)) if at else None,
-        )
+        if isinstance(model, Path):
+            launcher = context.recipe.launcher
+            return fold_folder(model, context.device, launcher, bar, plan, batches=calibration, **asked)
+        return compensate(model, plan, calibration, **asked, device=context.device, progress=bar)
 
 
 def cut_key(context: Context, plan: PrunePlan) -> dict[str, Any]:
@@ -209,7 +201,7 @@ def losses(
     has = shape_of(whole.config.to_dict())
     depth, width = has["layers"], has["neurons"]
     plans = [plan_for(context, run, at, scores, neurons=width - w, layers=depth - d, more=more) for d, w in shapes]
-    shared = _Shared(context, at, whole, plans)
+    shared = _Shared(context, at, whole, plans, source)
     found = []
     with context.watch.bar("probe", len(shapes)) as bar:
         for done, ((d, w), plan) in enumerate(zip(shapes, plans, strict=True), start=1):
@@ -227,7 +219,10 @@ class _Shared:
     Every start makes those of the same plans, whichever of them it still needs, so that a kill changes nothing.
     """
 
-    def __init__(self, context: Context, at: Path, whole: PreTrainedModel, plans: Sequence[PrunePlan]) -> None:
+    def __init__(
+        self, context: Context, at: Path, whole: PreTrainedModel, plans: Sequence[PrunePlan], source: Path
+    ) -> None:
+        self.given = source if shared_by(context.recipe.launcher) else whole  # what several processes fold from
         neurons = [p for p in plans if p.drop_neurons and not p.drop_layers and not p.drop]
         self.plans = sorted(neurons, key=lambda p: -p.new_width) if len(neurons) > 1 else []
         self.context, self.whole, self.found = context, whole, list[dict[str, Tensor]]()
@@ -270,10 +265,12 @@ def _probe(
         if plan in shared.plans:
             patch = shared.patch(plan)
         elif alone:
-            made = once(at / PATCH, cut_key(context, plan), lambda tmp: make_patch(context, whole, plan, at).write(tmp))
+            made = once(
+                at / PATCH, cut_key(context, plan), lambda tmp: make_patch(context, shared.given, plan, at).write(tmp)
+            )
             patch = Patch.read(made).tensors
         else:
-            patch = make_patch(context, whole, plan, at).tensors
+            patch = make_patch(context, shared.given, plan, at).tensors
     loss = held_out_loss(context, apply_in_memory(whole, plan, patch))
     write_json(note, {"key": json_sha(key), "loss": loss})
     half(at, PATCH, context, cut_key(context, plan)).clear()

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from prunetune.common.files import is_made, write_json
-from prunetune.loop.context import Context, free
+from prunetune.loop.context import Context, free, holding
 from prunetune.loop.decide import Case, Decision
-from prunetune.loop.measure import figures_of, held_out_loss, line_of, stage_record
+from prunetune.loop.measure import figures_of, line_of, loss_of, stage_record
 from prunetune.loop.pacing.within import by_time_left
 from prunetune.loop.probe import (
     DECISIONS,
@@ -181,11 +181,10 @@ def _finish(context: Context, run: RunFolder, case: Case, decision: Decision, ma
     sha = model_sha(at / "tuned")
 
     def make(tmp: Path) -> None:
-        pruned = at / "pruned"
-        pruned_loss = held_out_loss(context, context.load(pruned)) if pruned.is_dir() else None
-        model, n = context.load(at / "tuned"), context.recipe.evaluate.round_n
-        figures = figures_of(context, model, sha, at, n, pruned_loss=pruned_loss)
-        verdict = judge(context, run, model, sha, at)
+        pruned_loss = loss_of(context, at / "pruned") if (at / "pruned").is_dir() else None
+        with holding(context, at / "tuned") as model:
+            figures = figures_of(context, model, sha, at, context.recipe.evaluate.round_n, pruned_loss=pruned_loss)
+            verdict = judge(context, run, model, sha, at)
         write_json(tmp, figures.model_copy(update={"verdict": verdict}).to_json())
 
     conditions = context.recipe.model_dump(mode="json", include={"stop_at"})

@@ -18,7 +18,8 @@ from prunetune.common.stats import kept_interval, kept_share, pair
 from prunetune.common.units import percent
 from prunetune.errors import OutOfReach
 from prunetune.evaluation.evaluate import read_samples
-from prunetune.loop.context import Context, free
+from prunetune.evaluation.spread import Spread
+from prunetune.loop.context import Context, free, holding
 from prunetune.loop.measure import answer, samples_of
 from prunetune.models.folders import model_sha
 from prunetune.recipe.measured import StopConfig
@@ -36,7 +37,7 @@ SURE = 0.998
 UNCONDITIONAL = "the schedule's step; no condition was set on its accuracy"
 
 
-def judge(context: Context, run: RunFolder, model: PreTrainedModel, sha: str, at: Path) -> Verdict:
+def judge(context: Context, run: RunFolder, model: PreTrainedModel | Spread, sha: str, at: Path) -> Verdict:
     """The verdict on a finished round, and what it rests on.
 
     Args:
@@ -55,7 +56,7 @@ def judge(context: Context, run: RunFolder, model: PreTrainedModel, sha: str, at
 class _Judged:
     """A round's model, its hash, its folder."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | Spread
     sha: str
     at: Path
 
@@ -81,8 +82,8 @@ def _original(context: Context, run: RunFolder, task: Task) -> dict[str, bool]:
     """The untouched model's answers; it is loaded only if some are not there yet."""
     at = run.folder("original")
     if len(found := _right(at, task)) < len(task.problems):
-        untouched = context.load(context.source)
-        found = _validate(context.untouched(), task, untouched, model_sha(context.source), at)
+        with holding(context, context.source) as untouched:
+            found = _validate(context.untouched(), task, untouched, model_sha(context.source), at)
         del untouched
         free()
     return found
@@ -173,7 +174,7 @@ def hardly_provable(context: Context, evals: Sequence[EvalRecord] = ()) -> str |
     return f"{why}: {told}, so that only a better one would stand"
 
 
-def _validate(context: Context, task: Task, model: PreTrainedModel, sha: str, at: Path) -> dict[str, bool]:
+def _validate(context: Context, task: Task, model: PreTrainedModel | Spread, sha: str, at: Path) -> dict[str, bool]:
     result = answer(context, task, model, sha, at)
     write_json(at / "validation.json", result.to_json())
     return _right(at, task)

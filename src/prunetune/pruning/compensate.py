@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunetune.common.device import memory_bytes, native_products
+from prunetune.common.device import ALONE, Processes, memory_bytes, native_products
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.calibration import Place, place_of, token_bytes
 from prunetune.models.finite import broken_weights, is_finite
@@ -68,6 +68,7 @@ def compensate(
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
     place: Place | None = None,
+    processes: Processes = ALONE,
 ) -> Patch:
     """The patch that makes up for a plan's removals as far as the kept neurons can.
 
@@ -84,6 +85,7 @@ def compensate(
         halfway: Where an earlier start may have left off, and where this one may.
         place: Where hidden states lie between two layers, and what is done of the patch; None: as hidden states fit
             (`calibration.place_of`).
+        processes: Who folds: each runs every layer on its share of the batches, and has the patch in the end.
 
     Raises:
         PlanError: the plan does not fit the model. DataError: no tokens. UnsupportedModel: see `target`.
@@ -97,14 +99,14 @@ def compensate(
     if not plan.drop_neurons and not plan.drop and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0, plan.sha)
     if place is None:
-        tokens = sum(b["input_ids"].numel() for b in (*batches, *held_out))
+        tokens = sum(b["input_ids"].numel() for b in (*batches, *held_out)) // processes.count
         a_token = token_bytes(source.config.hidden_size, source.dtype.itemsize, stream=stream)
-        place = place_of(tokens * a_token, source.device.type, *memory_bytes(source.device))
-    shelf = Shelf(place, source.device)
+        of_device, of_host = memory_bytes(source.device)
+        place = place_of(tokens * a_token, source.device.type, of_device, of_host // processes.count)
+    walk = _Walk(source, plan, batches, held_out, Shelf(place, source.device), stream, ridges, processes)
+    halfway = halfway.of(processes, abreast=True) if halfway else None
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
-        return _compensate(
-            source, plan, batches, held_out, shelf, stream=stream, ridges=ridges, progress=progress, halfway=halfway
-        )
+        return _compensate(walk, progress, halfway)
 
 
 def calibration_and_held_out(sequences: Sequence[T]) -> tuple[list[T], list[T]]:
@@ -112,19 +114,37 @@ def calibration_and_held_out(sequences: Sequence[T]) -> tuple[list[T], list[T]]:
     return [s for i, s in enumerate(sequences) if i % 4], list(sequences[::4])
 
 
-def _compensate(
-    source: LayerSource,
-    plan: PrunePlan,
-    batches: Sequence[Batch],
-    held_out: Sequence[Batch],
-    shelf: Shelf,
-    *,
-    stream: bool,
-    ridges: Sequence[float],
-    progress: Callable[[int, int], None] | None,
-    halfway: Halfway | None,
-) -> Patch:
-    every = [*batches, *held_out]
+@dataclass(frozen=True)
+class _Walk:
+    """What every layer is folded with."""
+
+    source: LayerSource
+    plan: PrunePlan
+    batches: Sequence[Batch]
+    held_out: Sequence[Batch]
+    shelf: Shelf
+    stream: bool
+    ridges: Sequence[float]
+    processes: Processes
+
+    @property
+    def every(self) -> list[Batch]:
+        """The batches of this process: those to fit with come first."""
+        return self.processes.share([*self.batches, *self.held_out])
+
+    @property
+    def calibration(self) -> int:
+        """How many of them are to fit with; the others choose the ridge."""
+        return len(self.processes.share(self.batches))
+
+    def tokens(self) -> tuple[int, int]:
+        """Of all calibration, of all that is held out."""
+        calibration, held_out = (sum(int(b["attention_mask"].sum()) for b in x) for x in (self.batches, self.held_out))
+        return calibration, held_out
+
+
+def _compensate(walk: _Walk, progress: Callable[[int, int], None] | None, halfway: Halfway | None) -> Patch:
+    source, plan, shelf, stream, every = walk.source, walk.plan, walk.shelf, walk.stream, walk.every
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
     state = halfway.found("cpu") if halfway else None
     if state is None:
@@ -134,9 +154,9 @@ def _compensate(
         state |= {name: [shelf.put(shelf.take(h)) for h in state[name]] for name in STREAMS if state[name]}
     tensors: dict[str, Tensor] = {name: shelf.put(tensor.cpu()) for name, tensor in state["tensors"].items()}
     fits = [LayerFit(*fit) for fit in state["fits"]]
-    streams = _Streams(state["hidden"], masks, state["truth"], len(batches), shelf)
+    streams = _Streams(state["hidden"], masks, state["truth"])
     for layer in (i for i in (range(source.depth) if stream else plan.kept_layers) if i >= state["next"]):
-        streams, patch, more = _through(source, plan, layer, streams, ridges, fits)
+        streams, patch, more = _through(walk, layer, streams, fits)
         tensors |= {name: shelf.put(tensor) for name, tensor in patch.items()}
         fits += more
         if progress:
@@ -144,20 +164,15 @@ def _compensate(
         if halfway:
             now = (streams.hidden, streams.truth, tensors, fits, layer + 1)
             halfway.reached(layer + 1, source.depth, partial(_state, *now))
-    counts = [int(m.sum()) for m in masks]
-    return Patch(tensors, tuple(fits), sum(counts[: len(batches)]), sum(counts[len(batches) :]), plan.sha)
+    return Patch(tensors, tuple(fits), *walk.tokens(), plan.sha)
 
 
 def _through(
-    source: LayerSource,
-    plan: PrunePlan,
-    layer: int,
-    streams: _Streams,
-    ridges: Sequence[float],
-    before: Sequence[LayerFit],
+    walk: _Walk, layer: int, streams: _Streams, before: Sequence[LayerFit]
 ) -> tuple[_Streams, dict[str, Tensor], list[LayerFit]]:
     """(the streams behind a layer, its patch, its fits). Neither it nor its activations are held after that."""
-    one, shelf, masks, stream = one_layer(source, layer), streams.shelf, streams.masks, streams.truth is not None
+    source, plan, shelf, masks = walk.source, walk.plan, walk.shelf, streams.masks
+    one, stream = one_layer(source, layer), streams.truth is not None
     hidden, patch, fits = streams.hidden, dict[str, Tensor](), list[LayerFit]()
     kept, last = layer in plan.kept_layers, layer == plan.kept_layers[-1]
     intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
@@ -166,10 +181,10 @@ def _through(
         truth = [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(streams.truth, masks, strict=True)]
         streams = replace(streams, truth=truth)
     if kept and plan.drop:
-        patch, fits = _fold_blocks(one, source, plan, layer, streams, ridges)
+        patch, fits = _fold_blocks(walk, one, layer, streams)
     if kept and not intact:
         start = next((f.ridge for f in reversed([*before, *fits]) if f.ridge and not f.readout), None)
-        found, halves = _fit(one, source, plan, layer, streams, ridges=ridges, start=start)
+        found, halves = _fit(walk, one, layer, streams, start)
         own = patch_of(one, source, plan, layer, found)
         patch |= own
         fits.append(LayerFit(layer, found.ridge, found.before, found.after))
@@ -209,71 +224,62 @@ def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out:
 class _Streams:
     """The residual streams at a layer: its input in the cut model, and the whole model's output where it is the target.
 
-    The first `calibration` batches fit, the others choose the ridge.
+    In the order of `_Walk.every`, whose masks these are.
     """
 
     hidden: list[Tensor]
     masks: list[Tensor]
     truth: list[Tensor] | None
-    calibration: int
-    shelf: Shelf
 
 
-def _fit(
-    one: OneLayer,
-    source: LayerSource,
-    plan: PrunePlan,
-    layer: int,
-    streams: _Streams,
-    *,
-    ridges: Sequence[float],
-    start: float | None,
-) -> tuple[Fold, list[Half]]:
+def _fit(walk: _Walk, one: OneLayer, layer: int, streams: _Streams, start: float | None) -> tuple[Fold, list[Half]]:
     """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from."""
+    source, plan, shelf = walk.source, walk.plan, walk.shelf
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     scale = source.family.number(source.family.residual_scale, source.config)  # of what the FFN adds to the stream
-    first = streams.shelf.take(streams.hidden[-1][:1])
-    apart, left, halves = adds(one, source, layer, first), MEMORY, list[Half]()
+    apart = bool(streams.hidden) and adds(one, source, layer, shelf.take(streams.hidden[-1][:1]))
+    left, halves = MEMORY, list[Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         lost = tap.down.weight.float()[:, gone].T
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[1], source.device) for _ in range(2)]
         for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
-            seen = tap.run(streams.shelf.take(hidden), real)
+            seen = tap.run(shelf.take(hidden), real)
             stay = columns(seen.a, kept)
             with native_products(seen.a):
                 missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
             missing = seen.weighted(missing)
             if streams.truth is not None:
                 missing += (
-                    at_real(streams.shelf.take(streams.truth[i]), real).float() - at_real(seen.out, real).float()
+                    at_real(shelf.take(streams.truth[i]), real).float() - at_real(seen.out, real).float()
                 ) / scale
             features = seen.weighted(at_real(stay, real))
             if tap.down.bias is not None:
                 features = with_one(features, seen.weight)
-            sums[i >= streams.calibration].update(features, missing, seen.weighted(seen.y))
+            sums[i >= walk.calibration].update(features, missing, seen.weighted(seen.y))
             left -= stay.nbytes + hidden.nbytes
             again = left < 0 or not apart
             halves.append(Half(hidden, real, None if again else seen.rest, None if again else stay))
-    return fold(sums[0].finish(), sums[1].finish(), ridges, start), halves
+    for each in sums:
+        each.join(walk.processes)
+    return fold(sums[0].finish(), sums[1].finish(), walk.ridges, start), halves
 
 
-def _fold_blocks(
-    one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, streams: _Streams, ridges: Sequence[float]
-) -> tuple[dict[str, Tensor], list[LayerFit]]:
+def _fold_blocks(walk: _Walk, one: OneLayer, layer: int, streams: _Streams) -> tuple[dict[str, Tensor], list[LayerFit]]:
     """Cut and make up for the readouts of other axes than neurons (heads), before the FFN sees what they give."""
-    names = source.names[layer]
+    source, names = walk.source, walk.source.names[layer]
     folded = fold_blocks(
         one.block,
         source.family,
         float(getattr(source.config, "rms_norm_eps", 0.0)),
-        plan,
+        walk.plan,
         layer,
-        run=lambda i: forward(one, streams.shelf.take(streams.hidden[i]), streams.masks[i]),
+        run=lambda i: forward(one, walk.shelf.take(streams.hidden[i]), streams.masks[i]),
         masks=streams.masks,
-        calibration=streams.calibration,
-        ridges=ridges,
+        calibration=walk.calibration,
+        ridges=walk.ridges,
+        processes=walk.processes,
         stored=lambda suffix: source.stored(names[suffix]),
     )
     tensors = {names[f"{f.readout}.{name}"]: tensor for f in folded for name, tensor in f.tensors.items()}

@@ -9,10 +9,14 @@
 Saved whenever a twentieth of the parts are done since the last time, and some seconds have passed: quick work writes
 nothing. With ten parts or more a kill loses a tenth at most; `in_parts` makes more of few batches. Whoever ends the
 stage calls `clear`.
+
+Of several processes each keeps a state of its own (`of`). Where they go from part to part together, a kill can come
+between two of their saves: each keeps the state before, too, and they go on from the newest that all of them have.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -26,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.common.files import json_sha, remove, replacing
 
 SECONDS = 5.0
@@ -60,25 +65,55 @@ class Halfway:
 
     path: Path
     key: object
+    _processes: Processes = field(default=ALONE, init=False)
     _last: int = field(default=0, init=False)
     _time: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def _sha(self) -> str:
-        return json_sha([PARTS, SHARE, self.key])  # how the work is divided
+        return json_sha([2, PARTS, SHARE, self.key])  # the form of the states, and how the work is divided
+
+    def of(self, processes: Processes, *, abreast: bool = False) -> Halfway:
+        """Where one of several processes keeps its state; itself for one alone.
+
+        Args:
+            processes: Who works.
+            abreast: They go from part to part together: all save, and take up, the same part.
+        """
+        if processes.count == 1:
+            return self
+        name = f"{self.path.stem}.{processes.rank + 1}of{processes.count}.half"
+        mine = Halfway(self.path.with_name(name), [self.key, processes.rank, processes.count])
+        if abreast:
+            mine._processes = processes
+        return mine
+
+    @property
+    def _before(self) -> Path:
+        """Where the state before the newest lies, of processes that go abreast."""
+        return self.path.with_suffix(".before.half")
 
     def found(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The state that an earlier start left, its tensors on the device; None if there is none, or none of this."""
-        try:
-            head, _, body = self.path.read_bytes().partition(b"\n")
-            note = json.loads(head)
-            if note != {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": note["done"]}:
-                return None
-            self._last = int(note["done"])
-            state: dict[str, Any] = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        places = (self._before, self.path) if self._processes.count > 1 else (self.path,)
+        kept = {done: path for path in places if (done := self._done(path)) is not None}
+        common = set[int].intersection(*self._processes.gather(set(kept)))
+        if not common:
             return None
+        self._last = max(common)
+        _, _, body = kept[self._last].read_bytes().partition(b"\n")
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
         return state
+
+    def _done(self, path: Path) -> int | None:
+        """Parts that were done when a file was written; None where it is not there, is broken, or is of another key."""
+        try:
+            head, _, body = path.read_bytes().partition(b"\n")
+            note = json.loads(head)
+            whole = note == {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": note["done"]}
+            return int(note["done"]) if whole else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def reached(self, done: int, total: int, state: Callable[[], dict[str, Any]], *, result: bool = False) -> None:
         """Save, if it is time to.
@@ -91,17 +126,21 @@ class Halfway:
         """
         now = time.monotonic()
         due = result if done >= total else (done - self._last) * SHARE >= total
-        if not due or now - self._time < SECONDS:
+        if not self._processes.first(due and now - self._time >= SECONDS):
             return
         buffer = io.BytesIO()
         torch.save(state(), buffer)
         body = buffer.getvalue()
         head = {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": done}
+        if self._processes.count > 1 and self.path.is_file():
+            with replacing(self._before) as tmp:
+                tmp.hardlink_to(self.path)
         with replacing(self.path) as tmp, tmp.open("wb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             file.write(body)
         self._last, self._time = done, time.monotonic()
 
     def clear(self) -> None:
-        """Its stage is at its end."""
-        remove(self.path)
+        """Its stage is at its end; whoever worked at it, alone or as one of several."""
+        for path in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.stem)}.*of*.half")):
+            remove(path)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from prunetune.common.device import native_products, sum_dtype
+from prunetune.common.device import Processes, native_products, sum_dtype
 
 BLOCK = 512
 """Rows of a product that are computed at a time; C is symmetric, so only the blocks on and above the diagonal."""
@@ -48,6 +48,11 @@ class Gram:
                 else:
                     rows += full[:, i : i + BLOCK].T @ full[:, i:]
         self.tokens += len(x)
+
+    def join(self, processes: Processes) -> None:
+        """Become the sum over the tokens of all processes."""
+        self.total = processes.total(self.total)
+        self.tokens = sum(processes.gather(self.tokens))
 
     def finish(self) -> Float[Tensor, "width width"]:
         """The mean over tokens. Works in place: call it once."""
@@ -104,6 +109,13 @@ class ResidueSum:
             self.cross += missing.float().T @ kept.float()
         self.missing += float(missing.float().square().sum(dtype=torch.float64))
         self.energy += float(whole.float().square().sum(dtype=torch.float64))
+
+    def join(self, processes: Processes) -> None:
+        """Become the sums over the tokens of all processes."""
+        self.gram.join(processes)
+        self.cross = processes.total(self.cross)
+        missing, energy = zip(*processes.gather((self.missing, self.energy)), strict=True)
+        self.missing, self.energy = sum(missing), sum(energy)
 
     def finish(self) -> Residue:
         """The means over tokens. Works in place: call it once."""

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.errors import DataError
 from prunetune.models.axes import Axis, shape_of
 from prunetune.models.calibration import Place
@@ -67,6 +68,7 @@ def rank(
     place: Place = "device",
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
+    processes: Processes = ALONE,
 ) -> Ranked:
     """Scores by a criterion that needs moments, and how each layer changes the residual stream.
 
@@ -82,6 +84,7 @@ def rank(
         place: Where hidden states lie between two layers.
         progress: Called with (batches done in all layers, in all): a layer's batches, then its scores.
         halfway: Where an earlier start may have left off, and where this one may.
+        processes: Who ranks: each runs every layer on its share of the batches, and solves some of the layers.
 
     Raises:
         DataError: There are no tokens. NotFinite: A layer's activations overflow.
@@ -90,19 +93,32 @@ def rank(
     batches = in_parts(batches, math.ceil(PARTS / source.depth))
     asked, values, shelf = own_axes(source.family, more), source.config.to_dict(), Shelf(place, source.device)
     by = _By(chosen, asked, shape_of(values), float(values.get("rms_norm_eps") or 0), seed)
-    walk = _Walk(source, _masks(source, batches), shelf, layer_criterion(layers_by), by, progress)
+    masks = processes.share(_masks(source, batches))
+    walk = _Walk(source, masks, shelf, layer_criterion(layers_by), by, progress, processes)
+    batches, halfway = processes.share(batches), halfway.of(processes, abreast=True) if halfway else None
     state = (halfway.found(source.device) if halfway else None) or _start(source, batches, shelf)
+    turn = list[Callable[[], _Found] | None]()  # layers whose scores are made at once, a process each
     for layer in range(len(state["scores"]), source.depth):
-        found, others, change = walk.layer(layer, state, halfway)
-        state["scores"].append(found)
-        state["others"].append(others)
+        finish, change = walk.layer(layer, state, halfway)
+        turn.append(finish if len(turn) == processes.rank else None)
+        del finish  # it holds C
         state["changes"].append(change.sums())
         if progress:
             progress((layer + 1) * len(walk.masks), walk.total)
-        if halfway and (asked or source.family.experts or not walk.shallow):
+        if len(turn) < processes.count and layer < source.depth - 1:
+            continue
+        for found, others in processes.each(turn):
+            state["scores"].append(found)
+            state["others"].append(others)
+        turn.clear()
+        if halfway and (asked or source.family.experts or not walk.inside):
             halfway.reached(layer + 1, source.depth, state.copy)
     changes = [LayerChange(walk.change_of, *seen) for seen in state["changes"]]
     return Ranked(torch.stack([s.cpu() for s in state["scores"]]), changes, stacked(state["others"]))
+
+
+_Found = tuple[Tensor, dict[str, Tensor]]
+"""Scores of a layer's neurons, and of its units of other axes; on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,7 @@ class _Walk:
     change_of: Callable[[Tensor, Tensor], Tensor]
     by: _By
     progress: Callable[[int, int], None] | None
+    processes: Processes
 
     @property
     def total(self) -> int:
@@ -133,25 +150,34 @@ class _Walk:
         return self.source.depth * len(self.masks)
 
     @property
-    def shallow(self) -> bool:
-        """Whether a layer is too large a part to lose to a kill."""
-        return self.source.depth < PARTS
+    def inside(self) -> bool:
+        """Whether a state is kept inside a layer, too: it is too large a part to lose to a kill. Of one process."""
+        return self.source.depth < PARTS and self.processes.count == 1
 
     def layer(
         self, layer: int, state: dict[str, Any], halfway: Halfway | None
-    ) -> tuple[Tensor, dict[str, Tensor], LayerChange]:
-        """(scores of its neurons, of units of other axes, its change). Neither it nor its C is held after that."""
+    ) -> tuple[Callable[[], _Found], LayerChange]:
+        """(what makes a layer's scores, which holds it and its C; its change), of the tokens of all processes."""
         by, one = self.by, one_layer(self.source, layer)
         with BlockMoments(one.block, by.axes, self.source.family, by.eps) as blocks:
+            seen: Gram | ExpertsTap
             if self.source.family.experts:
-                tap, change = self.experts(one, layer, state, by.chosen, blocks.update)
-                found, own = tap.neurons(layer, by.seed), {"experts": tap.experts()}
+                seen, change = self.experts(one, layer, state, by.chosen, blocks.update)
             else:
-                gram, change = self.through(one, layer, state, None if by.axes else halfway, blocks.update)
-                weights = neurons_of(one.block, self.source.family)
-                found, own = by.chosen.finish(gram.finish(), weights, layer, by.seed).float(), {}
+                seen, change = self.through(one, layer, state, None if by.axes else halfway, blocks.update)
+        for each in (seen, change, blocks):
+            each.join(self.processes)
+        return partial(self.scores, one, layer, seen, blocks), change
+
+    def scores(self, one: OneLayer, layer: int, seen: Gram | ExpertsTap, blocks: BlockMoments) -> _Found:
+        """A layer's scores from its moments. Call it once."""
+        by = self.by
         others = blocks.scores(by.chosen, by.shape, layer, by.seed) if by.axes else {}
-        return found, others | own, change
+        if isinstance(seen, ExpertsTap):
+            found, others = seen.neurons(layer, by.seed), others | {"experts": seen.experts()}
+        else:
+            found = by.chosen.finish(seen.finish(), neurons_of(one.block, self.source.family), layer, by.seed)
+        return found.float().cpu(), {name: units.cpu() for name, units in others.items()}
 
     @torch.no_grad()
     def through(
@@ -177,7 +203,7 @@ class _Walk:
                 seen_by(real)
                 change.update(at_real(before, real), at_real(seen.out, real))
                 hidden[i] = self.shelf.put(seen.out)
-                if halfway and self.shallow:
+                if halfway and self.inside:
                     now = {"gram": (gram.total, gram.tokens), "change": change.sums(), "batch": i + 1}
                     halfway.reached(done + 1, self.total, partial(dict, state, **now))
         return gram, change

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.errors import DataError
 from prunetune.models.axes import shape_of
 from prunetune.models.batches import mask_of, padded
@@ -71,6 +72,7 @@ def score(
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Score every neuron and every layer of a model on the given sequences, in one pass; units of other axes, if asked.
 
@@ -89,6 +91,7 @@ def score(
         device: Where to run (default: the model's device; for a folder a GPU if there is one).
         progress: Called with (batches done, batches in all); layer by layer with (batches done in all layers, in all).
         halfway: Where an earlier start may have left off, and where this one may; of a folder with moments alone.
+        processes: Who scores; each is given the same model and all batches, and has all scores in the end.
 
     Raises:
         NotFinite: A layer's activations, gradients or weights are. RecipeError: The criterion knows neurons alone, or a
@@ -99,7 +102,7 @@ def score(
     own = own_axes(family, more)
     blockwise(neuron_criterion, [axis.name for axis in own])
     asked = Asked(family, chosen, chosen.reduce or reduce, layers_by, tuple(own), shape, vote_share, seed)
-    ways: Any = {"progress": progress, "halfway": halfway}
+    ways: Any = {"progress": progress, "halfway": halfway, "processes": processes}
     if chosen.needs == "moments":
         place: Any = "disk" if isinstance(model, Path) else "device"
         found = rank(model, batches, chosen, more, layers_by, seed, device=device, place=place, **ways)

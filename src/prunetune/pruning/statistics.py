@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from prunetune.common.device import Processes
 from prunetune.errors import UnknownName
 from prunetune.models.families import Family
 
@@ -36,6 +37,11 @@ class Mean:
         """Add a batch of tokens."""
         self.total = self.total + x.abs().sum(0, dtype=torch.float32).double()
         self.tokens += len(x)
+
+    def join(self, processes: Processes) -> None:
+        """Become the statistic of what all processes have seen."""
+        self.total = processes.sum(self.total)
+        self.tokens = sum(processes.gather(self.tokens))
 
     def finish(self) -> Float[Tensor, " width"]:
         """The statistic, one number a neuron."""
@@ -64,6 +70,11 @@ class Max(Mean):
         self.total = torch.maximum(top, self.total) if isinstance(self.total, Tensor) else top
         self.tokens += len(x)
 
+    def join(self, processes: Processes) -> None:
+        """Become the statistic of what all processes have seen."""
+        self.total = processes.most(self.total)
+        self.tokens = sum(processes.gather(self.tokens))
+
     def finish(self) -> Float[Tensor, " width"]:
         """The statistic, one number a neuron."""
         return torch.as_tensor(self.total).float()
@@ -89,6 +100,10 @@ class Quantile:
             self.counts = torch.zeros(x.shape[1], bins, dtype=torch.int64, device=x.device)
         self.counts.scatter_add_(1, place.T, torch.ones_like(place.T))
 
+    def join(self, processes: Processes) -> None:
+        """Become the statistic of what all processes have seen."""
+        self.counts = processes.sum(self.counts)
+
     def finish(self) -> Float[Tensor, " width"]:
         """The statistic, one number a neuron."""
         if self.counts is None:
@@ -113,6 +128,10 @@ class Vote:
         """Add the last tokens of a batch of samples."""
         ranks = x.float().argsort(dim=1, stable=True).argsort(dim=1).amax(0)
         self.worst = ranks if self.worst is None else torch.maximum(self.worst, ranks)
+
+    def join(self, processes: Processes) -> None:
+        """Become the rank over the samples of all processes."""
+        self.worst = processes.most(self.worst)
 
     def finish(self) -> Float[Tensor, " width"]:
         """The worst rank over samples, 0 to width - 1, one number a neuron."""
@@ -200,6 +219,11 @@ class LayerChange:
         self.total += float(value.double().sum())
         self.top = max(self.top, float(value.max()))
         self.tokens += len(value)
+
+    def join(self, processes: Processes) -> None:
+        """Become the change over what all processes have seen."""
+        totals, tops, tokens = zip(*processes.gather(self.sums()), strict=True)
+        self.total, self.top, self.tokens = sum(totals), max(tops), sum(tokens)
 
     @property
     def mean(self) -> float:

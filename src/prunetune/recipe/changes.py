@@ -16,7 +16,7 @@ from prunetune.recipe.schema import Recipe
 
 # Fields that may change when a run is continued, with what that means.
 FREE = {
-    "launcher": "where recovery runs",
+    "launcher": "on how many devices it runs",
     "evaluate": "tasks may be added or measured on more problems",
     "keep": "which models stay on disk",
     "control": "the control is a run of its own",

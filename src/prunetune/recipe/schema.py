@@ -99,9 +99,9 @@ class Recipe(_Config):
     keep: Literal["best", "all"] = "best"
     """Models kept on disk: the newest and the best, or all. A share (0.95, 95%): short for `stop_at`."""
     launcher: str | None = None
-    """Arguments of `accelerate launch` for recovery, or a shipped config: ddp, fsdp2, zero2, zero3."""
+    """Several devices, for all that runs a model: arguments of `accelerate launch`, or ddp, fsdp2, zero2, zero3."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where scoring, evaluation and (without a launcher) recovery run."""
+    """Where scoring, evaluation and recovery run."""
     log: tuple[str, ...] = ()
     """Who is told of each step and each round, beside `events.jsonl`: trackio, wandb, tensorboard, or a plugin's
     callback."""

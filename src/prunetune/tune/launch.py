@@ -16,10 +16,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from prunetune.common.files import remove
 from prunetune.common.outputs import work_folder
+from prunetune.common.yaml import read_mapping
 from prunetune.errors import MissingPath, RecipeError, TuneError, UnknownName
 from prunetune.models.folders import is_wrapper
 from prunetune.tune.job import Progress, TuneJob, TuneResult, read_result, result_path
@@ -48,6 +50,47 @@ def launcher_arguments(launcher: str) -> list[str]:
         if not file.is_file():
             raise MissingPath("no such accelerate config", value=str(file), fix="check `launcher`")
     return words
+
+
+def devices_of(launcher: str | None) -> int:
+    """Processes that a launcher starts: its --num_processes, else its config's, else one."""
+    return 1 if launcher is None else _number("num_processes", launcher_arguments(launcher))
+
+
+def shared_by(launcher: str | None) -> str | None:
+    """The launcher, where it starts several processes on this machine alone: all that it takes to share work out."""
+    if launcher is None or devices_of(launcher) == 1 or _number("num_machines", launcher_arguments(launcher)) > 1:
+        return None
+    return launcher
+
+
+def command_of(launcher: str, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """What runs a module in a launcher's processes: (the command, what its environment has besides).
+
+    Several processes on CPUs are started by torchrun: `accelerate launch --cpu --num_processes 2` starts one of them,
+    and leaves the others to mpirun.
+    """
+    words, own = launcher_arguments(launcher), ["-m", module, *arguments]
+    count = _number("num_processes", words)
+    alone = _number("num_machines", words) == 1 and not any(w.startswith("--mpirun_hostfile") for w in words)
+    if count > 1 and alone and {"--cpu", "--use_cpu"} & set(words):
+        given = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(_number("num_cpu_threads_per_process", words))}
+        run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        return [sys.executable, "-m", *run, *own], given
+    return [sys.executable, "-m", "accelerate.commands.launch", *words, *own], {}
+
+
+def _number(name: str, words: Sequence[str]) -> int:
+    """A whole number above zero that `accelerate launch` is given, as an option or in its config; else one."""
+    for i, word in enumerate(words):
+        if word.partition("=")[0] == f"--{name}":
+            said = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
+            return int(said) if said.isdecimal() and 0 < len(said) < 6 and int(said) else 1
+    if "--config_file" not in words:
+        return 1
+    file = Path(words[min(words.index("--config_file") + 1, len(words) - 1)])
+    value = read_mapping(file, "launcher's settings file").get(name)
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def launch(job: TuneJob, launcher: str | None = None, progress: Progress | None = None) -> TuneResult:
@@ -93,15 +136,13 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
     Raises:
         TuneError: The child failed; its whole output is in `launch.log` of the job's work folder.
     """
-    arguments = launcher_arguments(launcher)
+    launcher_arguments(launcher)  # what is wrong with it is told before anything is made
     work_folder(job.work)
     file, log = job.work / "job.json", job.work / "launch.log"
     job.write(file)
     remove(result_path(job))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "prunetune.tune", str(file)
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command, given = command_of(launcher, "prunetune.tune", str(file))
+    environment = {**os.environ, **given, "PYTHONUNBUFFERED": "1"}
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(

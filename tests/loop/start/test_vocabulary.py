@@ -102,7 +102,7 @@ def test_the_report_says_what_it_was_fitted_to_and_how_much_longer_other_text_be
 def test_a_second_start_makes_nothing_again(done, monkeypatch):
     at, wanted = done
     monkeypatch.setattr(module, "cut_vocabulary", lambda *a, **k: pytest.fail("cut again"))
-    monkeypatch.setattr(module, "held_out_loss", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr(module, "loss_of", lambda *a: pytest.fail("measured again"))
     before = (at / "run/summary.json").read_text()
     prune_tune_loop(wanted, at / "run", QUIET)
     assert (at / "run/summary.json").read_text() == before

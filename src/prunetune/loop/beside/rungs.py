@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunetune.common.files import once, write_json
 from prunetune.errors import OutOfReach
-from prunetune.loop.context import Context, free
+from prunetune.loop.context import Context, free, holding
 from prunetune.loop.decide import Case
 from prunetune.loop.measure import answers, flops_of, latency
 from prunetune.loop.summary import accuracy
@@ -48,7 +48,8 @@ def _measure_all(context: Context, run: RunFolder, stage: StageRecord, final: Pa
     at, sha = run.folder(stage.name), known(stage.model_sha, "model_sha")
 
     def make(tmp: Path) -> None:
-        evals = answers(context, context.load(final), sha, at, None)
+        with holding(context, final) as model:
+            evals = answers(context, model, sha, at, None)
         flops = flops_of(context, cost_of(load_config(final)), at)
         write_json(tmp, FullRecord(evals=evals, flops=flops).to_json())
         free()

@@ -16,7 +16,7 @@ import torch
 
 from prunetune.common.files import check_space, fresh, remove, temporary
 from prunetune.loop.context import Context
-from prunetune.loop.measure import held_out_loss
+from prunetune.loop.measure import loss_of
 from prunetune.models.shards import INDEX, ShardReader, open_shards, rewrite
 from prunetune.tune.job import TuneResult
 
@@ -40,7 +40,7 @@ def no_worse(context: Context, cut: Path, tuned: Path, work: Path, result: TuneR
     Returns:
         The result, with a note where not all of it stayed.
     """
-    before, after = (_loss(context, folder) for folder in (cut, tuned))
+    before, after = (loss_of(context, folder) for folder in (cut, tuned))
     if after <= before:
         return result
     raised = f"raised the held-out loss from {before:.4f} to {after:.4f}"
@@ -48,7 +48,7 @@ def no_worse(context: Context, cut: Path, tuned: Path, work: Path, result: TuneR
         share, between = 0.5**halved, temporary(work / "between")
         remove(between)
         interpolate(cut, tuned, share, between)
-        loss = _loss(context, between)
+        loss = loss_of(context, between)
         if loss <= before:
             remove(tuned)
             between.rename(tuned)
@@ -81,10 +81,6 @@ def interpolate(start: Path, end: Path, share: float, out: Path) -> None:
         check_space(out, sum(path.stat().st_size for path in kept), "the model between the two")
         shutil.copytree(end, tmp, ignore=shutil.ignore_patterns("*.safetensors", INDEX))
         rewrite(kept, change, tmp)
-
-
-def _loss(context: Context, folder: Path) -> float:
-    return held_out_loss(context, context.load(folder))
 
 
 def _noted(result: TuneResult, note: str) -> TuneResult:

@@ -18,7 +18,7 @@ from prunetune.common.files import once, write_json
 from prunetune.data.example import Example
 from prunetune.data.stream import load_stream
 from prunetune.loop.context import Context, free
-from prunetune.loop.measure import held_out_loss, line_of, stage_record
+from prunetune.loop.measure import line_of, loss_of, stage_record
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, load_tokenizer, model_sha
 from prunetune.pruning.vocabulary.folder import Fitted, cut_vocabulary, left_out
@@ -69,7 +69,7 @@ def measured(context: Context, run: RunFolder) -> StageRecord:
 
     def make(tmp: Path) -> None:
         start, config = time.monotonic(), load_config(context.begins)
-        loss = held_out_loss(context, context.load(context.begins))
+        loss = loss_of(context, context.begins)
         free()
         cost = CostRecord.model_validate(cost_of(config).to_json())
         record = stage_record(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.models.axes import axis_of
 from prunetune.models.families import Family
 from prunetune.pruning.blocks.units import ReadoutTap
@@ -65,6 +66,7 @@ def fold_blocks(
     calibration: int,
     ridges: Sequence[float],
     stored: Callable[[str], torch.dtype],
+    processes: Processes = ALONE,
 ) -> list[Folded]:
     """Cut the readouts of a layer in hand, each made up for by what stays of it.
 
@@ -79,6 +81,7 @@ def fold_blocks(
         calibration: So many batches fit, the others choose the ridge.
         ridges: To choose from.
         stored: Parameter inside the layer -> the type that it will be stored in.
+        processes: Who folds, each with batches of its own.
     """
     done = []
     for readout, names in readouts(plan, family).items():
@@ -95,6 +98,8 @@ def fold_blocks(
                 missing = x[:, gone] @ weight.float()[:, gone].T
                 features = x[:, kept] if bias is None else torch.cat([x[:, kept], count], dim=1)
                 sums[i >= calibration].update(features, missing, y)
+        for each in sums:
+            each.join(processes)
         found = fold(sums[0].finish(), sums[1].finish(), ridges)
         types = {name: stored(f"{readout}.{name}") for name in ("weight", *(() if bias is None else ("bias",)))}
         tensors = _changed(weight, bias, kept, found.change, types)

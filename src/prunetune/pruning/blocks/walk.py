@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prunetune.common.device import Processes
 from prunetune.models.axes import Axis
 from prunetune.models.families import Family
 from prunetune.pruning.blocks.units import ReadoutTap, blocks_of
@@ -28,6 +29,10 @@ class BlockPass:
     def update(self, x: Float[Tensor, "tokens columns"]) -> None:
         """Add a batch of what the criterion needs of tokens, such as the readout's input."""
         self.stat.update(known(self.rule.value)(x, self.units))
+
+    def join(self, processes: Processes) -> None:
+        """Become the statistic of what all processes have seen."""
+        self.stat.join(processes)
 
     def scores(self, layer: int, seed: int) -> Float[Tensor, " units"]:
         """A score for every unit of the layer, whose place is `layer`."""
@@ -60,6 +65,11 @@ class BlockMoments:
         """Take what the readouts have seen of the batch in hand."""
         for name, tap in self.taps.items():
             self.grams[name].update(tap.taken(real)[0])
+
+    def join(self, processes: Processes) -> None:
+        """Become the moments over the tokens of all processes."""
+        for _, gram in sorted(self.grams.items()):
+            gram.join(processes)
 
     def scores(self, chosen: Criterion, shape: Mapping[str, int], layer: int, seed: int) -> dict[str, Tensor]:
         """{axis: a score for each of its units}. Call it once."""

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from prunetune.common.device import Processes
 from prunetune.errors import UnsupportedModel
 from prunetune.models.families import Experts, Family
 from prunetune.pruning.criteria import Criterion
@@ -150,6 +151,14 @@ class ExpertsTap:
         if expert not in self.stats:
             self.stats[expert] = self.start()
         self.stats[expert].update(x)
+
+    def join(self, processes: Processes) -> None:
+        """Become what the experts were sent in all processes."""
+        self.total, self.tokens = processes.total(self.total), processes.total(self.tokens)
+        for expert in sorted(set().union(*processes.gather(set(self.stats)))):
+            if expert not in self.stats:
+                self.stats[expert] = self.start()
+            self.stats[expert].join(processes)
 
     def experts(self) -> Float[Tensor, " experts"]:
         """REAP's score of every expert; 0 of one that no token was sent to."""

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.errors import PlanError
 from prunetune.pruning.cut import check_shape
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
@@ -42,6 +43,7 @@ def together(
     ridges: Sequence[float],
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
+    processes: Processes = ALONE,
 ) -> list[dict[str, Tensor]]:
     """Replacement tensors for each plan, by their names in the source.
 
@@ -53,6 +55,7 @@ def together(
         ridges: To choose from, relative to the mean of C_kk's diagonal.
         progress: Called with (layers done, layers in all).
         halfway: Where an earlier start may have left off, and where this one may. The result stays there too.
+        processes: Who folds: each runs every layer on its share of the batches, and has all patches in the end.
 
     Raises:
         PlanError: A plan does not fit the model, or takes other units. NotFinite: A layer's activations overflow.
@@ -62,7 +65,8 @@ def together(
         check_shape(plan, source.config.to_dict())
         if plan.drop_layers or plan.drop:
             raise PlanError("one walk folds several plans only if they take neurons alone", value=plan.new_shape)
-    every = [*batches, *held_out]
+    every, calibration = processes.share([*batches, *held_out]), len(processes.share(batches))
+    halfway = halfway.of(processes, abreast=True) if halfway else None
     masks = [b["attention_mask"].bool().to(source.device) for b in every]
     state = halfway.found(source.device) if halfway else None
     if state is None:
@@ -72,7 +76,8 @@ def together(
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         for layer in range(state["next"], source.depth):
             one, last = one_layer(source, layer), layer == source.depth - 1
-            moments, halves = _gather(one, source, plans[0], layer, hidden, masks, len(batches))
+            grams, halves = _gather(one, source, plans[0], layer, hidden, masks, calibration)
+            moments = [_joined(gram, processes) for gram in grams]
             fits = [_solve(one, source, p, layer, moments, ridges, r) for p, r in zip(plans, start, strict=True)]
             start = [fit.ridge or before for fit, before in zip(fits, start, strict=True)]
             patches = [patch_of(one, source, p, layer, fit) for p, fit in zip(plans, fits, strict=True)]
@@ -99,10 +104,10 @@ def _gather(
     hidden: list[Tensor],
     masks: list[Tensor],
     calibration: int,
-) -> tuple[list[Float[Tensor, "n n"]], list[Half]]:
+) -> tuple[list[Gram], list[Half]]:
     """C over both sets of tokens, with a last row for a bias if there is one; what the next layer can start from."""
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
-    apart, left, halves = adds(one, source, layer, hidden[-1]), MEMORY, list[Half]()
+    apart, left, halves = bool(hidden) and adds(one, source, layer, hidden[-1]), MEMORY, list[Half]()
     with Tap(one, source, layer, apart=apart) as tap:
         bias = tap.down.bias is not None
         grams = [Gram(source.width + bias, source.device) for _ in range(2)]
@@ -114,7 +119,13 @@ def _gather(
             left -= stay.nbytes + x.nbytes
             again = left < 0 or not apart
             halves.append(Half(x, real, None if again else seen.rest, None if again else stay))
-    return [gram.finish().float() for gram in grams], halves
+    return grams, halves
+
+
+def _joined(gram: Gram, processes: Processes) -> Float[Tensor, "n n"]:
+    """C over the tokens of all processes."""
+    gram.join(processes)
+    return gram.finish().float()
 
 
 def _solve(

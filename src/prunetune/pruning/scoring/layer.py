@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
+from prunetune.common.device import Processes
 from prunetune.models.axes import Axis
 from prunetune.models.families import Family
 from prunetune.models.finite import layer_overflow
@@ -117,6 +118,13 @@ class LayerPass:
             for handle in self._hooks():
                 hooks.callback(handle.remove)
             yield
+
+    def join(self, processes: Processes) -> None:
+        """Become what all processes have seen."""
+        for each in (self.stat, self.up_votes, self.change, *self.blocks.values()):
+            each.join(processes)
+        if self.experts:
+            self.experts.join(processes)
 
     def check(self, dtype: torch.dtype) -> None:
         """NotFinite, naming the layer, if what it did to a batch is no number; `dtype`: in what it ran."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunetune.common.device import ALONE, Processes
 from prunetune.pruning.gradients import backward_by_layer
 from prunetune.pruning.halfway import Halfway, in_parts
 from prunetune.pruning.ranking import Ranked, stacked
@@ -25,6 +26,7 @@ def whole(
     asked: Asked,
     progress: Callable[[int, int], None] | None = None,
     halfway: Halfway | None = None,
+    processes: Processes = ALONE,
 ) -> Ranked:
     """Scores by a criterion that needs activations, gradients, votes or weights.
 
@@ -34,6 +36,7 @@ def whole(
         asked: What is scored.
         progress: Called with (batches done, batches in all).
         halfway: Where an earlier start may have left off, and where this one may.
+        processes: Who scores: each takes its share of the batches, and has all scores in the end.
 
     Raises:
         NotFinite: A layer's activations or gradients overflow.
@@ -42,7 +45,11 @@ def whole(
     passes = [LayerPass(layer, i, asked) for i, layer in enumerate(layers)]
     if asked.axes or asked.family.experts:
         halfway = None  # what these gather is not kept
-    before, batches = _restore(passes, halfway.found(model.device)) if halfway else 0, in_parts(batches)
+    halfway = halfway.of(processes) if halfway else None
+    before, batches = (
+        _restore(passes, halfway.found(model.device)) if halfway else 0,
+        processes.share(in_parts(batches)),
+    )
     with ExitStack() as hooks:
         for one in passes:
             hooks.enter_context(one.hooked())
@@ -52,6 +59,8 @@ def whole(
                 progress(done, len(batches))
             if halfway:
                 halfway.reached(done, len(batches), partial(_state, passes, done))
+    for one in passes if processes.count > 1 else ():
+        one.join(processes)
     others = [one.others() for one in passes]
     neurons = torch.stack([one.neurons().cpu() for one in passes])
     return Ranked(neurons, [one.change for one in passes], stacked(others))

@@ -166,11 +166,11 @@ class Frame:
         )
 
 
-def world_size() -> int:
-    """Processes that train together."""
+def world_size(device: torch.device) -> int:
+    """Processes that train together. Accelerate joins those on CPUs only if it is told that they are."""
     from accelerate import PartialState
 
-    return int(PartialState().num_processes)
+    return int(PartialState(cpu=device.type == "cpu").num_processes)
 
 
 def _need_bitsandbytes(optimizer: str, cpu: bool) -> None:
@@ -196,7 +196,7 @@ def frame_of(stage: Stage, *, batch: int, params: int, longest: int) -> Frame:
     Raises:
         TuneError: `batch` is no multiple of the number of devices.
     """
-    method, world = stage.job.method, world_size()
+    method, world = stage.job.method, world_size(stage.device)
     compute, share = compute_type(method.precision, stage.device), share_of_device(batch, world)
     micro, checkpointing = pick_memory_plan(
         method,
