@@ -48,6 +48,7 @@ GRAIN = 8
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "lib"))
 
+from hidden import kept_for, narrowed, params_a_channel  # noqa: E402
 from records import Records  # noqa: E402
 
 RECORDS = Records(HERE / "records.jsonl")
@@ -65,6 +66,7 @@ class Method:
         axes: What may go, neurons first; of several, besides `heads`, the search chooses.
         vocabulary: The vocabulary is cut first, to the calibration task's training text and WikiText's.
         search: The shape is found by `schedule/search.py`.
+        hidden: Channels of the residual stream go, after one rotation for all layers (`hidden.py`).
         peer: The package of that name cuts (`pip install --no-deps torch-pruning`).
     """
 
@@ -76,6 +78,7 @@ class Method:
     axes: tuple[str, ...] = ("neurons",)
     vocabulary: bool = False
     search: bool = False
+    hidden: bool = False
     peer: bool = False
 
 
@@ -95,6 +98,7 @@ METHODS = {
     "neurons + heads": Method(squares=True, axes=("neurons", "heads")),
     "neurons + vocabulary": Method(squares=True, vocabulary=True),
     "neurons + heads + vocabulary": Method(squares=True, axes=("neurons", "heads"), vocabulary=True),
+    "hidden": Method(hidden=True),
     "search": Method(squares=True, axes=("neurons", "layers", "heads"), vocabulary=True, search=True),
 }
 
@@ -300,6 +304,15 @@ def measured(
 ) -> dict[str, Any]:
     """One cell: the cut and its loss on every answer."""
     begun = time.monotonic()
+    if method.hidden:
+        kept = kept_for(source.model.config, round(size * original))
+        losses = answer_losses(narrowed(source.model, source.sequences[0], kept), encoded(source, asked))
+        return {
+            "shape": {"channels": kept},
+            "params": kept * params_a_channel(source.model.config),
+            "seconds": round(time.monotonic() - begun, 1),
+            "losses": [round(x, 4) for x in losses],
+        }
     shapes = shapes_of(method, source, round(size * original))
     if not shapes or (method.search is False and "heads" in method.axes and shape_of(source.values)["heads"] == 1):
         return {"out_of_reach": True}

@@ -51,6 +51,7 @@ WORDS = {
     "neurons + heads": "one key/value group of every layer, then neurons; greedy, least squares",
     "neurons + vocabulary": "tokens that neither GSM8K's training text nor WikiText's uses, then neurons; greedy, least squares",
     "neurons + heads + vocabulary": "all three",
+    "hidden": "channels of the residual stream, after one rotation for all layers (`hidden.py`); the head is untied for it, which is a fifth more parameters",
     "search": "vocabulary first, then the shape of neurons, layers and heads that `schedule/search.py` finds with at most seven cuts",
 }
 PAGE = """<!-- Made by studies/14-axes/cuts.py from records.jsonl. Do not edit. -->

@@ -24,19 +24,19 @@ FALL = 0.57
 """The rate falls with this power of the parameters."""
 OF_LORA = 10
 """Adapters want ten times the rate of all weights (https://thinkingmachines.ai/blog/lora)."""
-HIGHEST = 1e-3
-"""No rate is above that of the smallest model on which it was measured, the demo's."""
+HIGHEST = 3e-4
+"""No rate of all weights is above what was best for models of one million parameters (studies/12-recovery)."""
 
 
 def rate_for(parameters: int, batch_size: int, *, lora: bool = False) -> float:
     """Peak learning rate of recovery, to two digits: 8e-6 x (8e9 / parameters) ^ 0.57 x sqrt(batch_size / 32).
 
-    That is the paper's rate at its 8 billion parameters, and what was best at 94 and at 1.7 million (docs/method.md).
+    That is the paper's rate at its 8 billion parameters, and near what was best at 94 million (docs/method.md).
     The root of the batch is Adam's scaling rule (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
     """
     size, sequences, rate = PAPER
-    rate *= (size / parameters) ** FALL * math.sqrt(batch_size / sequences) * (OF_LORA if lora else 1)
-    return min(HIGHEST, float(f"{rate:.1e}"))
+    rate = min(HIGHEST, rate * (size / parameters) ** FALL * math.sqrt(batch_size / sequences))
+    return float(f"{rate * (OF_LORA if lora else 1):.1e}")
 
 
 class Lora(BaseModel):
