@@ -16,6 +16,7 @@ from prunetune.models.folders import DEMO_MODEL, config_values
 from prunetune.recipe.schema import Recipe, shipped
 from prunetune.tune.launch import devices_of
 from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Lora
+from prunetune.tune.methods.base import rate_for
 
 
 def test_the_papers_recipes_are_there():
@@ -151,6 +152,16 @@ def test_a_run_by_damage_is_forecast_as_one_round_at_the_final_shape():
     cost = cost_of(config_values(DEMO_MODEL), shape={"layers": last["depth"], "neurons": last["width"]})
     assert value["hours"] == pytest.approx(cost.train_flops(10_000, 400) / (312e12 * 0.35) / 3600)
     assert "unknown" in text and "one round" in text
+
+
+def test_a_learning_rate_that_is_left_to_us_is_told():
+    value = {"model": "demo", "data": [{"type": "demo", "size": 400}], "prune": {"target": 0.6}}
+    auto = {**value, "recover": [{"type": "cpt", "tokens": 1000, "batch_size": 2}]}
+    parameters = cost_of(config_values(DEMO_MODEL), shape={"neurons": 376}).params
+    _, text = forecast(Recipe.parse(auto))
+    assert f"learning rate: cpt {rate_for(parameters, 2):.1e}, by the parameters left and 2 sequences a step" in text
+    given = {**value, "recover": [{"type": "cpt", "tokens": 1000, "learning_rate": 1e-4}]}
+    assert "learning rate" not in forecast(Recipe.parse(given))[1]
 
 
 def test_the_command_needs_neither_hub_nor_torch():

@@ -121,7 +121,7 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         names = ", ".join(recipe.prune.axes or SEARCHED)
         how = f"by the held-out loss of at most {MOST} cuts"
         lines.append(f"shape: chosen for {recipe.prune.target} among {names}, {how}")
-    lines += [*about_choice(recipe), *about_traces(recipe)]
+    lines += [*about_choice(recipe), *about_traces(recipe), *about_rates(recipe, rows[-1]["params"])]
     if recipe.stop:
         lines.append(
             f"stop_at: a search for the smallest model that keeps {recipe.stop.accuracy:.1%} of the accuracy, no "
@@ -185,6 +185,15 @@ def about_choice(recipe: Recipe) -> list[str]:
     if recipe.evaluate.rivals:
         lines.append(f"rivals, asked the same: {', '.join(recipe.evaluate.rivals)}")
     return lines
+
+
+def about_rates(recipe: Recipe, parameters: int) -> list[str]:
+    """The learning rate of each method that leaves it to us, for the model at its target."""
+    return [
+        f"learning rate: {m.type} {m.rate(parameters):.1e}, by the parameters left and {m.batch_size} sequences a step"
+        for m in recipe.recover
+        if m.learning_rate == "auto"
+    ]
 
 
 def _sizes(recipe: Recipe, config: Any) -> tuple[Sizes, bool]:
