@@ -107,7 +107,10 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), space)  # our own README
-    written = json.loads((tmp_path / "smaller" / "config.json").read_text())
+    written = json.loads((tmp_path / "runs/mine/final/config.json").read_text())
+    assert (tmp_path / "runs/mine/final/tokenizer_config.json").is_file() and (
+        tmp_path / "runs/mine/report.html"
+    ).is_file()
     assert written["intermediate_size"] == space["small"].config.intermediate_size
     assert (
         written["intermediate_size"] < json.loads((tmp_path / "my-model/config.json").read_text())["intermediate_size"]

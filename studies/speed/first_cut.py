@@ -6,12 +6,15 @@ Recommended settings and GSM8K ($PRUNETUNE_DATA), no tasks: nothing of the origi
 Each repeat times, in turns: a bare forward pass of the base model over the batches that are scored, in the dtype that
 the model is stored in, and a whole process of `prunetune run` up to the moment when the first round's `pruned/` is
 there, imports and loading included. With `--target` so low that there are several rounds, that holds further probes.
-One further probe is timed on its own: what a second shape costs once the scores are there.
+One further probe is timed on its own: what a second shape costs once the scores are there. CPU seconds are given beside
+wall time: on a busy machine they say more.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,15 +44,25 @@ def recipe_of(model: str, target: float, samples: int) -> Recipe:
     )
 
 
+def cpu() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
 def bare(context: Context) -> float:
     """Seconds of one forward pass of the base model over the scored batches."""
+    return passed(context)[0]
+
+
+def passed(context: Context) -> tuple[float, float]:
+    """The same, and its CPU seconds."""
     model: Any = context.load(context.source)
     with torch.inference_mode():
         model.model(**{k: v[:2] for k, v in context.scoring[-1].items()}, use_cache=False)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu()
         for batch in context.scoring:
             model.model(**batch, use_cache=False)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, cpu() - used
 
 
 def first_cut(recipe: Recipe, at: Path) -> float:
@@ -63,7 +76,7 @@ def first_cut(recipe: Recipe, at: Path) -> float:
                 raise SystemExit((at / "log").read_text(encoding="utf-8"))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
-        process.terminate()
+        process.send_signal(signal.SIGKILL)  # nothing more is to be counted
     return seconds
 
 
@@ -94,9 +107,12 @@ def main() -> None:
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as name:
             at = Path(name)
-            before = bare(context)
+            before, used = passed(context)
+            start = cpu()
             cut = first_cut(recipe, at)
+            spent = cpu() - start
             print(f"bare {before:.1f} s, first cut {cut:.1f} s: {cut / before:.2f}", flush=True)
+            print(f"CPU: bare {used:.1f} s, first cut {spent:.1f} s: {spent / used:.2f}", flush=True)
             with RunFolder.open(at / "run", recipe, context.source) as run:
                 probe = further_probe(context, run, context.sizes.width * 3 // 4)
             after = bare(context)

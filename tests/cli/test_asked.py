@@ -25,6 +25,12 @@ def test_a_model_and_its_options_are_a_recipe():
     assert Recipe.parse(mapping_of(Asked(**MINE))).recover[0].tokens == TOKENS
 
 
+@pytest.mark.parametrize("said", ["test.csv", "rows.jsonl.gz", "sub/mine.parquet"])
+def test_rows_without_a_name_are_told_how_to_name_them(said):
+    with pytest.raises(RecipeError, match=f"--task mine={said} --verifier number"):
+        mapping_of(Asked(**MINE, tasks=[said]))
+
+
 @pytest.mark.parametrize(("test", "taken"), [("frage", True), ("question", False)])
 def test_columns_serve_a_task_whose_rows_have_them(tmp_path, test, taken):
     for name, head in (("train", "frage"), ("test", test)):

@@ -164,6 +164,17 @@ def test_a_learning_rate_that_is_left_to_us_is_told():
     assert "learning rate" not in forecast(Recipe.parse(given))[1]
 
 
+def test_within_a_time_the_recipe_s_tokens_are_not_told_and_no_hours_of_another_machine_beside_minutes_of_this_one():
+    recipe = Recipe.parse(
+        {"model": "demo", "data": [{"type": "demo", "size": 900}], "prune": {"target": 0.5}, "budget": "10min"}
+    )
+    value, text = forecast(recipe, measured=True)
+    assert "what fits" in text and "20.0 M" not in text and value["hours"] is None
+    whole, words = forecast(recipe.changed(within=None), measured=True)
+    assert "20.0 M" in words and "hours" not in words and "peak" not in words and whole["hours"] is not None
+    assert "hours" in forecast(recipe.changed(within=None))[1]
+
+
 def test_the_command_needs_neither_hub_nor_torch():
     code = (
         "import sys; sys.argv = ['prunetune', 'run', 'paper/gemma2-9b', '--dry-run', '--json']\n"

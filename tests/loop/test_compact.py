@@ -29,6 +29,8 @@ def test_a_model_object_becomes_a_smaller_one(tmp_path):
     assert type(small) is type(model) and 0 < small.num_parameters() <= 0.8 * model.num_parameters()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert (tmp_path / "run" / "report.md").is_file()
+    told = " ".join((tmp_path / "run" / "report.md").read_text().split())
+    assert "rows in memory (90).jsonl" in told and "model in memory: prunetune report" in told, "what nobody has named"
     ids = tokenizer(["1+1"], return_tensors="pt")
     assert small.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] <= ids["input_ids"].shape[1] + 3
 

@@ -155,3 +155,23 @@ def test_further_passes_over_the_same_data_are_no_further_data(tmp_path):
     )
     stages = [StageRecord(index=1, name="01", tune=tune)]
     assert [used(recipe, stages, i) for i in range(2)] == [(10, 100), (7, 210)]
+
+
+@pytest.mark.parametrize("budget", ["equal", "damage"])
+@pytest.mark.parametrize("asked", [{"tokens": 10_000_000}, {"samples": 100_000}])
+def test_where_data_are_fewer_than_the_budget_every_round_still_finds_some(tmp_path, asked, budget, capsys):
+    """The first round took them all, and the second one stopped the run."""
+    recipe = tiny_recipe(tmp_path, prune=TWO, recover=[{"type": "cpt", **asked, **SMALL}], budget=budget)
+    prune_tune_loop(recipe, tmp_path / "out", Watch())
+    taken = [s["tune"][0]["samples"] for s in stages(tmp_path / "out")]
+    assert sum(taken) == pytest.approx(188, abs=1) and min(taken) > 0
+    assert capsys.readouterr().err.count("cpt: the data hold 188 sequences") == 1
+
+
+def test_a_search_on_few_data_has_more_than_one_try(tmp_path):
+    """Each of six tries gets a sixth of what there is, not of a budget that is not there."""
+    stop = {"accuracy": 0.99, "n": 60}
+    recover = [{"type": "cpt", "tokens": 10_000_000, **SMALL}]
+    recipe = tiny_recipe(tmp_path, prune={"target": 0.6, "align": 4, "layers": 0}, recover=recover, stop_at=stop)
+    prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert stages(tmp_path / "out")[0]["tune"][0]["samples"] == 188 // 6

@@ -24,6 +24,7 @@ from prunetune.models.prompt import (
     plain_hint,
     prompt_ids,
     prompt_text,
+    questions_note,
 )
 from prunetune.models.turns import whole_answer
 from prunetune.tune.training.batches import make_rows
@@ -189,6 +190,8 @@ REFUSED: list[tuple[str, str | dict[str, str], PromptFormat, str]] = [
     ("multiplies", "{{ 'ab' * 10000000000 }}", CHAT, "takes more than 512 MB|chat template fails"),
     ("long", "{{ 'ab' * 5000000 }}", CHAT, "writes 10,000,000 characters"),
     ("endless", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", CHAT, "not ended after"),
+    ("power", "{{ (10 ** 10 ** 9) > 1 }}", CHAT, "raises a number to a power"),
+    ("power of a variable", "{% set n = 9 %}{% if n**n**n %}{% endif %}", CHAT, "raises a number to a power"),
     ("recursive", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", CHAT, "RecursionError"),
 ]  # fmt: skip
 
@@ -217,6 +220,25 @@ def test_rows_are_refused_by_name_before_any_work() -> None:
     forgetful = "{{ messages[-1].content }}" + OPEN + "[A]{% endif %}"
     with pytest.raises(RecipeError, match="earlier turns"):
         check_rows(speaking(forgetful), [Example("q", "a", "d", BEFORE)], CHAT)
+
+
+def test_a_question_that_the_template_shortens_is_told() -> None:
+    cut = speaking(USUAL["chatml"].replace("m.content", "m.content[:40]"))
+    assert "[:40]" in str(cut.chat_template)
+    long = "How many apples are in nine baskets of twelve apples each?"
+    rows = [Example("2 + 2?", "4", "d"), Example(long, "108", "d", where="d.jsonl, row 2")]
+    told = check_rows(cut, rows, CHAT)
+    assert "1 of 2 rows (d.jsonl, row 2)" in told and told.startswith("warning: the chat template shortens")
+    assert "1 of 2 rows (mine)" in questions_note(cut, ["2 + 2?", long], CHAT, "mine")
+    for source in USUAL.values():
+        whole = speaking(source)
+        assert check_rows(whole, rows, CHAT) == questions_note(whole, [long], CHAT, "mine") == ""
+    assert questions_note(cut, [long], PromptFormat(), "mine") == ""
+
+
+def test_names_that_a_template_unpacks_are_no_power() -> None:
+    source = "{% set n = namespace(**{'x': 1}) %}{{ messages[-1].content ~ n.x }} 2 ** 3"
+    assert prompt_text(speaking(source), "q", CHAT) == "q1 2 ** 3"
 
 
 def test_a_named_template_and_its_variables() -> None:

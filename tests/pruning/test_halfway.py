@@ -154,3 +154,23 @@ def test_batches_are_divided_by_rows_in_their_order() -> None:
     assert all(torch.equal(torch.cat([b[k] for b in found]), v) for k, v in some[0].items())
     assert halfway.in_parts(some, 1) == some
     assert len(halfway.in_parts(some, 50)) == 7, "a row is the least"
+
+
+def test_a_state_never_lies_in_memory_as_a_whole(at: Path) -> None:
+    """64 MB on disk: neither saving it nor taking it up adds as much to the process."""
+    held = torch.from_file(str(at / "held"), shared=True, size=1 << 24, dtype=torch.float32)
+    held.copy_(torch.arange(1 << 24, dtype=torch.float32))
+    before, state = anonymous(), Halfway(at / "state", "key")
+    state.reached(1, 10, lambda: {"hidden": [held], "next": 1})
+    again = Halfway(at / "state", "key").found()
+    assert again is not None and again["next"] == 1
+    assert anonymous() - before < 48 << 20
+    assert torch.equal(again["hidden"][0], held)
+    Halfway(at / "state", "key").reached(2, 10, lambda: {"hidden": again["hidden"], "next": 2})
+    assert torch.equal(again["hidden"][0], held), "what was taken up outlives the next state"
+
+
+def anonymous() -> int:
+    """Bytes of this process that are no file's."""
+    (line,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("RssAnon"))
+    return int(line.split()[1]) << 10

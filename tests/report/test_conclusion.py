@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,8 @@ def test_doubts_about_an_original() -> None:
 )
 def test_the_next_command_is_one(before: Any, after: Any, tmp_path: Path) -> None:
     at = fake_run(tmp_path / "run", control=False)
+    (at / "final").mkdir(exist_ok=True)
+    (at / "final" / "chat_template.jinja").write_text("{{ messages }}")
     run = run_of(at, result(*before), result(*after))
     words = conclude(run).then.split()
     assert words[:5] == ["prunetune", "run", str(at / "recipe.yaml"), "--out", f"{at}-2"]
@@ -146,6 +149,31 @@ def test_the_next_command_is_one(before: Any, after: Any, tmp_path: Path) -> Non
     options = {"--n": "n", "--target": "target", "--tokens": "tokens", "--set": "sets"}
     values = {options[k]: (v,) if k == "--set" else int(v) if k == "--n" else v for k, v in given.items()}
     assert mapping_of(Asked(words[2], **values))["model"] == "demo"
+
+
+def test_the_next_command_fits_the_run(tmp_path: Path) -> None:
+    """No chat template is advised that is not there, no more problems of a file that was asked whole."""
+    none = run_of(tmp_path, result(0, 60, task="mine"), result(0, 60, task="mine"))
+    assert conclude(none).then == f"head -n 3 {tmp_path}/original/eval/mine.jsonl"
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "chat_template.jinja").write_text("{{ messages }}")
+    assert conclude(none).then.endswith("-2 --set prompt.template=chat")
+    few = run_of(tmp_path, result(18, 20, task="mine"), result(17, 20, task="mine"))
+    assert conclude(few).then.endswith("-2 --n 100")
+    task = {"name": "mine", "path": "test.csv", "n": None, "verifier": "number"}
+    whole = replace(few, recipe={"evaluate": {"tasks": [task]}})
+    assert conclude(whole).then.endswith("-2 --task mine=MORE-QUESTIONS.csv --verifier number")
+    part = replace(few, recipe={"evaluate": {"tasks": [{**task, "n": 20}]}})
+    assert conclude(part).then.endswith("-2 --n 100")
+    text = result(9, 10, metric="perplexity")
+    bare = run_of(tmp_path, text, text)
+    for data, option in (
+        ([{"type": "file", "path": "a.csv"}], "--task mine=QUESTIONS.csv --verifier number"),
+        ([{"type": "preset", "name": "gsm8k"}], "--task gsm8k"),
+        ([{"type": "preset", "name": "code"}], "--task mine=QUESTIONS.csv --verifier number"),
+        ([{"type": "demo"}], "--task demo"),
+    ):
+        assert conclude(replace(bare, recipe={"data": data})).then.endswith(f"-2 {option}")
 
 
 def test_a_whole_run_has_its_word_in_the_report(tmp_path: Path) -> None:

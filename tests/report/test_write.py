@@ -10,7 +10,7 @@ import pytest
 from tests.browser import browser, missing
 from tests.fake_run import add_perplexity, fake_run
 
-from prunetune.errors import MissingPath
+from prunetune.errors import MissingPath, NotWritable
 from prunetune.report.write import write_report
 from prunetune.runs.reading import read_run
 
@@ -20,6 +20,19 @@ def folder(tmp_path_factory) -> Path:
     at = fake_run(tmp_path_factory.mktemp("run"))
     write_report(at)
     return at
+
+
+def test_nothing_is_written_behind_a_link(tmp_path) -> None:
+    at, elsewhere = fake_run(tmp_path / "run"), tmp_path / "elsewhere"
+    for name in ("figures", "final"):
+        (elsewhere / name).mkdir(parents=True)
+        shutil.rmtree(at / name, ignore_errors=True)
+        (at / name).symlink_to(elsewhere / name, target_is_directory=True)
+    with pytest.raises(NotWritable, match="figures"):
+        write_report(at)
+    (at / "figures").unlink()
+    write_report(at)
+    assert (at / "figures").is_dir() and not list(elsewhere.rglob("*.*")), "no card behind the link"
 
 
 class _Page(HTMLParser):

@@ -17,6 +17,7 @@ def right(output, reference):
 def one(output): return True
 def three(output, reference, more): return True
 def raises(output, reference): raise KeyError("x")
+def exits(output, reference): raise SystemExit(3)
 def says_yes(output, reference): return "yes"
 number = 5
 """
@@ -51,6 +52,7 @@ def test_two_lines_are_a_verifier(judge: Path) -> None:
         ("judge.py:one", TaskError, "too many positional arguments"),
         ("judge.py:three", TaskError, "missing a required argument"),
         ("judge.py:raises", TaskError, "raised KeyError"),
+        ("judge.py:exits", TaskError, "raised SystemExit: 3"),
         ("judge.py:says_yes", TaskError, "True or False"),
     ],
 )

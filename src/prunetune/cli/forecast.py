@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 UTILISATION, SAMPLING = 0.35, 0.05
 TOKENS_A_SAMPLE, PROMPT, ANSWER = 400, 120, 600
+TIMES = ("bf16 peak", "come on top")
+"""Ends of what is assumed for hours alone."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ def forecast(recipe: Recipe, name: str | None = None, *, measured: bool = False)
             for m in recipe.recover
             if m.when == "every" or done == rounds
         ]
+    if recipe.within is not None:  # the time decides, as it is measured
+        for m in (m for s in value["steps"][1:] for m in s["recover"]):
+            m.update(tokens=None, hours=None)
+    value["within"] = recipe.within
     value["hardware"] = {"gpu": paper.gpu, "gpus": devices}
     hours = [m["hours"] for s in value["steps"][1:] for m in s["recover"]]
     value["hours"] = None if None in hours else sum(hours)
@@ -200,19 +206,21 @@ def _text(value: dict[str, Any], measured: bool) -> str:
 
     steps, hardware = value["steps"], value["hardware"]
     paper = any(s["paper_size"] for s in steps)
+    hours = paper or not measured  # else minutes of this machine are told
     head = f"{'step':<22}{'parameters':>12}" + (f"{'paper':>8}" if paper else "")
-    lines = [head + f"{'recovery':>10}{'tokens':>10}{'a device':>12}{'hours':>10}"]
+    lines = [head + f"{'recovery':>10}{'tokens':>11}{'a device':>12}" + (f"{'hours':>10}" if hours else "")]
+    unknown = "all data" if value["within"] is None else "what fits"
     for s in steps:
         line = f"{s['step']:<22}{count(s['params']):>12}" + (f"{s['paper_size'] or '':>8}" if paper else "")
         for i, m in enumerate(s.get("recover", [])):
-            hours = "" if m["hours"] is None else _hours(m["hours"])
-            tokens = "all data" if m["tokens"] is None else count(m["tokens"])
+            took = "" if m["hours"] is None or not hours else f"{_hours(m['hours']):>10}"
+            tokens = unknown if m["tokens"] is None else count(m["tokens"])
             start = line if i == 0 else " " * len(line)
-            lines.append(f"{start}{m['method']:>10}{tokens:>10}{size(m['device_bytes']):>12}{hours:>10}")
+            lines.append(f"{start}{m['method']:>10}{tokens:>11}{size(m['device_bytes']):>12}{took}")
         if not s.get("recover"):
             lines.append(line)
     where = f"{hardware['gpus']} x {hardware['gpu']}"
-    if value["hours"] is not None and (paper or not measured):
+    if value["hours"] is not None and hours:
         said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""
         said = said or (" (the paper states no hours)" if paper else "")
         about = f"about {duration(3600 * value['hours'])}" if 60 * value["hours"] >= 1 else "less than a minute"
@@ -221,7 +229,8 @@ def _text(value: dict[str, Any], measured: bool) -> str:
         f"memory of a device for training: about {size(value['device_bytes'])}; "
         f"for scoring: about {size(value['score_bytes'])}"
     )
-    lines.append("assumed: " + "; ".join(value["assumptions"]))
+    assumed = [a for a in value["assumptions"] if hours or not a.endswith(TIMES)]
+    lines.append("assumed: " + "; ".join(assumed))
     return "\n".join(lines)
 
 

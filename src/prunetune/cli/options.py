@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -24,6 +25,8 @@ Data = Annotated[
         help="FILE or FOLDER (JSON, CSV, Parquet, text, …), generator:NAME, preset:NAME, demo, or a hub name.",
     ),
 ]
+ROWS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".gz")
+"""Endings of files with rows."""
 MOST = 10**15
 """Of any count that a person may ask for."""
 MOST_SEED = 2**32 - 1  # numpy's
@@ -107,6 +110,10 @@ def parse_task(text: str) -> dict[str, Any]:
     name, equals, path = text.partition("=")
     if not name or (equals and not path):
         raise RecipeError("a task is NAME or NAME=PATH", value=text, valid="gsm8k, gsm8k=FOLDER, mine=rows.jsonl")
+    if not path and (Path(name).suffix.lower() in ROWS or Path(name).is_file()):
+        raise RecipeError(
+            "rows of your own need a name before them", value=text, fix=f"--task mine={text} --verifier number"
+        )
     return {"name": name, "path": path} if path else {"name": name}
 
 

@@ -48,7 +48,8 @@ def check_inputs(recipe: Recipe) -> None:
                 "scoring and held-out loss would use up all the data",
                 value=f"{rows} different sequences",
                 valid=f"more than {reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
-                fix="more data, or a smaller score.samples",
+                fix="more data, or fewer of them: "
+                f"--set score.samples={max(1, rows // 2)} --set score.held_out={max(1, rows // 8)}",
             )
 
 

@@ -137,17 +137,21 @@ def check_texts(
     if watch is not None:
         say(watch, [*stream.notes, plain_hint(tokenizer, fmt, "--chat"), bos_note(tokenizer, fmt)])
         with watch.bar("read rows") as bar:
-            return check_rows(tokenizer, stream.examples[start:end], fmt, bar)
-    return check_rows(tokenizer, stream.examples[start:end], fmt)
+            changed = check_rows(tokenizer, stream.examples[start:end], fmt, bar)
+        say(watch, [changed])
+        return
+    check_rows(tokenizer, stream.examples[start:end], fmt)
 
 
 def check_tasks(tokenizer: Any, tasks: Sequence[Task], fmt: PromptFormat, watch: Watch) -> None:
     """Raise RecipeError unless the chat template can put the tasks' questions; say if there is one that is not used."""
-    from prunetune.models.prompt import bos_note, check_chat, plain_hint
+    from prunetune.models.prompt import bos_note, check_chat, plain_hint, questions_note
 
     for task in tasks:
         if (task.prompt or fmt).template == "chat":
             check_chat(tokenizer, task.prompt or fmt)
+            asked = [p.question for p in task.problems]
+            say(watch, [questions_note(tokenizer, asked, task.prompt or fmt, task.name)])
     if any(task.text is None for task in tasks):
         say(watch, [plain_hint(tokenizer, fmt, "--chat"), bos_note(tokenizer, fmt)])
 

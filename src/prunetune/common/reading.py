@@ -40,8 +40,8 @@ def regular_file(path: Path, what: str, *, error: type[PrunetuneError] = BadChec
     try:
         info = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        told = "a link to nothing" if path.is_symlink() else "no such file"
-        raise MissingPath(f"no such {what}: {told}", value=str(path), fix=fix or "check the path") from None
+        told = ": a link to nothing" if path.is_symlink() else ""
+        raise MissingPath(f"no such {what}{told}", value=str(path), fix=fix or "check the path") from None
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
         raise error(f"this {what} cannot be read: {_reason(e)}", value=str(path), fix="check the path") from None
     if stat.S_ISDIR(info.st_mode):

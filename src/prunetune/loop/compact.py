@@ -85,7 +85,7 @@ def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, in
             tokenizer.save_pretrained(tmp)
 
     sums = {k: _sum(v) for k, v in model.state_dict().items()}
-    return once(inputs / "model", {"weights": sums, "config": model.config.to_dict()}, make)
+    return once(inputs / "model in memory", {"weights": sums, "config": model.config.to_dict()}, make)
 
 
 def _sum(tensor: torch.Tensor) -> str:
@@ -103,7 +103,10 @@ def _sources(data: Data, inputs: Path) -> list[Any]:
     sources: list[Any] = [parse_data(str(s)) if isinstance(s, (str, Path)) else dict(s) for s in others]
     if rows:
         lines = "".join(to_json_text(dict(r), indent=None) + "\n" for r in rows)
-        made = once(inputs / f"rows-{json_sha(rows)}.jsonl", rows, lambda tmp: tmp.write_text(lines, encoding="utf-8"))
+        folder = inputs / f"rows-{json_sha(rows)}"  # the file's name is what messages and the report say
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"rows in memory ({len(rows):,}).jsonl"
+        made = once(file, rows, lambda tmp: tmp.write_text(lines, encoding="utf-8"))
         sources.insert(0, {"type": "file", "path": str(made)})
     if not sources:
         raise DataError("there are no data", fix="rows of {'question', 'answer'}, or the path of a file")

@@ -189,7 +189,8 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
             "scoring and held-out loss would use up all the data",
             value=f"{len(stream)} sequences",
             valid=f"more than {recipe.reserved} ({'' if recipe.score.data else 'score.samples + '}score.held_out)",
-            fix="more data, or fewer samples",
+            fix="more data, or fewer of them: "
+            f"--set score.samples={max(1, len(stream) // 2)} --set score.held_out={max(1, len(stream) // 8)}",
         )
     own, tasks = _own(recipe), tuple(map(build_task, recipe.evaluate.tasks))
     if any(method.type == "grpo" for method in recipe.recover):

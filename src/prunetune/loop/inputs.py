@@ -14,7 +14,7 @@ from prunetune.common.progress import Watch
 from prunetune.data.stream import Stream, load_stream
 from prunetune.models.axes import axis_of
 from prunetune.models.calibration import Calibration
-from prunetune.models.prompt import bos_note, check_chat, check_rows, encode, plain_hint
+from prunetune.models.prompt import bos_note, check_chat, check_rows, encode, plain_hint, questions_note
 from prunetune.recipe.calibration import calibration_of
 from prunetune.recipe.schema import Recipe
 from prunetune.schedule.sizes import Sizes
@@ -56,13 +56,17 @@ def check_text(
     fmt, streams = recipe.prompt, list(streams)
     if recipe.protect is not None:
         streams.append(load_stream(recipe.protect.data, recipe.seed))
+    changed = list[str]()
     for stream in streams:
         with watch.bar("read rows") as bar:
-            check_rows(tokenizer, stream.examples, fmt, bar)
+            changed.append(check_rows(tokenizer, stream.examples, fmt, bar))
     for task in tasks:
         if (task.prompt or fmt).template == "chat":
             check_chat(tokenizer, task.prompt or fmt)
+            asked = [p.question for p in task.problems]
+            changed.append(questions_note(tokenizer, asked, task.prompt or fmt, task.name))
     for line in [
+        *changed,
         *(note for stream in streams for note in stream.notes),
         plain_hint(tokenizer, fmt),
         bos_note(tokenizer, fmt),

@@ -26,7 +26,7 @@ from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
 from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
-from prunetune.loop.recovery.shares import used
+from prunetune.loop.recovery.shares import scarce_notes, used
 from prunetune.loop.round import one_round
 from prunetune.loop.sampling.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.shapes import shaped
@@ -80,6 +80,9 @@ def prune_tune_loop(
         context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe), run)
+        if go_on is not _told:
+            for note in scarce_notes(context):
+                watch.line(note)
         context = started(context, run)
         journal.stage = "original"
         case = begin(context, run)

@@ -73,7 +73,7 @@ def one_round(context: Context, run: RunFolder, case: Case, decision: Decision) 
         last=decision.last,
         rungs=decision.rungs,
     )
-    parts = by_time_left(context, timed, parts, decision.share, pruned)
+    parts = by_time_left(context, timed, parts, decision.share, pruned, decision.rungs)
     key = _recovery_key(context, case, plan, decision)
     origins = tuple(layer_origins(run))
     left = tuple(origins[i] for i in plan.kept_layers)

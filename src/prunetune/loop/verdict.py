@@ -109,6 +109,8 @@ def promised(stop: StopConfig, theirs: dict[str, bool], ours: dict[str, bool], *
         f"{accuracy:.1%} of {len(ours)} validation problems right, the original {before:.1%}: {kept:.1%} kept, "
         f"at least {lower:.1%} to be expected on {stop.fresh} fresh ones; wanted {stop.accuracy:.1%}"
     )
+    if not before:
+        told = f"{accuracy:.1%} of {len(ours)} validation problems right, the original none: no share can be told"
     return Verdict(
         accepted=lower >= stop.accuracy,
         why=told,
@@ -127,11 +129,12 @@ def validation(recipe: Recipe, stop: StopConfig, tasks: tuple[Task, ...]) -> Tas
     reported = {p.question for t in tasks for p in t.problems}
     fresh = tuple(p for p in task.problems if p.question not in reported)[: stop.n]
     if not fresh:
+        asked = max(1, len(task.problems) // 2)
         raise OutOfReach(
             "no problems are left to decide with: keep (stop_at) needs others than those that are reported",
             value=f"{len(task.problems):,} problems of {config.name}, all of them reported",
             valid="more problems than are reported; a few hundred that decide tell 95 % from 90 %",
-            fix="report a part of them (--n 50: the others decide), or name others: stop_at.task",
+            fix=f"report a part of them (--n {asked}: the others decide), or name others: stop_at.task",
         )
     return dataclasses.replace(task, name="validation", problems=fresh)
 

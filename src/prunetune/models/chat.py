@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ def render(
     from jinja2 import TemplateError
 
     chosen = find_template(tokenizer, name)
+    if _raises_to_a_power(chosen):
+        raise _failed(tokenizer, "raises a number to a power, which no clock could end")
     try:
         with _limits():
             text = tokenizer.apply_chat_template(
@@ -90,6 +93,25 @@ def find_template(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -
         valid=sorted(named),
         fix=f"name one: prompt: {{template: chat, name: {min(named)}}}; or save it alone as chat_template.jinja",
     )
+
+
+@lru_cache(maxsize=16)
+def _raises_to_a_power(source: str) -> bool:
+    """Whether a template has `**` as an operator: one step of the interpreter, however long it takes.
+
+    The lexer alone is asked, since it knows no tags and so none of other libraries. `f(**names)` is no power.
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    before = ""
+    try:
+        for _, kind, text in Environment(autoescape=True).lex(source):
+            if kind == "operator" and text == "**" and before not in ("(", ","):
+                return True
+            before = before if kind == "whitespace" else text
+    except TemplateSyntaxError:  # told with its line when it is rendered
+        return False
+    return False
 
 
 def where_of(tokenizer: PreTrainedTokenizerBase) -> str:

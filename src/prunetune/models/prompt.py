@@ -104,7 +104,7 @@ def check_rows(
     examples: Sequence[Example],
     fmt: PromptFormat,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> str:
     """Raise RecipeError, naming the row, unless each example can be written whole. No row is turned into tokens.
 
     Args:
@@ -112,18 +112,44 @@ def check_rows(
         examples: The rows.
         fmt: Prompt format; nothing can go wrong with `plain`.
         progress: Called with (rows done, rows in all).
+
+    Returns:
+        A line on the rows whose question the chat template shortens or changes; empty if there are none.
     """
     if fmt.template == "plain":
-        return
+        return ""
     check_chat(tokenizer, fmt)
+    changed = list[Example]()
     for number, example in enumerate(examples, start=1):
         if example.question:
             try:
-                pieces_of(tokenizer, example.question, example.answer, fmt, example.before)
+                *_, prompt, _ = pieces_of(tokenizer, example.question, example.answer, fmt, example.before)
             except RecipeError as e:
                 raise at_row(e, example) from None
+            if not _holds(prompt, example.question):
+                changed.append(example)
         if progress is not None and number % 256 == 0:
             progress(number, len(examples))
+    where = (changed[0].where or changed[0].source) if changed else ""
+    return _changes(len(changed), len(examples), where)
+
+
+def questions_note(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], fmt: PromptFormat, of: str) -> str:
+    """A line on the questions of a task that the chat template shortens or changes; empty if there are none."""
+    if fmt.template == "plain":
+        return ""
+    changed = [q for q in questions if not _holds(prompt_text(tokenizer, q, fmt), q)]
+    return _changes(len(changed), len(questions), of)
+
+
+def _holds(prompt: str, question: str) -> bool:
+    """Whether a question stands in its prompt whole; space and line ends may be others."""
+    return "".join(question.split()) in "".join(prompt.split())
+
+
+def _changes(changed: int, of: int, where: str) -> str:
+    said = f"the chat template shortens or changes the question of {changed:,} of {of:,} rows ({where})"
+    return f"warning: {said}: the model does not read them whole" if changed else ""
 
 
 def encode_example(

@@ -7,8 +7,9 @@
         at.reached(part + 1, parts, lambda: {"hidden": hidden, ...})
 
 Saved whenever a twentieth of the parts are done since the last time, and some seconds have passed: quick work writes
-nothing. With ten parts or more a kill loses a tenth at most; `in_parts` makes more of few batches. Whoever ends the
-stage calls `clear`.
+nothing. A state never lies in memory as a whole: it is written as it is walked, and mapped when it is read, so that
+what is on disk stays there. With ten parts or more a kill loses a tenth at most; `in_parts` makes more of few batches.
+Whoever ends the stage calls `clear`.
 
 Of several processes each keeps a state of its own (`of`). Where they go from part to part together, a kill can come
 between two of their saves: each keeps the state before, too, and they go on from the newest that all of them have.
@@ -18,14 +19,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ SHARE = 20
 """It is saved so many times at most."""
 PARTS = 10
 """Work has so many parts at least, if it can be divided."""
+NOTE = 512
+"""Bytes at the end of a state that say what it is of."""
+BLOCK = 1 << 20
 
 
 def in_parts(batches: Sequence[dict[str, Tensor]], parts: int = PARTS) -> list[dict[str, Tensor]]:
@@ -52,6 +56,16 @@ def in_parts(batches: Sequence[dict[str, Tensor]], parts: int = PARTS) -> list[d
         columns = {name: values.split(rows) for name, values in batch.items()}
         found += [dict(zip(columns, part, strict=True)) for part in zip(*columns.values(), strict=True)]
     return found
+
+
+def _sha(file: BinaryIO, size: int) -> str:
+    """Of the first bytes of a file."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, BLOCK))):
+        found.update(block)
+        size -= len(block)
+    return found.hexdigest()
 
 
 @dataclass
@@ -71,7 +85,7 @@ class Halfway:
 
     @property
     def _sha(self) -> str:
-        return json_sha([2, PARTS, SHARE, self.key])  # the form of the states, and how the work is divided
+        return json_sha([3, PARTS, SHARE, self.key])  # the form of the states, and how the work is divided
 
     def of(self, processes: Processes, *, abreast: bool = False) -> Halfway:
         """Where one of several processes keeps its state; itself for one alone.
@@ -101,16 +115,17 @@ class Halfway:
         if not common:
             return None
         self._last = max(common)
-        _, _, body = kept[self._last].read_bytes().partition(b"\n")
-        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(kept[self._last], mmap=True, map_location=device, weights_only=True)
         return state
 
     def _done(self, path: Path) -> int | None:
         """Parts that were done when a file was written; None where it is not there, is broken, or is of another key."""
         try:
-            head, _, body = path.read_bytes().partition(b"\n")
-            note = json.loads(head)
-            whole = note == {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": note["done"]}
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - NOTE))
+                note = json.loads(file.read())
+                whole = note == {"key": self._sha, "sha": _sha(file, size - NOTE), "done": note["done"]}
             return int(note["done"]) if whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -128,16 +143,14 @@ class Halfway:
         due = result if done >= total else (done - self._last) * SHARE >= total
         if not self._processes.first(due and now - self._time >= SECONDS):
             return
-        buffer = io.BytesIO()
-        torch.save(state(), buffer)
-        body = buffer.getvalue()
-        head = {"key": self._sha, "sha": hashlib.sha256(body).hexdigest(), "done": done}
         if self._processes.count > 1 and self.path.is_file():
             with replacing(self._before) as tmp:
                 tmp.hardlink_to(self.path)
-        with replacing(self.path) as tmp, tmp.open("wb") as file:
-            file.write(json.dumps(head).encode() + b"\n")
-            file.write(body)
+        with replacing(self.path) as tmp, tmp.open("w+b") as file:
+            torch.save(state(), file)
+            note = {"key": self._sha, "sha": _sha(file, file.tell()), "done": done}
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps(note).encode().ljust(NOTE))
         self._last, self._time = done, time.monotonic()
 
     def clear(self) -> None:

@@ -135,7 +135,7 @@ def _judge(run: RunRecord, original: StageRecord, final: StageRecord) -> tuple[W
         return "not good", promise.why if promise is not None else "nothing was removed", _larger(run)
     shares = [k for task in run.shares if (k := kept(run, task)) is not None]
     if not shares:
-        return "cannot tell", "no task with right and wrong answers was measured", _again(run, "--task demo")
+        return "cannot tell", "no task with right and wrong answers was measured", _again(run, _a_task(run))
     for k in shares:
         if (found := _hindrance(run, original.eval_of(k.task))) is not None:
             return "cannot tell", *found
@@ -152,9 +152,9 @@ def _judge(run: RunRecord, original: StageRecord, final: StageRecord) -> tuple[W
         return "cannot tell", f"{told}, but recovery was one optimiser step", _again(run, more)
     if any(k.high is not None and k.high < GOOD for k in shares):
         return "not good", f"{told}; good is {human.percent(GOOD, 0)} or more", _larger(run)
-    n = min(e.n or 0 for k in shares if (e := final.eval_of(k.task)) is not None)
+    n, task = min((e.n or 0, k.task) for k in shares if (e := final.eval_of(k.task)) is not None)
     why = f"{told}: {n:,} problems are too few to tell whether {human.percent(GOOD, 0)} is"
-    return "cannot tell", why, _again(run, f"--n {max(4 * n, 100)}")
+    return "cannot tell", why, _more(run, task, max(4 * n, 100))
 
 
 def _hindrance(run: RunRecord, before: EvalRecord | None) -> tuple[str, str] | None:
@@ -166,9 +166,7 @@ def _hindrance(run: RunRecord, before: EvalRecord | None) -> tuple[str, str] | N
         return why, _longer(run, before)
     if _near_chance(before):
         why = f"the original solves {_counts(before)} problems of {before.task} {_range(before)}: little to keep"
-        prompt = run.recipe.get("prompt")
-        plain = not isinstance(prompt, dict) or prompt.get("template", "plain") == "plain"
-        return why, _again(run, "--set prompt.template=chat" if plain else "--task demo")
+        return why, _otherwise(run, before.task)
     return None
 
 
@@ -184,6 +182,44 @@ def _cut(run: RunRecord, final: StageRecord) -> tuple[str, str] | None:
 def _again(run: RunRecord, change: str) -> str:
     """The same run with one thing changed, in a folder of its own."""
     return f"prunetune run {run.path / 'recipe.yaml'} --out {run.path}-2 {change}"
+
+
+def _a_task(run: RunRecord) -> str:
+    """A task that fits the run's data, as an option."""
+    given = run.recipe.get("data")
+    data = [d for d in given if isinstance(d, dict)] if isinstance(given, list) else []
+    names = {str(d.get("name") or d.get("type")) for d in data if d.get("type") in ("preset", "generator", "demo")}
+    known = sorted(names & {"gsm8k", "gsm_symbolic", "demo"})
+    return f"--task {known[0]}" if known else "--task mine=QUESTIONS.csv --verifier number"
+
+
+def _otherwise(run: RunRecord, task: str) -> str:
+    """What an original that solves nothing is tried with: its chat template; else a look at what it answers."""
+    prompt = run.recipe.get("prompt")
+    plain = not isinstance(prompt, dict) or prompt.get("template", "plain") == "plain"
+    if plain and _has_chat_template(run):
+        return _again(run, "--set prompt.template=chat")
+    return f"head -n 3 {run.path / 'original' / 'eval' / f'{task}.jsonl'}"
+
+
+def _has_chat_template(run: RunRecord) -> bool:
+    """Whether the model that was made has one: then the original has."""
+    final = run.path / "final"
+    if (final / "chat_template.jinja").is_file():
+        return True
+    config = final / "tokenizer_config.json"
+    return config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _more(run: RunRecord, task: str, n: int) -> str:
+    """The same with more problems; of a file that was asked whole, with another one."""
+    evaluate = run.recipe.get("evaluate")
+    tasks = evaluate.get("tasks") or () if isinstance(evaluate, dict) else ()
+    asked = next((t for t in tasks if isinstance(t, dict) and t.get("name") == task), {})
+    if asked.get("path") is not None and asked.get("n") is None:
+        judged = f" --verifier {asked['verifier']}" if asked.get("verifier") else ""
+        return _again(run, f"--task {task}=MORE-QUESTIONS.csv{judged}")
+    return _again(run, f"--n {n}")
 
 
 def _longer(run: RunRecord, e: EvalRecord) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prunetune.common.files import replacing
 from prunetune.common.progress import bar
+from prunetune.errors import NotWritable
 from prunetune.report.card import model_card
 from prunetune.report.figures.draw import Plot, themed
 from prunetune.report.figures.plots import plots
@@ -59,17 +60,28 @@ def write_report(run: Path) -> None:
         record = read_run(run)
         figures = plots(record)
         progress(1, 4)
+        if (run / "figures").is_symlink():
+            raise NotWritable(
+                "a link is in the place of a folder of the run, and nothing is written behind it",
+                value=str(run / "figures"),
+                fix="remove the link, or move it away",
+            )
         for plot in figures:
             _write(run / "figures" / f"{plot.name}.svg", plot.svg)
         _write(run / "report.md", markdown(record, figures))
         progress(2, 4)
         _write(run / "report.html", html(record, figures))
         progress(3, 4)
-        if (run / "final").is_dir():
+        if _is_own(run / "final"):
             _write(run / "final" / "README.md", model_card(record))
         for rung in record.summary.ladder:
-            if (run / rung.folder).is_dir():
+            if _is_own(run / rung.folder):
                 _write(run / rung.folder / "README.md", model_card(record.at_rung(rung), folder=rung.folder))
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder, and not a link to one somewhere else, which gets no card."""
+    return folder.is_dir() and not folder.is_symlink()
 
 
 def _write(path: Path, text: str) -> None:

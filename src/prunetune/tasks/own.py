@@ -58,7 +58,7 @@ def find_verifier(name: str, allow_custom_code: bool) -> Verifier:
     def verify(output: str, reference: str) -> Verdict:
         try:
             said = custom(output, reference)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise TaskError(
                 f"the verifier {function} raised {type(e).__name__}: {e}",
                 value=output[-200:],

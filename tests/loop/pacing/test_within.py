@@ -93,7 +93,7 @@ def test_more_passes_than_help_are_not_made(place: Path) -> None:
 
 def test_what_is_cut_down_is_told_in_order(place: Path) -> None:
     """From a time that holds all to one that holds next to nothing."""
-    orders = ("problems a task, not", "no latency", "no probes", "scored sequences, not")
+    orders = ("problems a task, not", "no latency", "no probes", "scored sequences, not", "no recovery")
     seen: list[list[str]] = []
     for time_ in (400, 130, 100, 75, 68, 62):
         try:
@@ -131,6 +131,17 @@ def test_the_clock_counts_earlier_starts_and_what_comes_after() -> None:
     clock = Clock(within=100.0, spent=30.0, each=(0.1,), least=(1,), after=20.0, begun=time.monotonic() - 10.0)
     assert clock.left() == pytest.approx(40.0, abs=1.0)
     assert dataclasses.replace(clock, within=10.0).left() == 0.0
+
+
+def test_a_rung_that_is_timed_is_reserved_for_no_more(place: Path) -> None:
+    three = Clock(
+        within=100.0, spent=0.0, each=(0.1,), least=(1,), after=40.0, rung=10.0, rungs=3, begun=time.monotonic()
+    )
+    assert [round(three.left(rungs)) for rungs in (3, 2, 1)] == [60, 70, 80]
+    prune = {"align": 4, "layers": 0}
+    plain = fitted(context(place, 600.0, prune={**prune, "target": 0.7}), PACE)
+    found = fitted(context(place, 600.0, prune=prune, ladder=[0.9, 0.8, 0.7]), PACE)
+    assert found.rung == plain.rung > 0 and found.after - 2 * found.rung == pytest.approx(plain.after)
 
 
 def test_a_run_recovers_for_what_is_left_and_goes_on_with_its_plan(

@@ -23,7 +23,9 @@ class Clock:
         spent: Of them in earlier starts.
         each: Seconds a token of each recovery method.
         least: Tokens that each gets at least in a round.
-        after: Seconds that are needed after recovery.
+        after: Seconds that are needed after recovery, the timing of every rung among them.
+        rung: Of them, the timing of one rung.
+        rungs: Of the ladder.
         begun: This start, as `time.monotonic` has it, without what the process did before it.
     """
 
@@ -32,9 +34,16 @@ class Clock:
     each: tuple[float, ...]
     least: tuple[int, ...]
     after: float
+    rung: float = 0.0
+    rungs: int = 1
     begun: float = field(default_factory=process_began)
 
-    def left(self) -> float:
-        """Seconds that recovery may take from now on, so that all ends in time; never negative."""
+    def left(self, rungs: int = 1) -> float:
+        """Seconds that recovery may take from now on, so that all ends in time; never negative.
+
+        Args:
+            rungs: That are not reached yet: the others are timed, and their time is gone already.
+        """
         gone = time.monotonic() - self.begun + self.spent
-        return max(0.0, self.within - gone - self.after)
+        timed = max(0, self.rungs - rungs) * self.rung
+        return max(0.0, self.within - gone - (self.after - timed))

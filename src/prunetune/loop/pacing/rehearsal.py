@@ -49,6 +49,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
+    from prunetune.loop.recovery.shares import scarce_notes
     from prunetune.loop.verdict import hardly_provable
     from prunetune.models.folders import resolve_model
     from prunetune.recipe.measured import WEIGHT_ONLY
@@ -63,6 +64,8 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     if far:
         watch.line(f"rivals that are not here, which only the run can check: {', '.join(far)}")
     context = prepare(recipe, source, watch)
+    for note in scarce_notes(context):
+        watch.line(note)
     space, told = room(context, out)
     doubt = hardly_provable(context)
     told += f"\nwarning: {doubt}" if doubt else ""

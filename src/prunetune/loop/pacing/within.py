@@ -4,7 +4,8 @@
     parts = by_time_left(context, timed, parts, share, pruned)     # a round's recovery, as the clock has it
 
 Recovery is what fills the time: its tokens are what is left over. Where even the least of them do not fit, fewer
-problems are asked, then no latency is measured, nothing is probed, and fewer sequences are scored; then it is refused.
+problems are asked, then no latency is measured, nothing is probed, fewer sequences are scored, and batches are smaller.
+Then nothing is recovered, and as many problems are asked as fit; where even the bare cut does not fit, it is refused.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LEAST_STEPS = 10
 MOST_EPOCHS = 16
 """More passes over the same data hardly help (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)."""
 LEAST_ASKED, LEAST_SCORED = 50, 32
+BATCHES = (16, 8)
 OVERHEAD = 0.25
 """Share of the time that rounds beyond the first may cost beside their recovery."""
 LATE = 1.15
@@ -53,6 +55,7 @@ class Fitted(BaseModel):
     least: tuple[int, ...]
     after: float
     told: tuple[str, ...]
+    rung: float = 0.0
 
 
 def within(context: Context, run: RunFolder) -> Context:
@@ -75,7 +78,8 @@ def within(context: Context, run: RunFolder) -> Context:
     found = read_model(path, Fitted, "plan of the time", fix="start again in a new --out")
     for line in found.told:
         context.watch.line(line)
-    clock = Clock(recipe.within, spent, found.each, found.least, found.after)
+    rungs = len(recipe.prune.ladder or ()) or 1
+    clock = Clock(recipe.within, spent, found.each, found.least, found.after, found.rung, rungs)
     tasks = tuple(t.first(found.asked) for t in context.tasks)
     return dataclasses.replace(context, recipe=found.recipe, tasks=tasks, clock=clock)
 
@@ -103,6 +107,7 @@ def fitted(context: Context, pace: Pace) -> Fitted:
         )
     seconds -= pace.spent
     for tried, asked, cuts in _smaller(context, pace, seconds):
+        pace = pace if tried.recover else dataclasses.replace(pace, tune=())
         less = dataclasses.replace(context, recipe=tried, tasks=tuple(t.first(asked) for t in context.tasks))
         found = _scaled(minutes(less, pace), context, tried, pace)
         rest = found.total - found.parts.get("recovery", 0.0) + sum(t.beside for t in pace.tune if t)
@@ -150,15 +155,48 @@ def _smaller(context: Context, pace: Pace, seconds: float) -> Iterator[tuple[Rec
         recipe = recipe.changed(prune=recipe.prune.model_copy(update={"rounds": 1}))
         cuts = [*cuts, "no probes: one round"]
         yield recipe, asked or None, cuts
-    samples = recipe.score.count
-    while samples > LEAST_SCORED:
-        samples = max(LEAST_SCORED, samples // 2)
-        score = recipe.score.model_copy(update={"samples": samples})
-        yield (
-            recipe.changed(score=score),
-            asked or None,
-            [*cuts, f"{samples} scored sequences, not {recipe.score.samples}"],
-        )
+    scored = [recipe]
+    while scored[-1].score.count > LEAST_SCORED:
+        samples = max(LEAST_SCORED, scored[-1].score.count // 2)
+        scored.append(recipe.changed(score=recipe.score.model_copy(update={"samples": samples})))
+        yield scored[-1], asked or None, [*cuts, *_fewer_scored(scored[-1], recipe)]
+    last, less = scored[-1], _fewer_scored(scored[-1], recipe)
+    for batch in BATCHES:
+        smaller = last.changed(recover=[_in_batches(m, batch) for m in recipe.recover])
+        if smaller != last:
+            yield smaller, asked or None, [*cuts, *less, f"batches of {batch}"]
+    if recipe.recover:
+        cuts = [*cuts[asked < most :], "no recovery: the cut alone, compensated"]
+        yield from _bare(recipe, scored, (asked, most), cuts)
+
+
+def _fewer_scored(tried: Recipe, recipe: Recipe) -> list[str]:
+    """How many sequences are scored, if fewer than the recipe's."""
+    fewer = tried.score.count < recipe.score.count
+    return [f"{tried.score.count} scored sequences, not {recipe.score.count}"] if fewer else []
+
+
+def _bare(
+    recipe: Recipe, scored: Sequence[Recipe], asked: tuple[int, int], cuts: list[str]
+) -> Iterator[tuple[Recipe, int | None, list[str]]]:
+    """Without recovery: as many scored sequences as fit, and then problems between the least and the most."""
+    least, most = asked
+    for tried in scored:
+        n = most
+        while True:
+            fewer = [f"{n} problems a task, not {most}"] if n < most else []
+            yield tried.changed(recover=[]), n or None, [*fewer, *cuts, *_fewer_scored(tried, recipe)]
+            if n <= least:
+                break
+            n = max(least, int(n / 1.3))
+
+
+def _in_batches(method: TuneConfig, batch: int) -> TuneConfig:
+    """A method with a smaller batch; `local` and those of a smaller one as they are."""
+    if isinstance(method, Local) or method.batch_size <= batch:
+        return method
+    micro = method.micro_batch_size
+    return method.changed(batch_size=batch, micro_batch_size=micro if micro and batch % micro == 0 else None)
 
 
 def _least(context: Context, pace: Pace) -> float:
@@ -212,12 +250,13 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
             round(LEAST_STEPS * m.batch_size * t.tokens_a_sample) for m, t in zip(recipe.recover, timed, strict=True)
         ),
         after=after,
+        rung=found.parts.get("latency", 0.0) / (len(recipe.prune.ladder or ()) or 1),
         told=tuple(lines),
     )
 
 
 def by_time_left(
-    context: Context, timed: Timed, parts: Sequence[Part], share: float | None, pruned: Path
+    context: Context, timed: Timed, parts: Sequence[Part], share: float | None, pruned: Path, rungs: int = 1
 ) -> list[Part]:
     """A round's recovery by the time that is left; decided once, and kept in the round's folder.
 
@@ -230,6 +269,7 @@ def by_time_left(
         parts: What each method may take.
         share: Of the time that is left, this round's; None: all.
         pruned: Folder of the cut model.
+        rungs: Of the ladder, that are not reached yet.
     """
     clock = context.clock
     if clock is None or not parts:
@@ -237,7 +277,7 @@ def by_time_left(
 
     def make(tmp: Path) -> None:
         each = [_each(context, clock, part, pruned) for part in parts]
-        whole, found = clock.left() * (1.0 if share is None else share), []
+        whole, found = clock.left(rungs) * (1.0 if share is None else share), []
         fixed = {p.place: min(_own_seconds(clock, p), whole / len(parts)) for p in parts if isinstance(p.method, Local)}
         seconds = (whole - sum(fixed.values())) / max(1, len(parts) - len(fixed))
         for part, pace in zip(parts, each, strict=True):
@@ -251,7 +291,7 @@ def by_time_left(
 
     decided = read_json(once(timed.at / PLAN, {"parts": [p.tokens for p in parts]}, make))
     return [
-        dataclasses.replace(p, tokens=int(tokens), samples=None, seconds=float(seconds))
+        dataclasses.replace(p, tokens=int(tokens), seconds=float(seconds))
         if tokens is not None
         else dataclasses.replace(p, seconds=float(seconds))
         for p, (tokens, seconds) in zip(parts, decided, strict=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunetune.common.units import count
 from prunetune.data.stream import Stream
 from prunetune.errors import OutOfReach
 from prunetune.loop.context import Context
 from prunetune.loop.decide import LEAST_STEPS, MOST_ROUNDS
+from prunetune.loop.inputs import LOOKED_AT
+from prunetune.models.prompt import encode
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import StageRecord, known
 from prunetune.tune.methods import TuneConfig
@@ -96,21 +99,75 @@ def _budget(
     if method.per == "round":
         return method.samples, method.tokens
     rounds = 1 if method.when == "last" else rounds
+    if is_scarce(context, i):  # every round must find some
+        return _fair(context, stages, i, cursor, rounds, share), None
     spent = used(context.recipe, stages, i)
     whole = (method.samples, method.tokens)
     if share is None:
         samples, tokens = (b and max(1, b // rounds) for b in whole)
     else:
         samples, tokens = (b and max(1, round((b - s) * share)) for b, s in zip(whole, spent, strict=True))
-    if samples is None and tokens is None:  # all that the data hold
-        stream, start = source_of(context, stages, i, cursor)
-        if i in context.fresh:
-            return len(stream), None
-        beside = 1 if i in context.own else sum(m.data is None for m in context.recipe.recover)
-        first = 0 if i in context.own else context.reserved
-        left = len(stream) - (first if share is None else start)
-        samples = left // (rounds * beside) if share is None else round(left * share) // beside
+    if samples is None and context.clock is not None:  # the clock may give more tokens than were planned
+        samples = _fair(context, stages, i, cursor, rounds, share)
     return samples, tokens
+
+
+def _fair(
+    context: Context, stages: Sequence[StageRecord], i: int, cursor: int, rounds: int, share: float | None
+) -> int:
+    """Examples of a round that leave those after it theirs: an equal part of all, or a share of what is left."""
+    stream, start = source_of(context, stages, i, cursor)
+    if i in context.fresh:
+        return len(stream)
+    if share is None:
+        return max(1, available(context, i) // rounds)
+    return max(1, round((len(stream) - start) * share) // _beside(context, i))
+
+
+def _beside(context: Context, i: int) -> int:
+    """Methods that take their examples from the same stream."""
+    return 1 if i in context.own else sum(m.data is None for m in context.recipe.recover)
+
+
+def available(context: Context, i: int) -> int:
+    """Examples that the data hold for a method in the whole run."""
+    if i in context.own:
+        return len(context.own[i])
+    return (len(context.stream) - context.reserved) // _beside(context, i)
+
+
+def is_scarce(context: Context, i: int) -> bool:
+    """Whether the data hold less than a method's budget: then all of them are its budget."""
+    method = context.recipe.recover[i]
+    asked = wanted_samples(context, i)
+    return asked is None or (method.per == "run" and i not in context.fresh and asked > available(context, i))
+
+
+def wanted_samples(context: Context, i: int) -> float | None:
+    """Examples that a method's budget of the run comes to, about; None: all that the data hold."""
+    method = context.recipe.recover[i]
+    found = [float(method.samples)] if method.samples else []
+    found += [method.tokens / _mean(context, i)] if method.tokens else []
+    return min(found, default=None)
+
+
+def _mean(context: Context, i: int) -> float:
+    """Tokens of an example of a method's data, about."""
+    stream, limit = context.own.get(i, context.stream), context.recipe.recover[i].max_length
+    rows = stream.take(0, min(len(stream), LOOKED_AT))
+    return sum(len(encode(context.tokenizer, e, context.recipe.prompt, limit).input_ids) for e in rows) / len(rows)
+
+
+def scarce_notes(context: Context) -> list[str]:
+    """Of each method whose budget is more than the data hold: how much that is."""
+    notes = []
+    for i, method in enumerate(context.recipe.recover):
+        if context.recipe.within is None and (method.samples or method.tokens) and is_scarce(context, i):
+            n = available(context, i)
+            asked = f"{count(method.tokens)} tokens" if method.tokens else f"{method.samples:,} samples"
+            held = f"{n:,} sequences, about {count(n * _mean(context, i))} tokens"
+            notes.append(f"{method.type}: the data hold {held}, of the {asked} asked for: all of them are taken, once")
+    return notes
 
 
 def examples_of(stream: Stream, start: int, samples: int | None) -> tuple[int, int]:
@@ -128,14 +185,11 @@ def examples_of(stream: Stream, start: int, samples: int | None) -> tuple[int, i
 def affordable(context: Context) -> int:
     """Rounds that get `LEAST_STEPS` optimiser steps each from the recipe's budget (of the methods' scarcest)."""
     recipe = context.recipe
-    mean = sum(int(b["attention_mask"].sum()) for b in context.scoring) / max(1, len(context.scored))
     rounds = [MOST_ROUNDS * 10]
     for i, method in enumerate(recipe.recover):
         if method.per == "round" or method.when == "last":
             continue
-        sequences = method.tokens / mean if method.tokens else method.samples
-        if sequences is None:
-            beside = (len(context.stream) - context.reserved) / len(recipe.recover)
-            sequences = len(context.own[i]) if i in context.own else beside
+        asked, held = wanted_samples(context, i), available(context, i)
+        sequences = held if asked is None else min(asked, held)
         rounds.append(int(sequences * method.epochs / method.batch_size / LEAST_STEPS))
     return max(1, min(rounds))

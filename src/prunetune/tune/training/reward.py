@@ -86,7 +86,7 @@ class Reward:
             return self.task.verify(problem, output)
         except PrunetuneError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise TuneError(
                 f"the verifier of {self.task.name} raised {type(e).__name__}: {e}",
                 value=output[-200:],
