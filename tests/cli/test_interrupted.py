@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -20,6 +22,8 @@ from tests.cli.test_outputs import TABLE, at, snapshot
 from prunetune.common.files import TMP
 from prunetune.common.outputs import held
 from prunetune.models.shards import ShardWriter
+from prunetune.pruning import halfway
+from prunetune.pruning.halfway import Halfway
 
 __all__ = ["at"]
 APPLY = TABLE["apply", "out"]
@@ -40,6 +44,33 @@ def test_the_second_on_one_output_is_refused(
         code, _, err = call(capsys, *TABLE[which](at, out))
         assert code == 2 and "another prunetune process is working here" in err and str(out) in err, err
         assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["score", "score --criterion contribution", "compensate"])
+def test_by_hand_too_it_goes_on_from_the_last_batches(
+    command: str, at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ["--data", at / "rows.jsonl", "--samples", 40, "--device", "cpu"]
+    given = [*command.split(), *([at / "p.json"] if command == "compensate" else []), at / "model", *data]
+    assert call(capsys, *given, "-o", tmp_path / "straight")[0] == 0
+    real, seen, stops = Halfway.reached, list[int](), 2
+
+    def reached(self: Halfway, done: int, total: int, state: Callable[[], dict[str, Any]], **more: bool) -> None:
+        real(self, done, total, state, **more)
+        seen.append(done)
+        if len(seen) == stops:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    monkeypatch.setattr(Halfway, "reached", reached)
+    code, _, err = call(capsys, *given, "-o", tmp_path / "out")
+    assert code == 130 and "the same command continues" in err and not (tmp_path / "out").exists()
+    before, stops = seen[-1], 0
+    seen.clear()
+    assert call(capsys, *given, "-o", tmp_path / "out")[0] == 0
+    assert seen[0] > before, "what was done is not done again"
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "straight").read_bytes()
+    assert not [p for p in tmp_path.iterdir() if ".half" in p.name]
 
 
 def test_tune_killed_while_another_waits(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,8 @@ from tests.loop.kills import recipe_of
 
 from prunetune.common.progress import Watch
 from prunetune.errors import BadCheckpoint, NotWritable
-from prunetune.loop import recover as recovering
 from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.recovery import recover as recovering
 from prunetune.models.folders import model_sha
 
 TIMES = int(os.environ.get("PRUNETUNE_KILLS", "3"))
@@ -36,9 +36,13 @@ NAMED = re.compile(
 """What docs/architecture.md names; besides it only the notes (`.NAME.key`, `.NAME.seconds`) of such things, or of what went."""
 
 
-def chain(name: str, at: Path, times: int) -> list[str]:
+APART = ["unshare", "--user", "--map-root-user", "--mount"]
+"""In a mount namespace of its own, where a disk may be mounted without privileges."""
+
+
+def chain(name: str, at: Path, times: int, *before: str) -> list[str]:
     """Run one of the chains in a process of its own, since it forks."""
-    command = [sys.executable, "-m", f"tests.loop.{name}", str(at), str(SEED), str(times)]
+    command = [*before, sys.executable, "-m", f"tests.loop.{name}", str(at), str(SEED), str(times)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     told: list[str] = json.loads(done.stdout.splitlines()[-1])
@@ -81,6 +85,26 @@ def test_full_disks(at: Path) -> None:
     assert all(s.startswith("no space left on the disk\n") and "free space, then run again" in s for s in said)
     assert weights(at / "filled") == weights(at / "straight")
     assert listing(at / "filled") == listing(at / "straight")
+
+
+def may_mount(at: Path) -> bool:
+    """Whether this machine lets a namespace of its own mount a disk."""
+    if shutil.which(APART[0]) is None:
+        return False
+    mount = [*APART, "mount", "-t", "tmpfs", "tmpfs", str(at)]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
+def test_full_at_a_drawn_byte(tmp_path: Path) -> None:
+    """The chain itself sees to status 2, and to equal tensors and files after the next start."""
+    if not may_mount(tmp_path):
+        pytest.skip("no mount namespaces here")
+    times = 20 if TIMES > 10 else 1
+    said = chain("small_disks", tmp_path, times, *APART)
+    assert len(said) == times
+    for text in said:
+        assert text.startswith("error: no space left ") and "free space, then run again" in text
+        assert text.count("error: ") == 1 and "Traceback" not in text and "got:" in text, text
 
 
 def flip(file: Path) -> None:

@@ -16,7 +16,7 @@ from tests.studies.study import tiny_study
 from prunetune import Recipe, prune_tune_loop
 from prunetune.common.progress import Watch
 from prunetune.loop import measure
-from prunetune.loop import recover as recovering
+from prunetune.loop.recovery import recover as recovering
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

@@ -12,7 +12,7 @@ from prunetune.cli.made import is_patch, is_scores
 from prunetune.cli.options import judged_by, parse_task
 from prunetune.cli.texts import check_texts, format_of, sequences_of, sources_of
 from prunetune.common.device import device_of
-from prunetune.common.files import MARK, once, remove
+from prunetune.common.files import MARK, once, remove, temporary
 from prunetune.common.outputs import claim, full_path, output_file, output_new
 from prunetune.common.plugins import lookup
 from prunetune.common.progress import Watch
@@ -24,6 +24,7 @@ from prunetune.tasks.registry import JUDGES, TaskConfig, build_judge, check_task
 from prunetune.tune.methods import METHODS, Method
 
 if TYPE_CHECKING:
+    from prunetune.pruning.halfway import Halfway
     from prunetune.pruning.patch import Patch
     from prunetune.pruning.scores import Scores
     from prunetune.tune.job import TuneResult
@@ -70,7 +71,8 @@ def score_file(
             folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
         )
         batches = make_batches(sequences, pad)
-        where = device_of(device)
+        where, sha = device_of(device), model_sha(folder)
+        halfway = _halfway(out, [key, offload, where, sha, stream.sha], launcher)
         with alone_or_held(folder, where, launcher, offload=offload) as found, watch.bar("score") as bar:
             scores = score_held(
                 found,
@@ -81,11 +83,23 @@ def score_file(
                 layers_by=layer_criterion,
                 more=more,
                 seed=seed,
-                model_sha=model_sha(folder),
+                model_sha=sha,
                 data_sha=stream.sha,
+                halfway=halfway,
             )
         scores.write(tmp)
+    if halfway:
+        halfway.clear()
     return scores
+
+
+def _halfway(out: Path, key: object, launcher: str | None) -> Halfway | None:
+    """Where a killed `score` or `compensate` leaves what it has done, beside its output; by one process alone."""
+    from prunetune.pruning.halfway import Halfway
+    from prunetune.tune.launch import shared_by
+
+    place = full_path(out)
+    return None if shared_by(launcher) else Halfway(temporary(place.with_name(f"{place.name}.half")), key)
 
 
 def patch_file(
@@ -115,15 +129,19 @@ def patch_file(
     with output_file(out, is_patch, key, watch.line) as tmp:
         folder = resolve_model(model)
         read.check_model(model_sha(folder), folder)
-        _, sequences, pad = sequences_of(
+        stream, sequences, pad = sequences_of(
             folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
         )
+        where = device_of(device)
+        halfway = _halfway(out, [key, offload, where, stream.sha], launcher)
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
             asked: dict[str, Any] = {"batches": calibration, "held_out": held_out, "target": target}
-            asked["place"] = "disk" if offload else None
-            patch = fold_folder(folder, device_of(device), launcher, bar, read, **asked)
+            asked |= {"place": "disk" if offload else None, "halfway": halfway}
+            patch = fold_folder(folder, where, launcher, bar, read, **asked)
         patch.write(tmp)
+    if halfway:
+        halfway.clear()
     return patch
 
 

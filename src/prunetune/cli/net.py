@@ -24,7 +24,7 @@ from prunetune.common.memory import is_memory
 from prunetune.errors import MissingPath, NotWritable, PrunetuneError, TooLittleMemory, plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
-GOES_ON = ("run", "tune", "generate", "eval")
+GOES_ON = ("run", "score", "compensate", "tune", "generate", "eval")
 """Commands that take up what an interrupted call left."""
 SIGNALLED = 128
 BUG = 1

@@ -88,12 +88,11 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
 
     from prunetune.common.disk import check_space
     from prunetune.common.units import size
-    from prunetune.models.cost import block_bytes, cost_of, state_bytes
-    from prunetune.tune.methods import Local
+    from prunetune.loop.pacing.memory import needed
+    from prunetune.models.cost import cost_of
     from prunetune.tune.training.machine import pick_device, total_bytes
 
     cost = cost_of(context.config)
-    held = state_bytes(average=any(m.average for m in context.recipe.recover))
     weights = sum(p.stat().st_size for p in context.source.glob("*.safetensors"))
     disk = KEPT * weights + (16 * cost.params if context.recipe.recover else 0)  # a checkpoint: fp32 and two moments
     disk += round(sum(context.recipe.prune.ladder or ()) * weights)  # each rung's model stays
@@ -101,14 +100,7 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
     at = out.absolute()
     while not at.exists():
         at = at.parent
-    memory = cost.scoring_bytes(context.recipe.score.batch_tokens)
-    for method in context.recipe.recover:
-        places = (method.micro_batch_size or 1) * method.max_length
-        if isinstance(method, Local):
-            whole = block_bytes(cost, method.block, method.batch_size * method.max_length)
-        else:
-            whole = round(held * cost.params) + cost.activation_bytes(places)
-        memory = max(memory, whole)
+    memory = needed(context)
     free, there = shutil.disk_usage(at).free, total_bytes(pick_device(context.recipe.device))
     lacks = "" if memory <= there else " (too little: LoRA, or a launcher that shares it out)"
     told = f"disk: up to {size(disk)} of {size(free)} free; memory: about {size(memory)} of {size(there)}{lacks}"

@@ -15,6 +15,7 @@ import torch
 
 from prunetune.common.device import device_of, memory_bytes, multiplies_bf16
 from prunetune.models.cost import Cost, state_bytes
+from prunetune.models.head_loss import chunk_tokens
 from prunetune.models.shape import Shape
 from prunetune.tune.methods.base import Method
 
@@ -88,6 +89,31 @@ def pick_memory_plan(
     if chosen is None:
         chosen = 4 * fits[False] < fits[True] or not fits[False]
     return method.micro_batch_size or max(1, fits[chosen]), chosen
+
+
+HEAD_CHUNKS = 3
+"""Chunks of fp32 logits that the loss holds at once: the logits, their gradient, what is between the two."""
+
+
+def training_bytes(
+    method: Method, *, config: Any, params: int, longest: int, compute: torch.dtype, device: torch.device, share: int
+) -> int:
+    """What training adds at its highest to what the process holds before the model is loaded.
+
+    Weights, gradients, optimiser (`state_bytes`), autocast's copies, the activations of the micro-batch that
+    `pick_memory_plan` picks, what adapters keep besides, and the loss's chunks of logits. Arguments as there.
+    """
+    ways: dict[str, Any] = {"config": config, "params": params, "longest": longest, "compute": compute}
+    micro, checkpointing = pick_memory_plan(method, **ways, device=device, share=share)
+    cost, low, places = Cost(Shape.loose(config)), compute != torch.float32, micro * longest
+    held = state_bytes(lora=method.lora is not None, average=bool(method.average)) + (AUTOCAST if low else 0)
+    item, shape = 2 if low else 4, cost.shape
+    inside = cost.activation_bytes(places, item=item, checkpointing=checkpointing, logits=False)
+    if method.lora is not None:  # each adapter keeps a copy of its matrix's input
+        copies = 6 * shape.hidden + shape.width * max(1, shape.active)
+        inside += places * item * copies * (1 if checkpointing else shape.depth)
+    logits = 4 * shape.vocab * min(places, chunk_tokens(shape.vocab, device))
+    return round(held * params) + inside + HEAD_CHUNKS * logits
 
 
 def reset_peak(device: torch.device) -> None:

@@ -1,0 +1,52 @@
+"""Memory that a run takes of one device at its highest, told before it; docs/performance.md has what was then measured.
+
+On a CPU it is what the process holds by now (libraries, rows), and what the largest of its works adds; on a GPU the
+latter alone. It is that of the first round, whose model is the largest.
+"""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from prunetune.loop.context import Context
+from prunetune.models.cost import block_bytes, cost_of
+from prunetune.tune.launch import devices_of
+from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Sft, TuneConfig
+from prunetune.tune.training.machine import compute_type, pick_device, training_bytes
+
+
+def needed(context: Context) -> int:
+    """Bytes of the largest work of a run."""
+    device, cost = pick_device(context.recipe.device), cost_of(context.config)
+    scoring = cost.scoring_bytes(
+        context.recipe.score.batch_tokens, gradients=context.recipe.score.criterion == "taylor"
+    )
+    begun = psutil.Process().memory_info().rss if device.type == "cpu" else 0
+    return begun + max([scoring, *(_recovery(context, method, device) for method in context.recipe.recover)])
+
+
+def _recovery(context: Context, method: TuneConfig, device: torch.device) -> int:
+    """Of one method, with the model that is beside the trained one."""
+    cost = cost_of(context.config)
+    if isinstance(method, Local):
+        return block_bytes(cost, method.block, method.batch_size * method.max_length)
+    rows, beside = method.batch_size, 0
+    longest = min(method.max_length, max(batch["input_ids"].shape[1] for batch in context.scoring))
+    if isinstance(method, Cpt | Sft) and method.packing:
+        longest = method.max_length
+    if isinstance(method, Distill):
+        beside = cost.weight_bytes  # the teacher
+    if isinstance(method, Grpo):
+        longest += method.max_new_tokens or context.tasks[0].max_new_tokens
+        rows, beside = rows * method.group, 4 * cost.params * (method.beta > 0)  # the reference
+    share = max(1, rows // devices_of(context.recipe.launcher))
+    return beside + training_bytes(
+        method,
+        config=context.config,
+        params=cost.params,
+        longest=longest,
+        compute=compute_type(method.precision, device),
+        device=device,
+        share=share,
+    )
