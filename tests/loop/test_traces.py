@@ -156,7 +156,7 @@ def test_a_dry_run_samples_nothing_and_tells(tmp_path: Path, asked: list[tuple[P
         and "of the current model" in text
         and "anew before each round" in text
     )
-    value, _ = rehearsed(recipe, tmp_path / "out", QUIET, lambda: None)
+    value = rehearsed(recipe, tmp_path / "out", QUIET, lambda: None).to_json()
     assert value["parts"]["traces"] > 0 and not (tmp_path / "out").exists() and len(asked) == 0
 
 

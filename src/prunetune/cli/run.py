@@ -116,9 +116,9 @@ def run(
         from prunetune.cli.forecast import forecast
 
         check_recipe(read)
-        here, told = rehearsed(read, out, Watch(quiet=as_json), quiet_libraries)
-        value, text = forecast(read, None if asked.changes else recipe, measured=bool(here))
-        return emit(as_json, value | here, f"{text}\n\n{told}")
+        here = rehearsed(read, out, Watch(quiet=as_json), quiet_libraries)
+        value, text = forecast(read, None if asked.changes else recipe, measured=here.minutes is not None)
+        return emit(as_json, value | here.to_json(), f"{text}\n\n{here.text}")
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
 

@@ -1,6 +1,7 @@
 """A dry run on this machine: all that a run reads is read, a few batches of each kind of work are done and timed.
 
-    value, text = rehearsed(recipe, out, watch, begin)     # fails where the run would before training, with its message
+    found = rehearsed(recipe, out, watch, begin)     # fails where the run would before training, with its message
+    found.minutes, found.text
     foretold(recipe)                                       # a run's first line: what the dry run has found
 
 Nothing is written but the figure, in the user's cache. Weights are not fetched: of a hub model without a copy here it
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,55 @@ KEPT = 3
 """Models of a run that are on its disk at once: the newest, the best, the one that is made."""
 
 
-def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]) -> tuple[dict[str, Any], str]:
-    """What a run would take of this machine, as values and in words; the values are empty where it is not known.
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a run needs, and what there is: of disk, and of memory where it trains."""
+
+    disk_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    there_bytes: int
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        from prunetune.common.units import size
+
+        lacks = "" if self.memory_bytes <= self.there_bytes else " (too little: LoRA, or a launcher that shares it out)"
+        return (
+            f"disk: up to {size(self.disk_bytes)} of {size(self.free_bytes)} free; "
+            f"memory: about {size(self.memory_bytes)} of {size(self.there_bytes)}{lacks}"
+        )
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would take of this machine.
+
+    Attributes:
+        text: All of it, in words.
+        minutes: Of the whole run; None: not known, for the model is not here.
+        parts: Kind of work -> its seconds.
+        plan: With a budget of time: what fits into it, a line each.
+        room: Disk and memory.
+    """
+
+    text: str
+    minutes: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    plan: tuple[str, ...] = ()
+    room: Room | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `run --dry-run --json` prints them; none where nothing is known."""
+        if self.minutes is None or self.room is None:
+            return {}
+        how = {"plan": list(self.plan)} if self.plan else {"parts": dict(self.parts)}
+        return {"minutes": self.minutes, **how, **asdict(self.room)}
+
+
+def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]) -> Rehearsal:
+    """What a run would take of this machine.
 
     Args:
         recipe: What a run would do.
@@ -43,7 +92,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
 
     if not is_here(recipe.model):
         away = " and the hub cannot be reached, so that a run would fail" if is_offline() else ""
-        return {}, f"minutes on this machine: not known, for {recipe.model} is not here{away}"
+        return Rehearsal(f"minutes on this machine: not known, for {recipe.model} is not here{away}")
     from prunetune.loop.beside.rivals import check_rivals
     from prunetune.loop.context import place, prepare
     from prunetune.loop.pacing.minutes import minutes
@@ -66,28 +115,25 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     context = prepare(recipe, source, watch)
     for note in scarce_notes(context):
         watch.line(note)
-    space, told = room(context, out)
-    doubt = hardly_provable(context)
-    told += f"\nwarning: {doubt}" if doubt else ""
+    space, doubt = room(context, out), hardly_provable(context)
+    told = f"{space.text}\nwarning: {doubt}" if doubt else space.text
     pace = measured(context)
     if recipe.within is not None:
         plan = fitted(context, pace)
         _keep(recipe, "\n".join(plan.told))
-        return {"minutes": recipe.within / 60, "plan": list(plan.told), **space}, "\n".join([*plan.told, told])
+        return Rehearsal("\n".join([*plan.told, told]), recipe.within / 60, plan=tuple(plan.told), room=space)
     found = minutes(context, pace)
     if recipe.compensate != "none" and context.calibration is not None:
         told = f"{context.calibration.text(place(context))}\n{told}"
-    value = {"minutes": found.total / 60, "parts": dict(found.parts), **space}
     _keep(recipe, found.text())
-    return value, f"{found.text()}\n{told}"
+    return Rehearsal(f"{found.text()}\n{told}", found.total / 60, dict(found.parts), room=space)
 
 
-def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
+def room(context: Context, out: Path) -> Room:
     """Disk and memory that a run needs, against what is there. NotWritable where the disk is too small."""
     import shutil
 
     from prunetune.common.disk import check_space
-    from prunetune.common.units import size
     from prunetune.loop.pacing.memory import needed
     from prunetune.models.cost import cost_of
     from prunetune.tune.training.machine import pick_device, total_bytes
@@ -100,11 +146,8 @@ def room(context: Context, out: Path) -> tuple[dict[str, Any], str]:
     at = out.absolute()
     while not at.exists():
         at = at.parent
-    memory = needed(context)
-    free, there = shutil.disk_usage(at).free, total_bytes(pick_device(context.recipe.device))
-    lacks = "" if memory <= there else " (too little: LoRA, or a launcher that shares it out)"
-    told = f"disk: up to {size(disk)} of {size(free)} free; memory: about {size(memory)} of {size(there)}{lacks}"
-    return {"disk_bytes": disk, "free_bytes": free, "memory_bytes": memory, "there_bytes": there}, told
+    there = total_bytes(pick_device(context.recipe.device))
+    return Room(disk, shutil.disk_usage(at).free, needed(context), there)
 
 
 def foretold(recipe: Recipe) -> str:
