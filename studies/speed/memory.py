@@ -1,4 +1,4 @@
-"""What recovery holds at its peak beside what is told before it, each case in a process of its own.
+"""What recovery and scoring hold at their peak beside what is told before, each case in a process of its own.
 
 OMP_NUM_THREADS=1 .venv/bin/python studies/speed/memory.py --model SMOLLM2 [--only lora] [--batch 8] [--samples 16]
 """
@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cpt, fp32": {"type": "cpt", "precision": "fp32"},
     "cpt, checkpointing": {"type": "cpt", "gradient_checkpointing": True},
     "lora": {"type": "cpt", "lora": {"rank": 8}},
+    "score, contribution": {"criterion": "contribution"},
+    "score, taylor": {"criterion": "taylor"},
 }
 
 
@@ -54,6 +56,36 @@ def measure(model: Path, settings: dict[str, Any], samples: int) -> dict[str, in
     return {"told": told, "peak": result.peak_bytes, "before": before, "longest": longest}
 
 
+def scored(model: Path, criterion: str, samples: int) -> dict[str, int]:
+    """The same of scoring, all in one batch."""
+    import psutil
+
+    from prunetune.cli.texts import sequences_of
+    from prunetune.common.progress import Watch
+    from prunetune.models.cost import cost_of
+    from prunetune.models.folders import load_config, load_model
+    from prunetune.pruning.scores import make_batches, score
+    from prunetune.recipe.said import parse_data
+    from prunetune.tune.training.machine import peak_bytes, pick_device, reset_peak
+
+    data, device = [parse_data("generator:gsm_symbolic", 0)], pick_device("auto")
+    ways: dict[str, Any] = {
+        "samples": samples,
+        "max_length": 1024,
+        "seed": 0,
+        "chat": False,
+        "watch": Watch(quiet=True),
+    }
+    _, sequences, pad = sequences_of(model, data, **ways)
+    batches = make_batches(sequences, pad)
+    before, places = psutil.Process().memory_info().rss, max(b["input_ids"].numel() for b in batches)
+    told = before + cost_of(load_config(model)).scoring_bytes(places, gradients=criterion == "taylor")
+    reset_peak(device)
+    asked: dict[str, Any] = {"neuron_criterion": criterion, "model_sha": "", "data_sha": ""}
+    score(load_model(model, device=str(device)), batches, **asked)
+    return {"told": told, "peak": peak_bytes(device), "before": before, "longest": max(map(len, sequences))}
+
+
 def main() -> None:
     """A line a case."""
     parser = argparse.ArgumentParser()
@@ -64,7 +96,9 @@ def main() -> None:
     parser.add_argument("--case", help="For the processes of its own.")
     given = parser.parse_args()
     if given.case:
-        print(json.dumps(measure(given.model, json.loads(given.case), given.samples)))
+        case = json.loads(given.case)
+        kind = case.get("criterion")
+        print(json.dumps(scored(given.model, kind, 48) if kind else measure(given.model, case, given.samples)))
         return
     print(
         "| | tokens of the longest row | told, MB | measured, MB | told / measured |\n| --- | ---: | ---: | ---: | ---: |"
