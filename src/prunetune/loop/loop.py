@@ -24,6 +24,7 @@ from prunetune.loop.context import Context, place, prepare
 from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
+from prunetune.loop.pacing.memory import check_memory
 from prunetune.loop.pacing.within import within
 from prunetune.loop.probe import probed
 from prunetune.loop.recovery.shares import scarce_notes, used
@@ -80,6 +81,7 @@ def prune_tune_loop(
         context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe), run)
+        check_memory(context)
         if go_on is not _told:
             for note in scarce_notes(context):
                 watch.line(note)

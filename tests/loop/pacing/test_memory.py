@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from tests.tiny import tiny_config
 from tests.tiny_run import tiny_recipe
 
 from prunetune.common.progress import Watch
+from prunetune.errors import TooLittleMemory
 from prunetune.loop.context import prepare
-from prunetune.loop.pacing.memory import needed
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.pacing import memory
+from prunetune.loop.pacing.memory import check_memory, needed
+from prunetune.loop.pacing.rehearsal import room
 from prunetune.models.cost import cost_of
 from prunetune.tune.methods import Cpt
 from prunetune.tune.training.machine import training_bytes
@@ -53,3 +58,19 @@ def test_a_run_counts_what_the_process_holds_and_the_largest_work(tmp_path: Path
         found = needed(prepare(given, tmp_path / "model", Watch(quiet=True)))
         assert held < found < held + 10**9
     assert context.scoring
+
+
+def test_a_run_that_cannot_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path)
+    context = prepare(recipe, tmp_path / "model", Watch(quiet=True))
+    wanted = needed(context)
+    monkeypatch.setattr(memory, "needed", lambda _: wanted)
+    monkeypatch.setattr(memory, "total_bytes", lambda _: wanted // 2)
+    with pytest.raises(TooLittleMemory, match="needs more memory than there is") as e:
+        prune_tune_loop(recipe, tmp_path / "out", Watch(quiet=True))
+    assert "lora" in str(e.value) and not (tmp_path / "out" / "original").exists()
+    with pytest.raises(TooLittleMemory):
+        room(context, tmp_path / "out")
+    check_memory(replace(context, recipe=recipe.changed(launcher="fsdp2")))  # it shares the state out
+    monkeypatch.setattr(memory, "total_bytes", lambda _: wanted)  # near: told, not refused
+    check_memory(context)

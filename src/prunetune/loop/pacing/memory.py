@@ -9,11 +9,31 @@ from __future__ import annotations
 import psutil
 import torch
 
+from prunetune.common.units import size
+from prunetune.errors import TooLittleMemory
 from prunetune.loop.context import Context
 from prunetune.models.cost import block_bytes, cost_of
 from prunetune.tune.launch import devices_of
 from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Sft, TuneConfig
-from prunetune.tune.training.machine import compute_type, pick_device, training_bytes
+from prunetune.tune.training.machine import compute_type, pick_device, total_bytes, training_bytes
+
+SURE = 1.5
+"""Times what there is from which on a run is refused. What was told is up to 1.35 times what was measured."""
+
+
+def check_memory(context: Context) -> None:
+    """TooLittleMemory, before any work, for a run that needs far more than its device has.
+
+    Not with a launcher, which may share weights and moments out over devices.
+    """
+    wanted, there = needed(context), total_bytes(pick_device(context.recipe.device))
+    if context.recipe.launcher is None and wanted > SURE * there:
+        raise TooLittleMemory(
+            "this run needs more memory than there is",
+            value=f"about {size(wanted)}, of {size(there)}",
+            valid="what fits: adapters, 8-bit moments on a GPU, weights over several devices, shorter rows",
+            fix="recover: lora: {rank: 16}, optimizer: adamw_8bit or max_length; launcher: fsdp2; score.batch_tokens",
+        )
 
 
 def needed(context: Context) -> int:

@@ -130,11 +130,11 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
 
 
 def room(context: Context, out: Path) -> Room:
-    """Disk and memory that a run needs, against what is there. NotWritable where the disk is too small."""
+    """Disk and memory that a run needs, against what is there. NotWritable, TooLittleMemory: that is too little."""
     import shutil
 
     from prunetune.common.disk import check_space
-    from prunetune.loop.pacing.memory import needed
+    from prunetune.loop.pacing.memory import check_memory, needed
     from prunetune.models.cost import cost_of
     from prunetune.tune.training.machine import pick_device, total_bytes
 
@@ -143,6 +143,7 @@ def room(context: Context, out: Path) -> Room:
     disk = KEPT * weights + (16 * cost.params if context.recipe.recover else 0)  # a checkpoint: fp32 and two moments
     disk += round(sum(context.recipe.prune.ladder or ()) * weights)  # each rung's model stays
     check_space(out, disk, "the run's models and one checkpoint")
+    check_memory(context)
     at = out.absolute()
     while not at.exists():
         at = at.parent
