@@ -293,3 +293,19 @@ def test_space_is_checked_before_the_first_byte(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "there", 1, "a model")
     with pytest.raises(NotWritable, match=r"no space left for a model of 1000000000\.0 GB"):
         check_space(tmp_path / "not" / "there", 10**18, "a model")
+
+
+def test_several_processes_mark_a_folder_at_once(tmp_path, monkeypatch):
+    """The other one's rename takes the hidden file just before ours."""
+    sync, times = files._sync, []
+
+    def other_first(path):
+        if not times:
+            times.append(path)
+            path.rename(path.parent / files.MARK)
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", other_first)
+    files.mark(tmp_path, "run")
+    assert len(times) == 1 and files.mark_of(tmp_path) == "run"
+    assert [p.name for p in tmp_path.iterdir()] == [files.MARK]

@@ -106,9 +106,12 @@ def is_temporary(name: str) -> bool:
 
 
 def mark(folder: Path, what: str) -> None:
-    """Make a folder ours to write in and to clear. The caller has seen to it that nothing else is in it."""
-    if not (folder / MARK).is_file():
-        with replacing(folder / MARK) as tmp:
+    """Make a folder ours to write in and to clear. The caller has seen to it that nothing else is in it.
+
+    Several processes may do so at once: one of them places the mark, the others find their hidden file gone.
+    """
+    while not (folder / MARK).is_file():
+        with contextlib.suppress(FileNotFoundError), replacing(folder / MARK) as tmp:
             tmp.write_text(what + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from prunetune.common.files import check_space, fresh, remove, temporary
 from prunetune.loop.context import Context
 from prunetune.loop.measure import loss_of
 from prunetune.models.shards import INDEX, ShardReader, open_shards, rewrite
+from prunetune.runs.folder import link_or_copy
 from prunetune.tune.job import TuneResult
 
 HALVINGS = 3
@@ -51,7 +52,8 @@ def no_worse(context: Context, cut: Path, tuned: Path, work: Path, result: TuneR
         loss = loss_of(context, between)
         if loss <= before:
             remove(tuned)
-            between.rename(tuned)
+            shutil.copytree(between, tuned, copy_function=link_or_copy)
+            remove(between)
             return _noted(result, f"recovery {raised}: {share:.3g} of the way to its weights was gone ({loss:.4f})")
         remove(between)
     remove(tuned)
