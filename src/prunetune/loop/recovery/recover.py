@@ -16,7 +16,7 @@ from prunetune.common.files import remove, write_json
 from prunetune.data.stream import Stream
 from prunetune.loop.context import Context, free
 from prunetune.loop.recovery.harmless import no_worse
-from prunetune.loop.recovery.shares import Part, examples_of, source_of
+from prunetune.loop.recovery.shares import Part, examples_of, source_of, used
 from prunetune.models.folders import copy_files
 from prunetune.runs.folder import Timed, link_or_copy
 from prunetune.runs.records import StageRecord, TuneRecord, known
@@ -63,7 +63,11 @@ def recover(
         stream, first = source_of(context, stages, part.place, cursor)
         start, end = examples_of(stream, first, part.samples)
         job = _job(context, part, model, work, start, end).model_copy(update={"origins": origins})
-        task = _Task(job, note, part.tokens, stream, before if last and context.recipe.do_no_harm else None, carry)
+        asked = context.recipe.recover[part.place].tokens
+        whole = asked if part.tokens is None else None  # then all the data are the budget
+        earlier = used(context.recipe, stages, part.place)[1] if whole else 0
+        harmless = before if last and context.recipe.do_no_harm else None
+        task = _Task(job, note, part.tokens or whole, earlier, stream, harmless, carry)
         done.append(part.method.model_dump(mode="json"))
         own = {"own": start} if part.place in context.own else {}
         step_key = {**key, "method": part.place, "recover": list(done), **own}
@@ -76,11 +80,14 @@ def recover(
 
 @dataclass(frozen=True)
 class _Task:
-    """One method's job, and what is done with its result; `harmless`: the cut model that it must not be worse than."""
+    """One method's job, and what is done with its result; `harmless`: the cut model that it must not be worse than;
+    `tokens` are those that it was to have, of which rounds before it took `earlier`.
+    """
 
     job: TuneJob
     note: Path
     tokens: int | None
+    earlier: int
     stream: Stream
     harmless: Path | None
     carry: Sequence[str]
@@ -91,7 +98,7 @@ def _run(context: Context, task: _Task, tmp: Path) -> None:
     job = task.job.model_copy(update={"out": tmp})
     with context.watch.bar(f"tune {job.method.type}", told=job.telemetry is None) as bar:
         result = launch(job, context.recipe.launcher, bar)
-    result = _short(context, result, task.tokens, job.start, task.stream)
+    result = _short(context, result, task)
     if task.harmless is not None:
         result = no_worse(context, task.harmless, tmp, job.work, result)
     copy_files(job.model, tmp, task.carry)
@@ -136,10 +143,11 @@ def _telemetry(context: Context) -> Telemetry | None:
     return Telemetry(events=at, stage=journal.stage, run=at.parent.name, log=context.recipe.log)
 
 
-def _short(context: Context, result: TuneResult, wanted: int | None, start: int, stream: Stream) -> TuneResult:
+def _short(context: Context, result: TuneResult, task: _Task) -> TuneResult:
     """Say so where the data held fewer tokens than the round was to have."""
-    if not wanted or (result.data_tokens or result.tokens) >= 0.9 * wanted or start + result.samples < len(stream):
+    had, wanted = task.earlier + (result.data_tokens or result.tokens), task.tokens
+    if not wanted or had >= 0.9 * wanted or task.job.start + result.samples < len(task.stream):
         return result
-    note = f"{result.method}: {result.data_tokens or result.tokens:,} of {wanted:,} tokens: the data hold no more"
+    note = f"{result.method}: {had:,} of {wanted:,} tokens: the data hold no more"
     context.watch.line(f"  {note}")
     return dataclasses.replace(result, notes=[*result.notes, note])
