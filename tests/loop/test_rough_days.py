@@ -95,6 +95,7 @@ def may_mount(at: Path) -> bool:
     return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.skipif("PRUNETUNE_KILLS" not in os.environ, reason="minutes: make kill runs it")
 def test_full_at_a_drawn_byte(tmp_path: Path) -> None:
     """The chain itself sees to status 2, and to equal tensors and files after the next start."""
     if not may_mount(tmp_path):
