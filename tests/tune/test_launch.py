@@ -151,4 +151,4 @@ def test_a_child_that_fails_says_why(place: Path, tmp_path: Path) -> None:
         launch(job, "--cpu --num_processes two")
     log = job.work / "launch.log"
     log.write_text(f"noise\n{MARK}there is no data\n  fix: more\ntorch: a child failed\n")
-    assert last_words(log) == "there is no data"
+    assert last_words(log.read_text()) == "there is no data"

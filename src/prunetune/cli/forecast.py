@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 UTILISATION, SAMPLING = 0.35, 0.05
 TOKENS_A_SAMPLE, PROMPT, ANSWER = 400, 120, 600
-TIMES = ("bf16 peak", "come on top")
-"""Ends of what is assumed for hours alone."""
+OF_HOURS = (f"{UTILISATION:.0%} of the GPUs' dense bf16 peak", "training alone: scoring and evaluation come on top")
+"""What is assumed for hours alone."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def tokens_of(method: Any, rounds: int) -> int | None:
 
 def assumptions(recipe: Recipe) -> list[str]:
     """What the estimate takes for granted, in words."""
-    said = [f"{UTILISATION:.0%} of the GPUs' dense bf16 peak", "training alone: scoring and evaluation come on top"]
+    said = list(OF_HOURS)
     if any(m.samples and m.type != "grpo" for m in recipe.recover):
         said.append(f"{TOKENS_A_SAMPLE} tokens a sample (at most max_length)")
     if any(m.type == "grpo" for m in recipe.recover):
@@ -229,7 +229,7 @@ def _text(value: dict[str, Any], measured: bool) -> str:
         f"memory of a device for training: about {size(value['device_bytes'])}; "
         f"for scoring: about {size(value['score_bytes'])}"
     )
-    assumed = [a for a in value["assumptions"] if hours or not a.endswith(TIMES)]
+    assumed = [a for a in value["assumptions"] if hours or a not in OF_HOURS]
     lines.append("assumed: " + "; ".join(assumed))
     return "\n".join(lines)
 

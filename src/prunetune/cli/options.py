@@ -25,8 +25,6 @@ Data = Annotated[
         help="FILE or FOLDER (JSON, CSV, Parquet, text, …), generator:NAME, preset:NAME, demo, or a hub name.",
     ),
 ]
-ROWS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".gz")
-"""Endings of files with rows."""
 MOST = 10**15
 """Of any count that a person may ask for."""
 MOST_SEED = 2**32 - 1  # numpy's
@@ -107,10 +105,12 @@ def named_path(text: str) -> tuple[str, str]:
 
 def parse_task(text: str) -> dict[str, Any]:
     """`NAME`, or `NAME=PATH` with the task's rows (a file or a folder), as a recipe has it."""
+    from prunetune.data.formats import DATA_SUFFIXES, suffix_of
+
     name, equals, path = text.partition("=")
     if not name or (equals and not path):
         raise RecipeError("a task is NAME or NAME=PATH", value=text, valid="gsm8k, gsm8k=FOLDER, mine=rows.jsonl")
-    if not path and (Path(name).suffix.lower() in ROWS or Path(name).is_file()):
+    if not path and (suffix_of(Path(name)) in DATA_SUFFIXES or Path(name).is_file()):
         raise RecipeError(
             "rows of your own need a name before them", value=text, fix=f"--task mine={text} --verifier number"
         )

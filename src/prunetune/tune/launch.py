@@ -158,8 +158,9 @@ def run_launched(job: TuneJob, launcher: str, progress: Progress | None = None) 
             end_all(child)
             raise
     if child.returncode or not result_path(job).is_file():
+        said = last_words(log.read_text(encoding="utf-8", errors="replace"))
         raise TuneError(
-            f"the launched stage failed with status {child.returncode}: {last_words(log)}",
+            f"the launched stage failed with status {child.returncode}: {said}",
             value=" ".join(command),
             fix=f"see {log}; the stage goes on from its last checkpoint when it is run again",
         )
@@ -182,9 +183,9 @@ GRACE_SECONDS = 60.0
 """For the end of a step and a checkpoint, after which the children are killed."""
 
 
-def last_words(log: Path) -> str:
+def last_words(log: str) -> str:
     """What a child's log ends with: the first line of our own message if there is one, else the last line of all."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.splitlines() if line.strip()]
     marked = next((line.removeprefix(MARK) for line in lines if line.startswith(MARK)), None)
     return marked or (lines[-1] if lines else "no output")
 

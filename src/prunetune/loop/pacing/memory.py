@@ -21,8 +21,8 @@ SURE = 1.5
 """Times what there is from which on a run is refused. What was told is up to 1.35 times what was measured."""
 
 
-def check_memory(context: Context) -> None:
-    """TooLittleMemory, before any work, for a run that needs far more than its device has.
+def check_memory(context: Context) -> int:
+    """What `needed` says; TooLittleMemory for a run that needs far more than its device has, before any work.
 
     Not with a launcher, which may share weights and moments out over devices.
     """
@@ -31,9 +31,10 @@ def check_memory(context: Context) -> None:
         raise TooLittleMemory(
             "this run needs more memory than there is",
             value=f"about {size(wanted)}, of {size(there)}",
-            valid="what fits: adapters, 8-bit moments on a GPU, weights over several devices, shorter rows",
-            fix="recover: lora: {rank: 16}, optimizer: adamw_8bit or max_length; launcher: fsdp2; score.batch_tokens",
+            fix="lora: {rank: 16}, on a GPU optimizer: adamw_8bit, or a smaller max_length under recover; a smaller "
+            "score.batch_tokens; or launcher: fsdp2, which shares weights and moments out over several devices",
         )
+    return wanted
 
 
 def needed(context: Context) -> int:

@@ -134,7 +134,7 @@ def room(context: Context, out: Path) -> Room:
     import shutil
 
     from prunetune.common.disk import check_space
-    from prunetune.loop.pacing.memory import check_memory, needed
+    from prunetune.loop.pacing.memory import check_memory
     from prunetune.models.cost import cost_of
     from prunetune.tune.training.machine import pick_device, total_bytes
 
@@ -143,12 +143,11 @@ def room(context: Context, out: Path) -> Room:
     disk = KEPT * weights + (16 * cost.params if context.recipe.recover else 0)  # a checkpoint: fp32 and two moments
     disk += round(sum(context.recipe.prune.ladder or ()) * weights)  # each rung's model stays
     check_space(out, disk, "the run's models and one checkpoint")
-    check_memory(context)
-    at = out.absolute()
+    memory, at = check_memory(context), out.absolute()
     while not at.exists():
         at = at.parent
     there = total_bytes(pick_device(context.recipe.device))
-    return Room(disk, shutil.disk_usage(at).free, needed(context), there)
+    return Room(disk, shutil.disk_usage(at).free, memory, there)
 
 
 def foretold(recipe: Recipe) -> str:

@@ -181,7 +181,7 @@ class _Running:
 
     def __init__(self, launcher: str, folder: Path, device: str) -> None:
         command, given = command_of(launcher, "prunetune.loop.workers", str(folder), device)
-        self.log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - while they run
+        self.log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - while they run
         key = secrets.token_bytes(16)
         with Listener(("127.0.0.1", 0), authkey=key) as listener:
             port = listener.address[1]
@@ -220,7 +220,7 @@ class _Running:
         except (EOFError, OSError) as e:
             end_all(self.child)
             self.log.seek(0)
-            said = last_words(Path(f"/dev/fd/{self.log.fileno()}"))
+            said = last_words(self.log.read())
             self.end()
             raise TuneError(
                 f"a process that was to work at `{request.what}` failed: {said}",

@@ -1,4 +1,5 @@
-"""What every recovery method shares: its settings; defaults are the paper's for continual pre-training (method, 5).
+"""What every recovery method shares: its settings. Defaults are the paper's for continual pre-training (method, 5), but
+for the learning rate.
 
 A method is one file of this folder, a pydantic model whose `type` names it, and a line in `training/trainers.py`, which
 runs it. Nothing here imports torch, so that recipes are read quickly.
