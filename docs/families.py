@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.loop.test_families import LOOPED, RECOVERED
-from tests.loop.test_wrappers import GRPO_OF
+from tests.loop.test_wrappers import LOOPED as WRAPPERS_LOOPED
+from tests.loop.test_wrappers import RECOVERED as WRAPPERS_RECOVERED
 from tests.pruning.test_apply import CASES as APPLIED
 from tests.pruning.test_heads import CUT
 from tests.pruning.test_wrappers import HEADS
@@ -59,8 +60,7 @@ WRAPPED: dict[str, tuple[list[str], str]] = {
     "layers": (list(WRAPPERS), "tests/pruning/test_wrappers.py"),
     "neurons": (list(WRAPPERS), "tests/pruning/test_wrappers.py"),
     "heads": (HEADS, "tests/pruning/test_wrappers.py"),
-    "cpt": (list(WRAPPERS), "tests/loop/test_wrappers.py"),
-    "grpo": (GRPO_OF, "tests/loop/test_wrappers.py"),
+    **{method: (WRAPPERS_LOOPED, "tests/loop/test_wrappers.py") for method in WRAPPERS_RECOVERED},
 }
 """The same of models with a vision tower."""
 

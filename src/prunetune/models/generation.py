@@ -99,7 +99,7 @@ def generate(
             mask = torch.nn.functional.pad(mask[at], (0, ids.shape[1] - mask.shape[1]), value=1)
             cache = {"past_key_values": result.past_key_values}
             if going and len(going) < len(result.sequences):
-                result.past_key_values.batch_select_indices(at)
+                result.past_key_values.reorder_cache(at)  # layers without attention have no other way to lose rows
     return [_answer(tokenizer, row, ends, stop, stopped.get(i)) for i, row in enumerate(new)]
 
 
