@@ -98,7 +98,7 @@ def test_local_recovery_by_hand_is_what_the_loop_does(tmp_path, capsys):
 
 
 def test_experts_go_by_hand(tmp_path, capsys):
-    """One tensor an expert on disk; neurons inside them go along; what is not there for mixtures is one message."""
+    """One tensor an expert on disk; neurons inside them go along, and are folded; what is not there is one message."""
     model = tiny_folder(tmp_path / "m", "qwen3_moe")
     data = ["--data", rows(tmp_path / "rows.jsonl"), "--samples", 8, "--max-length", 64]
     scores, plan, out = (tmp_path / n for n in ("s.safetensors", "plan.json", "out"))
@@ -111,8 +111,16 @@ def test_experts_go_by_hand(tmp_path, capsys):
     assert cost_of(read_json(out / "config.json")).params == small.num_parameters()
     code, said, _ = call(capsys, "inspect", out, "--target", 0.8)
     assert code == 0 and "4 experts, 3 of them a token" in said
-    code, _, said = call(capsys, "compensate", plan, model, *data, "--out", tmp_path / "patch.safetensors")
-    assert code == 2 and "mixture of experts" in said and "compensate: none" in said
+    patch, mended = tmp_path / "patch.safetensors", tmp_path / "mended"
+    code, said, _ = call(capsys, "compensate", plan, model, *data, "--out", patch, "--json")
+    fits = json.loads(said)["fits"]
+    assert code == 0 and len(fits) == 3 and all(0 < f["experts"] <= 4 and f["after"] < f["before"] for f in fits)
+    assert call(capsys, "apply", plan, model, mended, "--patch", patch)[0] == 0
+    plain, changed = (load_file(folder / "model.safetensors") for folder in (out, mended))
+    different = {name for name in plain if not torch.equal(plain[name], changed[name])}
+    assert plain.keys() == changed.keys() and different and all("down_proj" in name for name in different)
+    code, _, said = call(capsys, "compensate", plan, model, *data, "--target", "stream", "--out", tmp_path / "no")
+    assert code == 2 and "which of a token's experts" in said
     dense = tiny_folder(tmp_path / "dense")
     code, _, said = call(capsys, "score", dense, *data, "--axis", "experts", "--out", tmp_path / "no")
     assert code == 2 and "no experts" in said

@@ -125,6 +125,29 @@ def test_several_plans_are_folded_as_by_one_process(model: Any) -> None:
                 torch.testing.assert_close(other[tensor], patch[tensor], rtol=1e-5, atol=1e-6)
 
 
+def test_experts_are_folded_as_by_one_process() -> None:
+    """One plan, and two in one walk; some processes see no token of some experts."""
+    model, (fitted, held) = tiny_model("gpt_oss"), (batches(5), batches(7)[5:])
+    plans = [
+        plan_of({i: tuple(e * 48 + n for e in range(6) for n in range(count)) for i in range(4)}, sizes={"experts": 6})
+        for count in (4, 12)
+    ]
+    ways: dict[str, Any] = {"held_out": held, "ridges": (0.01, 0.1, 1.0)}
+    one, many = compensate(model, plans[1], fitted, **ways), together(model, plans, fitted, **ways)
+    assert all(fit.experts for fit in one.fits)
+
+    def work(processes: Processes) -> Any:
+        apart = compensate(model, plans[1], fitted, **ways, processes=processes)
+        return apart, together(model, plans, fitted, **ways, processes=processes)
+
+    for two, others in in_processes(3, work):
+        assert [(f.layer, f.ridge, f.experts) for f in two.fits] == [(f.layer, f.ridge, f.experts) for f in one.fits]
+        for ours, theirs in zip([two.tensors, *others], [one.tensors, *many], strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
 class Killed(Exception):
     """What a test raises in the middle."""
 

@@ -191,6 +191,7 @@ def compensate(
     before, after = (sum(getattr(f, at) for f in patch.fits) for at in ("before", "after"))
     fits = [
         {"layer": f.layer, "ridge": f.ridge, "before": f.before, "after": f.after, "readout": f.readout}
+        | ({} if f.experts is None else {"experts": f.experts})
         for f in patch.fits
     ]
     kept = f"{after / before:.1%} of the error left" if before else "nothing to make up for"

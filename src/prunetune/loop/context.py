@@ -223,8 +223,6 @@ def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None 
 
 def _check_family(recipe: Recipe, family: Family) -> None:
     """UnsupportedModel where a family has no way of doing what a recipe asks for."""
-    if recipe.compensate != "none":
-        dense_only(family, "compensation by least squares")
     if any(method.type == "local" for method in recipe.recover):
         dense_only(family, "local recovery", "another method: cpt, sft or distill")
     if any(getattr(method, "packing", False) for method in recipe.recover):

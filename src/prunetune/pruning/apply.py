@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from prunetune.models.folders import check_weights, copy_files, load_config, mod
 from prunetune.models.folders.wrapping import IMAGE_FILES, class_of
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
 from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
+from prunetune.pruning.experts.cut import in_patch
 from prunetune.pruning.plan import PrunePlan
 
 __all__ = ["PatchTensors", "apply_in_memory", "apply_on_disk", "check_shape", "cut_config", "cut_name", "cut_tensor"]
@@ -49,8 +50,9 @@ def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> No
                 )
 
 
-def _check_patch(patch: PatchTensors, names: Iterable[str]) -> None:
-    if unknown := set(patch) - set(names):
+def _check_patch(patch: PatchTensors, family: Family, names: Collection[str]) -> None:
+    places = (layer_of(family, name) for name in names)
+    if unknown := set(patch) - set(names) - {in_patch(family, *at) for at in places if at}:
         raise PlanError("the patch names tensors that this model does not have", value=sorted(unknown)[:3])
 
 
@@ -75,7 +77,7 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     state, in_files = {}, {ours: theirs for theirs, ours in family.stored.items()}
     source = model.state_dict()
     _check_complete(plan, family, source)
-    _check_patch(patch, source)
+    _check_patch(patch, family, source)
     for name, tensor in source.items():
         new, new_name = cut_tensor(plan, patch, family, name, tensor), cut_name(plan, family, name)
         if new is not None and new_name is not None:
@@ -127,7 +129,7 @@ def apply_on_disk(
         shards = {p: {n: i for n, i in infos.items() if not wrapper.is_other(n)} for p, infos in shards.items()}
     names = [name for infos in shards.values() for name in infos]
     _check_complete(plan, family, names)
-    _check_patch(patch, names)
+    _check_patch(patch, family, names)
     plan.check_model(model_sha(source), source)
     cut = {path: _cut_infos(plan, family, infos, rename) for path, infos in shards.items()}
     text = to_json_text(config, ensure_ascii=False) + "\n"

@@ -17,12 +17,16 @@ Families with a norm after the FFN (Gemma2, Gemma3) divide each token's output b
 are weighted by the inverse of it, so that to first order the error *after* that norm is what is least. For them the
 stream is not a linear function of `down_proj`, and `target="stream"` is refused. Where `down_proj` has a bias, it is
 fitted along, as the weight of one more neuron that is always 1.
+
+In a mixture each expert's neurons make up for its own (experts/fold.py). Whole experts that go are not made up for: the
+router weighs those that stay anew. Which of a token's experts should make up for what the stream has lost is left open:
+there, too, `target="stream"` is refused, and `auto` is the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,9 +39,10 @@ from prunetune.common.device import ALONE, Processes, memory_bytes, native_produ
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.calibration import Place, place_of, token_bytes
 from prunetune.models.finite import broken_weights, is_finite
-from prunetune.pruning.blocks.fold import fold_blocks
+from prunetune.pruning.blocks.fold import fold_blocks, readouts
 from prunetune.pruning.cut import check_shape
-from prunetune.pruning.experts.tensors import dense_only
+from prunetune.pruning.experts.cut import of_the_rest, whole_experts
+from prunetune.pruning.experts.fold import Held, fold_experts
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
 from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embedded, forward, one_layer, open_source
@@ -94,9 +99,9 @@ def compensate(
     source = open_source(model, device=device, dtype=dtype, quick=True)
     check_shape(plan, source.config.to_dict())
     _check(source, target, batches, held_out)
-    auto = bool(plan.drop_layers) and not source.family.post_ffn_norm
+    auto = bool(plan.drop_layers) and not source.family.post_ffn_norm and not source.family.experts
     stream = auto if target == "auto" else target == "stream"
-    if not plan.drop_neurons and not plan.drop and not (stream and plan.drop_layers):
+    if not plan.drop_neurons and not readouts(plan, source.family) and not (stream and plan.drop_layers):
         return Patch({}, (), 0, 0, plan.sha)
     if place is None:
         tokens = sum(b["input_ids"].numel() for b in (*batches, *held_out)) // processes.count
@@ -172,10 +177,11 @@ def _through(
 ) -> tuple[_Streams, dict[str, Tensor], list[LayerFit]]:
     """(the streams behind a layer, its patch, its fits). Neither it nor its activations are held after that."""
     source, plan, shelf, masks = walk.source, walk.plan, walk.shelf, streams.masks
-    one, stream = one_layer(source, layer), streams.truth is not None
+    one, stream = one_layer(source, layer, whole_experts(plan)), streams.truth is not None
     hidden, patch, fits = streams.hidden, dict[str, Tensor](), list[LayerFit]()
     kept, last = layer in plan.kept_layers, layer == plan.kept_layers[-1]
-    intact = not plan.drop_neurons and all(layer < dropped for dropped in plan.drop_layers)
+    mixture = source.family.experts is not None
+    intact = not plan.drop_neurons and (mixture or all(layer < dropped for dropped in plan.drop_layers))
     intact = intact and not (stream and plan.drop)
     if streams.truth is not None:
         truth = [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(streams.truth, masks, strict=True)]
@@ -184,6 +190,11 @@ def _through(
         patch, fits = _fold_blocks(walk, one, layer, streams)
     if kept and not intact:
         start = next((f.ridge for f in reversed([*before, *fits]) if f.ridge and not f.readout), None)
+        if mixture:
+            held = Held(one, hidden, masks, walk.calibration, shelf)
+            ways: Any = {"ridges": walk.ridges, "start": start, "processes": walk.processes, "last": last}
+            hidden, own, fit = fold_experts(held, source, of_the_rest(plan), layer, **ways)
+            return replace(streams, hidden=hidden), patch | own, [*fits, fit]
         found, halves = _fit(walk, one, layer, streams, start)
         own = patch_of(one, source, plan, layer, found)
         patch |= own
@@ -201,14 +212,19 @@ def _state(
     hidden: list[Tensor], truth: list[Tensor] | None, tensors: dict[str, Tensor], fits: Sequence[LayerFit], after: int
 ) -> dict[str, Any]:
     """What the walk goes on from at layer `after`."""
-    told = [(f.layer, f.ridge, f.before, f.after, f.readout) for f in fits]
+    told = [astuple(f) for f in fits]
     return {"hidden": hidden, "truth": truth, "tensors": tensors, "fits": told, "next": after}
 
 
 def _check(source: LayerSource, target: str, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:
-    dense_only(source.family, "compensation by least squares")
     if target not in TARGETS:
         raise UnknownName("compensation target", target, TARGETS)
+    if target == "stream" and source.family.experts:
+        raise UnsupportedModel(
+            "compensating the residual stream needs one FFN a layer: which of a token's experts is to make up for it?",
+            value=source.family.model_type,
+            fix='use target="layer"',
+        )
     if target == "stream" and source.family.post_ffn_norm:
         raise UnsupportedModel(
             "compensating the residual stream needs an FFN whose output is added as it is, without a norm after it",

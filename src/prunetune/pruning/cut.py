@@ -16,7 +16,7 @@ from prunetune.errors import PlanError, UnsupportedModel
 from prunetune.models.axes import Axis, Slice, axis_of, resized
 from prunetune.models.axes.experts import spelled
 from prunetune.models.families import Family, layer_of
-from prunetune.pruning.experts.cut import check_counted, cut_experts, kept_experts
+from prunetune.pruning.experts.cut import check_counted, cut_experts, kept_experts, patched_experts
 from prunetune.pruning.plan import PrunePlan
 
 Tensor = Shaped[torch.Tensor, "..."]
@@ -50,6 +50,7 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
     Args:
         plan: What goes.
         patch: Tensors, by their name in the source, that replace the cut ones (compensated weights); of the cut shape.
+            Those of experts by their name in the model, all experts in one.
         family: Where the units of each axis are.
         name: The tensor's name in the source.
         tensor: The tensor.
@@ -70,7 +71,7 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
         return None
     if family.experts and family.experts.held(suffix) in family.experts.sizes(1, 1, 1):
         cut = cut_experts(plan, family, layer, suffix, name, tensor)
-        return None if cut is None else _patched(patch, name, cut)
+        return None if cut is None else patched_experts(plan, patch, family, layer, suffix, cut)
     stays: torch.Tensor | None = None
     for axis_name in ("neurons", *plan.sizes):
         axis = axis_of(axis_name)

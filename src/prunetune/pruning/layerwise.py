@@ -34,7 +34,7 @@ from prunetune.models.families.wrappers import own_name
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.models.folders import check_weights, load_config
 from prunetune.models.shards import ShardReader, open_shards
-from prunetune.pruning.cut import cut_config
+from prunetune.pruning.cut import cut_config, cut_tensor
 from prunetune.pruning.experts.tensors import merged
 from prunetune.pruning.plan import PrunePlan
 
@@ -153,12 +153,13 @@ def _names(config: PretrainedConfig, found: Iterable[str]) -> tuple[Family, dict
     return family, names, embedding[0]
 
 
-def one_layer(source: LayerSource, layer: int) -> OneLayer:
-    """Layer `layer` as a model of its own.
+def one_layer(source: LayerSource, layer: int, experts: PrunePlan | None = None) -> OneLayer:
+    """Layer `layer` as a model of its own; without the experts that a plan of them takes, so that the others are sent
+    what they will be.
 
     Its parameters may be the source's own memory: replace them, do not change them in place.
     """
-    config = _one_layer_config(source, layer)
+    config = _one_layer_config(source, layer, experts)
     with torch.device("meta"):
         model = _BASE_MODELS[type(config)](config)
     for name in (source.family.embedding, source.family.final_norm):
@@ -170,14 +171,20 @@ def one_layer(source: LayerSource, layer: int) -> OneLayer:
         raise BadCheckpoint(
             f"layer {layer} of this checkpoint lacks tensors", value=sorted(lost)[:3], fix="save it anew"
         )
+    if experts:
+        start = f"{source.family.layers}.{layer}."
+        cut = {k: cut_tensor(experts, {}, source.family, start + k, x) for k, x in found.items()}
+        found = {k: x for k, x in cut.items() if x is not None}
     block.load_state_dict({k: found[k] for k in wanted}, assign=True)
     return OneLayer(model.eval().requires_grad_(False), block)
 
 
-def _one_layer_config(source: LayerSource, layer: int) -> PretrainedConfig:
+def _one_layer_config(source: LayerSource, layer: int, experts: PrunePlan | None = None) -> PretrainedConfig:
     values = source.config.to_dict()
     others = tuple(i for i in range(source.depth) if i != layer)
-    plan = PrunePlan(model_sha="", depth=source.depth, width=source.width, drop_layers=others)
+    drop = {"experts": {layer: experts.drops("experts")[layer]}} if experts else {}
+    sizes = experts.sizes if experts else {}
+    plan = PrunePlan(model_sha="", depth=source.depth, width=source.width, drop_layers=others, sizes=sizes, drop=drop)
     config = copy.deepcopy(source.config)
     for key, value in cut_config(plan, source.family, values, values).items():
         if value != values.get(key):

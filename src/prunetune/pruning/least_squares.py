@@ -89,6 +89,18 @@ class Residue:
         return max(left, 0.0) / self.energy if self.energy > 0 else 0.0
 
 
+def residue_of(
+    second: Float[Tensor, "n n"],
+    lost: Float[Tensor, "hidden gone"],
+    stay: Int64[Tensor, " kept"],
+    gone: Int64[Tensor, " gone"],
+) -> Residue:
+    """The `Residue` of one choice of neurons from the whole C; its errors are relative to that of plain pruning."""
+    rows, lost = second[gone], lost.to(second)
+    missing = float(((lost @ rows[:, gone]) * lost).sum())
+    return Residue(second[stay][:, stay], lost @ rows[:, stay], missing, missing, 0)
+
+
 class ResidueSum:
     """Gathers a `Residue` batch by batch."""
 

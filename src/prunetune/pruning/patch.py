@@ -32,6 +32,8 @@ class LayerFit:
         after: Error of what was done; never above `before`.
         readout: The matrix that was changed, by its name in the layer; empty: `down_proj`. Of `o_proj` the errors are
             relative to the attention's output.
+        experts: Of a mixture: how many experts of the layer were changed, `ridge` being their middle one; the others
+            are only cut. None: it has one FFN.
     """
 
     layer: int
@@ -39,11 +41,15 @@ class LayerFit:
     before: float
     after: float
     readout: str = ""
+    experts: int | None = None
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Replacement tensors for surgery, by their names in the source, and how well they fit."""
+    """Replacement tensors for surgery, by their names in the source, and how well they fit.
+
+    The down projections of experts are one tensor a layer, as in the model, even where the source has one an expert.
+    """
 
     tensors: dict[str, Tensor]
     fits: tuple[LayerFit, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Shaped
@@ -28,6 +28,26 @@ def kept_neurons(plan: PrunePlan, layer: int) -> dict[int, list[int]]:
     for neuron in plan.kept("neurons", layer):
         found[neuron // plan.width].append(neuron % plan.width)
     return found
+
+
+def of_the_rest(plan: PrunePlan) -> PrunePlan:
+    """A plan of neurons alone, for the model whose experts have gone already: those that stay are numbered anew."""
+    if not plan.drops("experts"):
+        return plan.model_copy(update={"sizes": {"experts": plan.sizes["experts"]}, "drop": {}})
+    neurons = {}
+    for layer, gone in plan.drop_neurons.items():
+        place = {expert: i for i, expert in enumerate(plan.kept("experts", layer))}
+        neurons[layer] = tuple(place[n // plan.width] * plan.width + n % plan.width for n in gone)
+    sizes = {"experts": plan.new_shape["experts"]}
+    return plan.model_copy(update={"drop_neurons": neurons, "sizes": sizes, "drop": {}})
+
+
+def whole_experts(plan: PrunePlan) -> PrunePlan | None:
+    """A plan of the experts alone that go as a whole; None: none do."""
+    if not plan.drops("experts"):
+        return None
+    sizes = {"experts": plan.sizes["experts"]}
+    return plan.model_copy(update={"drop_neurons": {}, "sizes": sizes, "drop": {"experts": plan.drops("experts")}})
 
 
 def check_counted(plan: PrunePlan, family: Family) -> None:
@@ -77,6 +97,34 @@ def cut_experts(plan: PrunePlan, family: Family, layer: int, suffix: str, name: 
         if neurons := kept_neurons(plan, layer):
             return torch.stack([_selected(tensor[e], wide.dim, wide.blocks, plan.width, neurons[e]) for e in kept])
     return tensor if len(kept) == len(tensor) else tensor.index_select(0, torch.tensor(kept, device=tensor.device))
+
+
+def in_patch(family: Family, layer: int, suffix: str) -> str | None:
+    """What a patch calls a tensor of a file that is, or is a part of, all experts' down projections; None: it is not.
+
+    It has them as the model does, all experts in one tensor, whatever files have.
+    """
+    found = family.experts
+    held = found.held(suffix) if found else ""
+    return f"{family.layers}.{layer}.{held}" if found and held in (found.down, f"{found.down}_bias") else None
+
+
+def patched_experts(
+    plan: PrunePlan, patch: Mapping[str, Tensor], family: Family, layer: int, suffix: str, tensor: Tensor
+) -> Tensor:
+    """A cut tensor of experts, or what a patch has in its place. PlanError: that has another shape."""
+    name = in_patch(family, layer, suffix)
+    if name is None or name not in patch or family.experts is None:
+        return tensor
+    new = whole = patch[name]
+    if single := family.experts.single_at(suffix):
+        kept = list(kept_experts(plan, layer, single[0] + 1))
+        new = whole[kept.index(single[0])] if len(whole) == len(kept) else whole
+    if new.shape != tensor.shape:
+        raise PlanError(
+            f"the patch of {name} does not fit the plan", value=tuple(new.shape), valid=f"{tuple(tensor.shape)}"
+        )
+    return new.to(tensor)
 
 
 def _selected(tensor: Tensor, dim: int, blocks: Sequence[int], width: int, kept: Sequence[int]) -> Tensor:

@@ -26,7 +26,7 @@ def merged(found: Experts, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**whole, found.gate_up: torch.cat([gate, up], dim=1), found.down: down}
 
 
-def dense_only(family: Family, what: str, fix: str = "cut it without; in a recipe `compensate: none`") -> None:
+def dense_only(family: Family, what: str, fix: str) -> None:
     """UnsupportedModel for a family with experts: `what` is not there for it."""
     if family.experts:
         raise UnsupportedModel(

@@ -74,8 +74,10 @@ def patch_of(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, fo
 
 def cut_layer(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:
     """Cut and patch the layer in hand, with the function that surgery cuts with."""
+    names, family = source.names[layer], source.family
     for suffix, tensor in list(one.block.named_parameters()):
-        new = cut_tensor(plan, patch, source.family, source.names[layer][suffix], tensor)
+        name = names.get(suffix, f"{family.layers}.{layer}.{suffix}")  # files may have one tensor an expert
+        new = cut_tensor(plan, patch, family, name, tensor)
         if new is not None and new is not tensor:
             module, _, name = suffix.rpartition(".")
             setattr(one.block.get_submodule(module), name, nn.Parameter(new, requires_grad=False))

@@ -12,6 +12,7 @@ which should take more, get the moments of a stream that is hurt a little less t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from transformers import PreTrainedModel
 from prunetune.common.device import ALONE, Processes
 from prunetune.errors import PlanError
 from prunetune.pruning.cut import check_shape
+from prunetune.pruning.experts.cut import of_the_rest
+from prunetune.pruning.experts.fold import Held, RoutedTap, as_stored, mended, settled
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
-from prunetune.pruning.layerwise import LayerSource, OneLayer, embed, one_layer, open_source
-from prunetune.pruning.least_squares import Fold, Gram, Residue, fold
+from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embed, one_layer, open_source
+from prunetune.pruning.least_squares import Fold, Gram, fold, residue_of
 from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.tap import Tap, adds, at_real
 
@@ -73,23 +76,63 @@ def together(
         hidden = embed(source, [b["input_ids"] for b in every])
         state = {"hidden": hidden, "found": [{} for _ in plans], "ridges": [None for _ in plans], "next": 0}
     hidden, found, start = state["hidden"], [_cpu(tensors) for tensors in state["found"]], state["ridges"]
+    given, through = _Given(source, plans, masks, calibration, ridges, processes), _dense
+    if source.family.experts:
+        given, through = replace(given, plans=[of_the_rest(plan) for plan in plans]), _experts
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         for layer in range(state["next"], source.depth):
-            one, last = one_layer(source, layer), layer == source.depth - 1
-            grams, halves = _gather(one, source, plans[0], layer, hidden, masks, calibration)
-            moments = [_joined(gram, processes) for gram in grams]
-            fits = [_solve(one, source, p, layer, moments, ridges, r) for p, r in zip(plans, start, strict=True)]
-            start = [fit.ridge or before for fit, before in zip(fits, start, strict=True)]
-            patches = [patch_of(one, source, p, layer, fit) for p, fit in zip(plans, fits, strict=True)]
+            hidden, patches, start = through(given, layer, hidden, start)
             found = [tensors | patch for tensors, patch in zip(found, patches, strict=True)]
-            cut_layer(one, source, plans[0], layer, patches[0])
-            hidden = [] if last else [half.whole(one, source) for half in halves]
             if progress:
                 progress(layer + 1, source.depth)
             if halfway:
                 now = {"hidden": hidden, "found": found, "ridges": start, "next": layer + 1}
                 halfway.reached(layer + 1, source.depth, partial(dict, now), result=True)
     return found
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every layer is folded with."""
+
+    source: LayerSource
+    plans: Sequence[PrunePlan]
+    masks: list[Tensor]
+    calibration: int
+    ridges: Sequence[float]
+    processes: Processes
+
+
+_After = tuple[list[Tensor], list[dict[str, Tensor]], list[float | None]]
+"""The layer's outputs by the first plan, every plan's patch of it, and the ridge to begin the next layer with."""
+
+
+def _dense(given: _Given, layer: int, hidden: list[Tensor], start: list[float | None]) -> _After:
+    source, plans, one = given.source, given.plans, one_layer(given.source, layer)
+    grams, halves = _gather(one, source, plans[0], layer, hidden, given.masks, given.calibration)
+    moments = [_joined(gram, given.processes) for gram in grams]
+    fits = [_solve(one, source, p, layer, moments, given.ridges, r) for p, r in zip(plans, start, strict=True)]
+    patches = [patch_of(one, source, p, layer, fit) for p, fit in zip(plans, fits, strict=True)]
+    cut_layer(one, source, plans[0], layer, patches[0])
+    after = [] if layer == source.depth - 1 else [half.whole(one, source) for half in halves]
+    return after, patches, [fit.ridge or before for fit, before in zip(fits, start, strict=True)]
+
+
+def _experts(given: _Given, layer: int, hidden: list[Tensor], start: list[float | None]) -> _After:
+    """The same of a mixture. Only the first plan's patch is looked at as a whole layer (`fold.settled`)."""
+    source, one = given.source, one_layer(given.source, layer)
+    held = Held(one, hidden, given.masks, given.calibration, Shelf("device", source.device))
+    with RoutedTap(one.block, source.family) as tap:
+        whole = held.gather(tap, layer)
+        asked = (tap.moments(source.width, given.processes), given.ridges)
+        found = [
+            mended(one.block, source.family, plan, layer, *asked, ridge)
+            for plan, ridge in zip(given.plans, start, strict=True)
+        ]
+        ways: Any = {"processes": given.processes, "last": layer == source.depth - 1}
+        after, patch, _ = settled(held, tap, whole, found[0], source, given.plans[0], layer, **ways)
+    others = [as_stored(source, layer, each.tensors) if each.ridges else {} for each in found[1:]]
+    return after, [patch, *others], [each.ridge or before for each, before in zip(found, start, strict=True)]
 
 
 def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,12 +185,5 @@ def _solve(
     stay = torch.tensor(kept, device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     lost = down.weight.float()[:, gone]
-    calibration, held_out = (_residue(c, lost, stay, gone) for c in moments)
+    calibration, held_out = (residue_of(c, lost, stay, gone) for c in moments)
     return fold(calibration, held_out, ridges, start)
-
-
-def _residue(c: Float[Tensor, "n n"], lost: Float[Tensor, "hidden gone"], stay: Tensor, gone: Tensor) -> Residue:
-    """What one plan's kept neurons are asked to make up for; errors are relative to that of plain pruning."""
-    rows = c[gone]
-    missing = float(((lost @ rows[:, gone]) * lost).sum())
-    return Residue(c[stay][:, stay], lost @ rows[:, stay], missing, missing, 0)
