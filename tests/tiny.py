@@ -64,6 +64,11 @@ EXTRA: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     },
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 0, "sliding_window": 8, "global_head_dim": 16, "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True, "final_logit_softcapping": 3.0, "use_bidirectional_attention": "vision",
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "lfm2": {
         "block_auto_adjust_ff_dim": False, "conv_bias": True, "layer_types": ["conv", "full_attention"] * 2,
     },
@@ -103,6 +108,9 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrain
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):  # learned, though no parameter
+                buffer.mul_(0.5 + torch.rand_like(buffer))
     return model.eval()
 
 

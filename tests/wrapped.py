@@ -31,6 +31,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {**_SIGLIP, **_SQUARE, "model_type": "siglip_vision_model"},
         "mm_tokens_per_image": 4, "image_token_index": IMAGE, "boi_token_index": 101, "eoi_token_index": 102,
     },
+    "gemma4": {
+        "text_config": {**BASE, **EXTRA["gemma4_text"], "model_type": "gemma4_text"},
+        "vision_config": {
+            **_SIGLIP, "model_type": "gemma4_vision", "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4,
+            "pooling_kernel_size": 2, "position_embedding_size": 8, "standardize": True,
+        },
+        "audio_config": {
+            "model_type": "gemma4_audio", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "subsampling_conv_channels": [4, 2], "output_proj_dims": 12,
+        },
+        "image_token_id": IMAGE, "video_token_id": 103, "audio_token_id": 99, "boi_token_id": 101, "eoi_token_id": 102,
+        "boa_token_id": 97, "eoa_token_index": 98,
+    },
     "mistral3": {
         "text_config": {**BASE, **EXTRA["ministral3"], "model_type": "ministral3"},
         "vision_config": {**_SIGLIP, **_SQUARE, "head_dim": 8, "model_type": "pixtral"},
@@ -56,8 +69,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 assert set(CONFIGS) == set(WRAPPERS)
-FORMS = [(n, f) for n in CONFIGS for f in ("", "inside", "outside") if not (n.startswith("qwen") and f == "outside")]
-"""Wrappers and how their files name the language model's tensors: Qwen's never had it outside."""
+FORMS = [
+    (n, f)
+    for n in CONFIGS
+    for f in ("", "inside", "outside")
+    if not (n.startswith(("qwen", "gemma4")) and f == "outside")
+]
+"""Wrappers and how their files name the language model's tensors: Qwen's and Gemma 4's never had it outside."""
 
 
 def wrapped_model(name: str, seed: int = 0) -> PreTrainedModel:
@@ -69,6 +87,9 @@ def wrapped_model(name: str, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith(("language_model.layers.0.layer_scalar", "std_bias", "std_scale")):
+                buffer.add_(0.2 * torch.randn_like(buffer))
     return model.eval()
 
 
@@ -106,6 +127,12 @@ def with_image(name: str) -> dict[str, torch.Tensor]:
         pixels = torch.randn(16, 3 * 4 * 4, generator=g)
         return {
             **inputs, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": kinds
+        }  # fmt: skip
+    if name == "gemma4":
+        at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
+        pixels = torch.rand(1, 16, 3 * 4 * 4, generator=g)
+        return {
+            **inputs, "pixel_values": pixels, "image_position_ids": at, "mm_token_type_ids": (ids == IMAGE).int()
         }  # fmt: skip
     inputs["pixel_values"] = torch.randn(1, 3, 16, 16, generator=g)
     if name == "mistral3":

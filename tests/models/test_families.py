@@ -15,11 +15,15 @@ from prunetune.errors import UnsupportedModel
 from prunetune.models.families import FAMILIES, Family, family_of
 from prunetune.models.families.pattern import engine_pattern, is_special, period_of
 from prunetune.models.folders import load_config
+from prunetune.models.shape import Shape
+from prunetune.models.tensors import expected_tensors
 
 
 def with_attention(model: Any, family: Family) -> Any:
-    """A layer that has attention: of a family with other kinds of layers the second."""
-    return model.get_submodule(f"{family.layers}.{0 if family.mixer is None else 1}")
+    """A layer that has the family's usual attention: the first of its kind where there are others."""
+    kinds = getattr(model.config, "layer_types", None) or []
+    at = next(i for i, kind in enumerate(kinds) if kind != family.mixer.kind) if family.mixer else 0
+    return model.get_submodule(f"{family.layers}.{at}")
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -55,14 +59,17 @@ def test_what_takes_the_place_of_attention_is_known(name: str) -> None:
     mixer, plain = FAMILIES[name].mixer, tiny_config(name)
     assert mixer is not None
     kinds = plain.layer_types
-    assert set(kinds) == {mixer.kind, "full_attention"} and FAMILIES[name].heads_stay
+    usual = "sliding_attention" if mixer.attends else "full_attention"
+    assert set(kinds) == {mixer.kind, usual} and FAMILIES[name].heads_stay
     with torch.device("meta"):
-        layer = AutoModelForCausalLM.from_config(plain).get_submodule(f"{FAMILIES[name].layers}.0")
+        at = kinds.index(mixer.kind)
+        layer = AutoModelForCausalLM.from_config(plain).get_submodule(f"{FAMILIES[name].layers}.{at}")
     other = {*FAMILIES[name].norms, FAMILIES[name].down, FAMILIES[name].up, FAMILIES[name].gate}
     held = {n: tuple(p.shape) for n, p in layer.named_parameters() if n.rpartition(".")[0] not in other}
     assert mixer.sizes(plain.to_dict()) == held
     for change in ({}, {"full_attn_idxs": [0, 3]}, {"full_attention_interval": 3}):
-        silent = {k: v for k, v in plain.to_dict().items() if k not in ("layer_types", "full_attn_idxs")} | change
+        left_out = ("layer_types", "full_attn_idxs", "per_layer_config")
+        silent = {k: v for k, v in plain.to_dict().items() if k not in left_out} | change
         made = CONFIG_MAPPING[name](**silent)
         assert mixer.kinds(silent) == made.layer_types
 
@@ -102,7 +109,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gemma3n": ({"model_type": "gemma3n_text", "intermediate_size": [8, 16]}, "another FFN width"),
     "llama-widths": ({"model_type": "llama", "intermediate_size": [8, 16]}, "another FFN width"),
     "decilm": ({"model_type": "nemotron-nas", "block_configs": [{}]}, "not uniform"),
-    "shared-kv": ({"model_type": "gemma4_text", "num_kv_shared_layers": 10}, "not uniform"),
+    "shared-kv": ({"model_type": "gemma3n_text", "num_kv_shared_layers": 10}, "not uniform"),
+    "heterogeneous": ({"model_type": "llama", "per_layer_config": {"1": {"intermediate_size": 8}}}, "not uniform"),
     "vision": ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "not supported"),
     "gpt2": ({"model_type": "gpt2"}, "not supported"),
     "nothing": ({}, "not supported"),
@@ -116,6 +124,50 @@ def test_refusals_name_the_reason_and_what_is_supported(case: str) -> None:
         family_of(config)
     assert f"{len(FAMILIES)} families" in str(e.value) and "docs/concepts.md" in str(e.value)
     assert len(str(e.value)) < 700, "a message, not a page"
+
+
+WIDE = {"head_dim": 16, "num_key_value_heads": 1}
+UNEVEN: dict[str, tuple[dict[str, Any], str, str]] = {
+    "E2B": (
+        {"hidden_size_per_layer_input": 256, "num_kv_shared_layers": 20, "use_double_wide_mlp": True},
+        "an embedding for every layer.*without keys and values of their own.*use_double_wide_mlp",
+        "hidden_size_per_layer_input: 256, num_kv_shared_layers: 20",
+    ),
+    "nothing said of it": ({"hidden_size_per_layer_input": ...}, "an embedding for every layer", "input: 256"),
+    "26B-A4B": ({"enable_moe_block": True, "num_experts": 128}, "a mixture of experts", "enable_moe_block: True"),
+    "one layer of its own": ({"per_layer_config": {"01": WIDE, "3": {**WIDE, "head_dim": 24}}}, "not uniform", "layer 3"),
+    "a sliding layer": ({"per_layer_config": {"0": WIDE, "1": WIDE, "3": WIDE}}, "not uniform", "layer 0"),
+    "a layer without": ({"per_layer_config": {"1": WIDE}}, "not uniform", "layer 3"),
+    "widths": ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "not uniform", "layer 1"),
+    "what is no size": ({"per_layer_config": {"1": {"head_dim": "16"}}}, "not uniform", "layer 1"),
+    "what is no mapping": ({"per_layer_config": [1, 2]}, "not uniform", "per_layer_config"),
+    "no width": ({"global_head_dim": None}, "not uniform", "global_head_dim: None"),
+    "kinds of fewer": ({"layer_types": ["full_attention"], "per_layer_config": {"0": WIDE}}, "not uniform", "of 1 layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_sizes_of_gemma_4_whose_layers_differ_are_refused_by_key_and_value(case: str) -> None:
+    change, reason, value = UNEVEN[case]
+    config = {**tiny_config("gemma4_text").to_dict(), "per_layer_config": {"1": WIDE, "3": WIDE}, **change}
+    with pytest.raises(UnsupportedModel, match=reason) as e:
+        family_of({k: v for k, v in config.items() if v is not ...})
+    assert value in str(e.value.value) and "31B" in str(e.value.valid) and "Gemma 3" in str(e.value.valid)
+
+
+def test_gemma_4_says_the_shape_of_its_wide_heads_in_two_ways() -> None:
+    """The hub's files by two keys, newer ones by layer: both are the same tensors; what equals the usual is no override."""
+    by_layer = tiny_config("gemma4_text").to_dict()
+    by_keys = {k: v for k, v in by_layer.items() if k != "per_layer_config"}
+    by_keys |= {"global_head_dim": 16, "num_global_key_value_heads": 1}
+    assert expected_tensors(by_keys) == expected_tensors(by_layer)
+    assert Shape.of(by_keys) == Shape.of(by_layer) == Shape.of(tiny_config("gemma4_text"))
+    for change in ({"num_global_key_value_heads": None}, {"attention_k_eq_v": False}, {"global_head_dim": 8}):
+        config = {**by_keys, **change}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gemma4_text"](**config))
+        assert expected_tensors(config) == {n: tuple(p.shape) for n, p in model.named_parameters()}
+        assert expected_tensors(model.config.to_dict()) == expected_tensors(config)
 
 
 def test_harmless_fields_are_not_refused() -> None:

@@ -47,7 +47,7 @@ def test_every_batch_gives_the_answers_of_no_batch(family: str, dtype: torch.dty
         assert (answer.new_tokens, answer.ended) == (20, "length")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3", "qwen3_5_text", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3", "qwen3_5_text", "gemma4_text", "lfm2"])
 def test_rows_leave_the_batch_and_the_others_go_on_as_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third token counts as an end, so that rows end at different steps, some within a span and some never."""
     model, tokenizer = tiny_model(family), tiny_tokenizer()

@@ -49,7 +49,7 @@ def test_alone_and_back(name: str, tmp_path: Path) -> None:
     assert type(alone).__name__ in read_json(tmp_path / "alone" / "config.json")["architectures"]
     assert torch.equal(logits(alone), logits(wrapped_model(name)))
     with torch.no_grad():
-        for p in alone.parameters():
+        for p in (*alone.parameters(), *(b for n, b in alone.named_buffers() if n.endswith("layer_scalar"))):
             p.add_(0.1)
     alone.save_pretrained(tmp_path / "changed")
     rewrap(folder, tmp_path / "changed", tmp_path / "back")

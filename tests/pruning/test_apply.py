@@ -142,6 +142,7 @@ def test_config_differs_in_the_cut_fields_alone(case: str, tmp_path: Path) -> No
         "num_hidden_layers",
         *FAMILIES[family].per_layer_keys,
         *FAMILIES[family].layer_count_keys,
+        *FAMILIES[family].layer_map_keys,
         *(("block_auto_adjust_ff_dim",) if raw.get("block_auto_adjust_ff_dim") else ()),
     }
     assert {"intermediate_size", "num_hidden_layers"} <= changed <= allowed

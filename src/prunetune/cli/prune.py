@@ -112,6 +112,7 @@ def plan(
         found.model_sha,
         n_neurons=neurons,
         n_layers=layers,
+        which_layers=found.may_go(),
         protected=guarded,
         protect_share=protect_share if protect else 0.0,
         others=found.others(amounts),

@@ -49,11 +49,11 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
 
 def _naive(case: Case) -> Recipe:
     recipe, last = case.recipe, case.accepted[-1]
-    depth, whole = known(last.depth, "depth"), case.sizes.depth
+    depth, whole, stays = known(last.depth, "depth"), case.sizes.depth, case.sizes.stays
     prune = once(prune_of(case), case.sizes).model_copy(
         update={
             "target": FinalShape(width=known(last.width, "width")),
-            "layers": list(range(depth, whole)) if depth < whole else "auto",
+            "layers": list(range(depth - stays, whole - stays)) if depth < whole else "auto",
         }
     )
     score = recipe.score.model_copy(update={"criterion": "magnitude"})

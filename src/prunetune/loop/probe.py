@@ -138,7 +138,7 @@ def plan_for(
         scores.model_sha,
         n_neurons=neurons,
         n_layers=layers,
-        which_layers=free_layers(context.recipe, layer_origins(run)),
+        which_layers=scores.may_go(free_layers(context.recipe, layer_origins(run))),
         period=period_in(context.recipe.prune, context.sizes),
         protected=Scores.read(at / "protect.safetensors").neurons.tolist() if protect else None,
         protect_share=protect.share if protect else 0.0,

@@ -162,13 +162,14 @@ def _threshold_plan(context: Context, at: Path, scores: Scores) -> PrunePlan:
         protect_share=share,
         experts=scores.experts,
     )
+    free = scores.may_go(which) or []
     return make_plan(
         scores.neurons.tolist(),
         scores.layers.tolist(),
         scores.model_sha,
         n_neurons=neurons,
-        n_layers=len(which),
-        which_layers=which,
+        n_layers=len(free),
+        which_layers=free,
         protected=guarded,
         protect_share=share,
         experts=scores.experts,

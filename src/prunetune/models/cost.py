@@ -110,11 +110,15 @@ class Cost:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token adds to the cache, in a context shorter than the sliding window."""
-        return self.shape.attentions * self._kv_bytes_per_layer
+        return self.shape.attentions * self._kv_bytes_per_layer + self._kv_bytes_of_mixers
 
     @property
     def _kv_bytes_per_layer(self) -> int:
         return 2 * self.shape.kv_heads * self.shape.head_dim * self.dtype_bytes
+
+    @property
+    def _kv_bytes_of_mixers(self) -> int:
+        return 2 * self.shape.mixers * self.shape.mixer_keys * self.dtype_bytes
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of the cache of a context; sliding layers hold their window at most, layers without attention a state
@@ -123,6 +127,7 @@ class Cost:
         s = self.shape
         held = min(tokens, s.window or tokens)
         states = s.mixers * (s.mixer_state * self.dtype_bytes + s.mixer_state_fp32 * 4)
+        states += self._kv_bytes_of_mixers * tokens
         return states + self._kv_bytes_per_layer * ((s.attentions - s.sliding) * tokens + s.sliding * held)
 
     @property
@@ -139,7 +144,7 @@ class Cost:
         """
         s = self.shape
         wide = s.width * max(1, s.active)
-        layer = s.hidden * (16 + 4 * item) + wide * 5 * item + 3 * (s.heads + s.kv_heads) * s.head_dim * item
+        layer = s.hidden * (16 + 4 * item) + wide * 5 * item + 3 * sum(_widest_heads(s)) * item
         layers = s.depth * 4 * s.hidden + layer if checkpointing else s.depth * layer
         return tokens * (layers + (8 * s.vocab if logits else 0))
 
@@ -151,7 +156,8 @@ class Cost:
         """
         s = self.shape
         wide = s.width * max(1, s.active)
-        one_layer = self.dtype_bytes * tokens * (8 * s.hidden + 4 * wide + 2 * (s.heads + 2 * s.kv_heads) * s.head_dim)
+        queries, keys = _widest_heads(s)
+        one_layer = self.dtype_bytes * tokens * (8 * s.hidden + 4 * wide + 2 * (queries + 2 * keys))
         if not gradients:
             return self.weight_bytes + one_layer
         chunk = min(128 << 20, 4 * s.vocab * tokens)
@@ -163,7 +169,8 @@ class Cost:
         head = s.hidden * s.vocab * (tokens if head_tokens is None else head_tokens)
         sliding_keys = tokens + (min(past, s.window - 1) if s.window else past)
         keys = (s.attentions - s.sliding) * (past + tokens) + s.sliding * sliding_keys
-        return 2 * (tokens * s.passed_weights + head) + 4 * s.heads * s.head_dim * tokens * keys
+        pairs = s.heads * s.head_dim * keys + s.mixers * s.mixer_queries * (past + tokens)
+        return 2 * (tokens * s.passed_weights + head) + 4 * tokens * pairs
 
     def flops(self, prompt_tokens: int, new_tokens: int) -> Flops:
         """FLOPs of answering one question of `prompt_tokens` with `new_tokens` (see the conventions above)."""
@@ -175,7 +182,7 @@ class Cost:
         """FLOPs of training in sequences of `length`: see `training_flops`."""
         s = self.shape
         products = s.passed_weights + s.hidden * s.vocab
-        return round(training_flops(tokens, length, products, s.attentions * s.heads * s.head_dim, passes))
+        return round(training_flops(tokens, length, products, attention_products(s), passes))
 
     def train_hours(self, tokens: int, gpu: str, gpus: int = 1, utilisation: float = 0.35) -> float:
         """A rough estimate of the hours to train on `tokens` at this share of the GPUs' peak. UnknownName for a GPU."""
@@ -190,6 +197,17 @@ class Cost:
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "train_bytes": self.train_bytes,
         }
+
+
+def attention_products(shape: Shape) -> int:
+    """Query heads times their width, of all layers: what each pair of tokens costs."""
+    return shape.attentions * shape.heads * shape.head_dim + shape.mixers * shape.mixer_queries
+
+
+def _widest_heads(shape: Shape) -> tuple[int, int]:
+    """(query heads, key/value heads) times their width, of the layers where these are most."""
+    own = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return max(own, (shape.mixer_queries, shape.mixer_keys) if shape.mixers else own, key=sum)
 
 
 def training_flops(tokens: int, length: float, products: int, attention: int, passes: int = 3) -> float:

@@ -20,7 +20,7 @@ from prunetune.models.families import families
 
 @dataclass(frozen=True)
 class Head:
-    """The head's module, what multiplies its logits, and Gemma2's `final_logit_softcapping`."""
+    """The head's module, what multiplies its logits, and Gemma 2's and 4's `final_logit_softcapping`."""
 
     module: nn.Module
     scale: float

@@ -26,7 +26,8 @@ class Shape:
     has, of which a token passes `active`; 0: it has one, without a router. `sinks`: a number more a query head.
     `query_gate`: twice as many rows of queries. `mixers` is how many layers have something else than attention:
     `mixer_params` parameters in each, `mixer_weights` of them in matrices, and in the cache of a sequence `mixer_state`
-    elements of the model's dtype and `mixer_state_fp32` of fp32.
+    elements of the model's dtype and `mixer_state_fp32` of fp32. Where that is attention with heads of another shape,
+    `mixer_queries` and `mixer_keys` are its query and its key/value heads times their width.
     """
 
     depth: int
@@ -58,6 +59,8 @@ class Shape:
     mixer_weights: int = 0
     mixer_state: int = 0
     mixer_state_fp32: int = 0
+    mixer_queries: int = 0
+    mixer_keys: int = 0
 
     @staticmethod
     def of(config: Any) -> Shape:
@@ -102,7 +105,14 @@ class Shape:
 
     @staticmethod
     def loose(config: Any) -> Shape:
-        """Of any config with these names, of a family of ours or not: enough for the cost of training alone."""
+        """Of any config with these names, of a family of ours or not: enough for the cost of training alone.
+
+        Where layers differ, all are taken for the one with the widest attention.
+        """
+        if getattr(config, "is_heterogeneous", False):
+            config = max(
+                config.per_layer_config, key=lambda one: one.num_attention_heads * (getattr(one, "head_dim", None) or 0)
+            )
         heads = config.num_attention_heads
         return Shape(
             depth=config.num_hidden_layers,
@@ -192,7 +202,9 @@ _COUNTS = [key for key in _KEYS if key not in _OPTIONAL]
 def filled(config: Any, family: Family) -> Any:
     """A config (an object, or a config.json dict) as an object with its class's defaults, of what decides the cost."""
     if not isinstance(config, dict):
-        return config
+        if not getattr(config, "is_heterogeneous", False):
+            return config
+        config = config.to_dict()  # the object does not give what differs between layers
     return _spelled_out(config, family) or _by_its_class(config, family)
 
 
@@ -202,12 +214,15 @@ def _mixed(family: Family, values: Mapping[str, Any], kinds: list[str]) -> dict[
         return {}
     sizes = family.mixer.sizes(values).values()
     state, state_fp32 = family.mixer.state(values)
+    queries, keys = family.mixer.attends(values) if family.mixer.attends else (0, 0)
     return {
         "mixers": kinds.count(family.mixer.kind),
         "mixer_params": sum(map(math.prod, sizes)),
         "mixer_weights": sum(math.prod(size) for size in sizes if len(size) == 2),
         "mixer_state": state,
         "mixer_state_fp32": state_fp32,
+        "mixer_queries": queries,
+        "mixer_keys": keys,
     }
 
 
@@ -228,7 +243,10 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
     odd = given["hidden_size"] % given["num_attention_heads"]
     if odd and (family.even_heads or not family.own_head_dim or given.get("head_dim") is None):
         return None
-    if given.get("use_bidirectional_attention") or (given.get("head_dim") is None and "head_dim" in family.silent):
+    both_ways = given.get("use_bidirectional_attention")
+    if (both_ways and both_ways != family.images_both_ways) or (
+        given.get("head_dim") is None and "head_dim" in family.silent
+    ):
         return None
     if "use_sliding_window" in family.silent and not given["use_sliding_window"]:
         if "sliding_attention" in (given.get("layer_types") or ()):
@@ -236,6 +254,8 @@ def _spelled_out(config: dict[str, Any], family: Family) -> SimpleNamespace | No
         given["sliding_window"] = None
     if family.mixer and given.get("layer_types") is None:
         given["layer_types"] = family.mixer.kinds(given)
+    if family.last and given["layer_types"][-1:] != [family.last]:
+        return None
     if given.get("sliding_window") and given.get("layer_types") is None:
         if (n := _full_every(family, given)) is None:
             return None
@@ -256,7 +276,8 @@ def _by_its_class(config: dict[str, Any], family: Family) -> Any:
     from transformers import CONFIG_MAPPING
 
     try:
-        return CONFIG_MAPPING[family.model_type](**config)
+        made = CONFIG_MAPPING[family.model_type](**config)
+        return SimpleNamespace(**made.to_dict()) if getattr(made, "is_heterogeneous", False) else made
     except MemoryError:
         raise
     except Exception as e:  # config classes compute with whatever a file says: any error of theirs is one of the file

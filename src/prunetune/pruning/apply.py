@@ -24,7 +24,7 @@ from prunetune.models.families.wrappers import inner_of, own_name, with_inner, w
 from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
 from prunetune.models.folders.wrapping import IMAGE_FILES, class_of
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
-from prunetune.pruning.cut import PatchTensors, check_shape, cut_config, cut_name, cut_tensor
+from prunetune.pruning.cut import PatchTensors, check_last, check_shape, cut_config, cut_name, cut_tensor
 from prunetune.pruning.experts.cut import in_patch
 from prunetune.pruning.plan import PrunePlan
 
@@ -70,6 +70,7 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     patch = patch or {}
     family = family_of(model.config)
     resolved = model.config.to_dict()
+    check_last(plan, family, resolved)
     config = copy.deepcopy(model.config)
     for key, value in cut_config(plan, family, resolved, resolved).items():
         if value != resolved.get(key):
@@ -151,10 +152,12 @@ def _cut_file(
 ) -> dict[str, Any]:
     """config.json of the result. UnsupportedModel: the wrapper's class cannot do without what goes."""
     wrapper, resolved = wrapper_of(raw), own.to_dict()
+    check_last(plan, family, resolved)
     if wrapper is None:
         return cut_config(plan, family, raw, resolved)
     if text_only:
-        return cut_config(plan, family, resolved, resolved) | {"architectures": [class_of(own)]}
+        spelled = family.mixer.spelled(resolved) if family.mixer else {}
+        return cut_config(plan, family, resolved, resolved) | spelled | {"architectures": [class_of(own)]}
     gone = [n for n in plan.drop if "num_attention_heads" in axis_of(n).resized(resolved, plan.new_shape[n])]
     if not wrapper.own_head_dim and gone:
         raise UnsupportedModel(

@@ -134,7 +134,8 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
         resolved: The same after transformers filled in its defaults (`config.to_dict()`).
 
     Old files lack lists such as `layer_types`, which transformers then derives from a layer's index. Where layers go
-    and that list is not constant, it is written, sliced, so that each kept layer stays what it was.
+    and that list is not constant, it is written, sliced, so that each kept layer stays what it was. Where the class
+    has the last word on it (`Family.last`), what is sliced is what the class makes of it.
     """
     check_shape(plan, resolved)
     check_counted(plan, family)
@@ -151,7 +152,7 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
     if not plan.drop_layers:
         return out
     for key in family.per_layer_keys:
-        full = resolved.get(key) if raw.get(key) is None else raw[key]
+        full = resolved.get(key) if raw.get(key) is None or family.last else raw[key]
         if not full or (raw.get(key) is None and len(set(full)) == 1):
             continue
         if len(full) < plan.depth:
@@ -162,11 +163,28 @@ def cut_config(plan: PrunePlan, family: Family, raw: dict[str, Any], resolved: d
     for key in family.layer_index_keys:
         if raw.get(key) is not None:
             out[key] = [new for new, layer in enumerate(plan.kept_layers) if layer in raw[key]]
+    for key in family.layer_map_keys:
+        if raw.get(key):
+            by_layer = {int(at): own for at, own in raw[key].items()}
+            left = {new: by_layer[layer] for new, layer in enumerate(plan.kept_layers) if layer in by_layer}
+            digits = len(str(max(left, default=0)))
+            out[key] = {str(new).zfill(digits): own for new, own in left.items()}  # as transformers writes them
     for key in family.layer_count_keys:
         count = resolved.get(key)
         if count is not None and (raw.get(key) is not None or count < plan.depth):
             out[key] = sum(layer < count for layer in plan.kept_layers)
     return out
+
+
+def check_last(plan: PrunePlan, family: Family, config: Mapping[str, Any]) -> None:
+    """UnsupportedModel if a layer would come to stand last that its class makes another kind of there."""
+    kinds, last = config.get("layer_types"), plan.kept_layers[-1]
+    if family.last and plan.drop_layers and kinds and kinds[last] != family.last:
+        raise UnsupportedModel(
+            f"{family.model_type} makes its last layer one of {family.last}, and this would be one of {kinds[last]}",
+            value=f"layer {last}, once layers {', '.join(map(str, range(last + 1, plan.depth)))} are gone",
+            fix=f"let layer {max(i for i, kind in enumerate(kinds) if kind == family.last)} stay",
+        )
 
 
 def check_shape(plan: PrunePlan, config: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def plan(
         scores.model_sha,
         n_neurons=neurons,
         n_layers=layers,
-        which_layers=which_layers,
+        which_layers=scores.may_go(which_layers),
         others=scores.others(more) if more else None,
         experts=scores.experts,
     )

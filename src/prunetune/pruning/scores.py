@@ -131,6 +131,7 @@ def _scores(
         tokens=tokens,
         blocks=found.blocks,
         sizes={name: asked.shape[name] for name in sized},
+        stays=(len(found.changes) - 1,) if asked.family.last else (),
     )
 
 

@@ -6,7 +6,7 @@ The note is JSON under `prunetune` in the file's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -82,6 +82,7 @@ class ScoresNote(BaseModel):
     data_sha: str = Field(max_length=200)
     tokens: StrictInt = Field(ge=0)
     sizes: dict[str, StrictInt] = Field(default_factory=dict)
+    stays: tuple[StrictInt, ...] = Field(default=(), max_length=MOST_LAYERS)
 
 
 def check_shapes(note: ScoresNote, shapes: Shapes) -> str | None:
@@ -122,6 +123,7 @@ class Scores:
         tokens: Real tokens seen.
         blocks: Axis -> the same for its units, if it was asked for (heads, query_heads: all those of a layer).
         sizes: How many units the model has of those axes, and of those that they are in.
+        stays: Layers that cannot go, whatever their score (`Family.last`).
     """
 
     neurons: Float[Tensor, "layers width"]
@@ -134,12 +136,14 @@ class Scores:
     tokens: int
     blocks: Mapping[str, Float[Tensor, "layers units"]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    stays: tuple[int, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write as safetensors with the hashes as metadata."""
         tensors = {"neurons": self.neurons, "layers": self.layers, "layers_max": self.layers_max, **self.blocks}
         note = {k: getattr(self, k) for k in ("criterion", "layer_criterion", "model_sha", "data_sha", "tokens")}
         note |= {"sizes": dict(self.sizes)} if self.sizes else {}
+        note |= {"stays": list(self.stays)} if self.stays else {}
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"prunetune": json.dumps(note)})
 
     @staticmethod
@@ -163,6 +167,12 @@ class Scores:
     def experts(self) -> int:
         """How many experts a layer has, whose neurons stand one after another; 0: it has one FFN."""
         return self.sizes.get("experts", 0)
+
+    def may_go(self, chosen: Collection[int] | None = None) -> list[int] | None:
+        """Those of the chosen layers that can go, as `make_plan` takes them; None: of all layers all can."""
+        if chosen is None and not self.stays:
+            return None
+        return [i for i in (range(len(self.layers)) if chosen is None else chosen) if i not in self.stays]
 
     def others(self, amounts: Mapping[str, int]) -> Others:
         """What is asked of other axes (`{"heads": 1}`), with their scores, as `make_plan` takes it."""

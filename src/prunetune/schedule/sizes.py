@@ -29,6 +29,7 @@ class Sizes:
         neuron: Parameters of one neuron.
         hidden: Hidden size, for the default alignment.
         period: Layers of the family's pattern that should go together; 1: each may go alone.
+        stays: How many of the last layers cannot go (`Family.last`).
         cost: The untouched model's, for targets in bytes; None: unknown.
         others: What is left of other axes after the first round; depth and width are counted at that.
         whole: Parameters of the untouched model, where it has more of those; None: it has not.
@@ -44,6 +45,7 @@ class Sizes:
     cost: Cost | None = None
     others: Mapping[str, int] = field(default_factory=dict)
     whole: int | None = None
+    stays: int = 0
 
     @staticmethod
     def of(config: Any, cut: Mapping[str, int] | None = None, rows: int | None = None) -> Sizes:
@@ -72,6 +74,7 @@ class Sizes:
             cost,
             others,
             cost.params if others else None,
+            1 if family_of(config).last else 0,
         )
 
     def params(self, depth: int, width: int) -> int:

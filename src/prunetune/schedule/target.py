@@ -215,8 +215,9 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
     align, lost = align_of(prune, sizes), _layers_to_lose(prune)
     if lost is not None and lost >= sizes.depth:
         raise OutOfReach("this leaves no layer", value=f"layers: {lost}", valid=f"0 to {sizes.depth - 1}")
-    if isinstance(prune.layers, list) and prune.layers and prune.layers[-1] >= sizes.depth:
-        raise OutOfReach("no such layer", value=prune.layers[-1], valid=f"0 to {sizes.depth - 1}")
+    if isinstance(prune.layers, list) and prune.layers and (last := prune.layers[-1]) >= sizes.depth - sizes.stays:
+        what = "no such layer" if last >= sizes.depth else "this model's last layer stays: its class fixes its kind"
+        raise OutOfReach(what, value=last, valid=f"0 to {sizes.depth - sizes.stays - 1}")
     if isinstance(prune.target, FinalShape):
         depth, width = prune.target.depth or sizes.depth - (lost or 0), prune.target.width or sizes.width
         if depth > sizes.depth or width > sizes.width:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from prunetune.common.plugins import joined
@@ -41,7 +42,7 @@ _REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("quantization_config",), "already quantised"),
     (("is_encoder_decoder",), "an encoder-decoder"),
     (
-        ("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs"),
+        ("num_kv_shared_layers", "mlp_only_layers", "decoder_sparse_step", "block_configs", "per_layer_config"),
         "not uniform over its layers",
     ),
 )
@@ -60,11 +61,12 @@ def family_of(config: Any) -> Family:
     d: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
     model_type = str(d.get("model_type") or "")
     found = families()
-    mixture = model_type in found and found[model_type].experts is not None
+    own = found.get(model_type)
+    known = _known(own, d) if own else set[str]()
     for keys, reason in _REFUSED:
         for key in keys:
             harmless: tuple[object, ...] = (None, False, 0, [], {}) if key != "decoder_sparse_step" else (None, 0, 1)
-            if d.get(key) not in harmless and not (mixture and key in (*_EXPERTS, "mlp_only_layers")):
+            if d.get(key) not in harmless and key not in known:
                 raise UnsupportedModel(
                     f"this model ({model_type}) is {reason}",
                     value=f"{key}: {d[key]}",
@@ -87,7 +89,7 @@ def family_of(config: Any) -> Family:
             valid=f"its language model, of {', '.join(wrapper.languages.values())}",
             fix="give the folder; in Python `prunetune.models.folders.load_model(FOLDER)` is its language model",
         )
-    if model_type not in found:
+    if own is None:
         raise UnsupportedModel(
             "this model family is not supported",
             value=d.get("model_type"),
@@ -95,11 +97,28 @@ def family_of(config: Any) -> Family:
             fix="a family is one entry of data: `prunetune family MODEL` drafts it, and it goes into one file "
             "(models/families/entries.py) or a plugin, as `family.NAME`: docs/extend.md",
         )
-    family = found[model_type]
-    for key, reason in family.refused.items():
-        if found_at := d.get(key, family.silent.get(key)):
-            raise UnsupportedModel(f"this model ({model_type}) {reason}", value=f"{key}: {found_at}")
-    return family
+    return own
+
+
+def _known(family: Family, config: Mapping[str, Any]) -> set[str]:
+    """Config keys that its entry speaks for, of those that else mean that a model cannot be cut. UnsupportedModel where
+    the entry refuses what they say.
+    """
+    said = {key: config.get(key, family.silent.get(key)) for key in family.refused}
+    if wrong := [key for key, value in said.items() if value]:
+        raise UnsupportedModel(
+            f"this model ({family.model_type}) {'; it '.join(family.refused[key] for key in wrong)}",
+            value=", ".join(f"{key}: {said[key]}" for key in wrong),
+            valid=family.served or None,
+        )
+    if family.mixer and (uneven := family.mixer.uneven(config)):
+        raise UnsupportedModel(
+            f"this model ({family.model_type}) is not uniform over its layers",
+            value=uneven,
+            valid=family.served or None,
+        )
+    experts = (*_EXPERTS, "mlp_only_layers") if family.experts else ()
+    return {*experts, *family.refused, *family.layer_map_keys}
 
 
 def named(wanted: str = "", most: int = 10) -> str:
@@ -118,7 +137,7 @@ def check_packing(model_type: object) -> None:
     the next, and no mask keeps them apart.
     """
     family = families().get(str(model_type))
-    if family and family.mixer:
+    if family and family.mixer and not family.mixer.attends:
         raise UnsupportedModel(
             f"examples of one row see each other in layers with {family.mixer.called}, so nothing is packed there",
             value=family.model_type,

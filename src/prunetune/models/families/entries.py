@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
-from prunetune.models.families.mixers import GATED_DELTA, SHORT_CONVOLUTION
+from prunetune.models.families.mixers import GATED_DELTA, SHORT_CONVOLUTION, WIDE_ATTENTION
 from prunetune.models.families.mixtures import MIXTURES
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096}
@@ -143,6 +143,34 @@ _HYBRIDS = (
             "linear_value_head_dim": 128,
             "linear_num_key_heads": 16,
             "linear_num_value_heads": 32,
+        },
+    ),
+    Family(
+        "gemma4_text",
+        layer_map_keys=("per_layer_config",),
+        mixer=WIDE_ATTENTION,
+        last="full_attention",
+        post_ffn_norm=True,
+        norms=SANDWICH,
+        qk_norm=QkNorm(),
+        buffers=("layer_scalar",),
+        images_both_ways="vision",
+        refused={
+            "hidden_size_per_layer_input": "has an embedding for every layer, in one table of all of them",
+            "num_kv_shared_layers": "has last layers without keys and values of their own, and where "
+            "use_double_wide_mlp is set with an FFN twice as wide",
+            "enable_moe_block": "has a mixture of experts beside every FFN",
+        },
+        served="Gemma 4 31B, whose layers are alike but for their attention; Gemma 3 of every size",
+        silent={
+            "tie_word_embeddings": True,
+            "hidden_size_per_layer_input": 256,
+            "sliding_window": 512,
+            "head_dim": 256,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "attention_k_eq_v": False,
+            "attention_bias": False,
         },
     ),
     Family(

@@ -63,7 +63,9 @@ class Family:
         layer_index_keys: Config lists of layers' indices; those of the kept ones, renumbered.
         aliases: Config keys that its class takes for another where they stand: {theirs: ours}.
         silent: What its config class fills in where config.json says nothing, of the keys that decide the cost.
+        layer_map_keys: Config mappings from a layer's index to what is its own; those of the kept ones, renumbered.
         refused: Config keys that, where they are set, make it a model that is not served, with the reason.
+        served: What is served beside those, for the message.
 
         layers: Where the decoder layers are in the model.
         embedding: The embedding.
@@ -77,6 +79,8 @@ class Family:
         qkv_by_head: The fused one holds them head after head: q, k, v of the first, q, k, v of the second.
         query_gate: The projection of queries holds as many rows again, which gate the heads' outputs.
         mixer: What takes the place of attention in some layers; None: all have attention.
+        last: The kind that its class makes the last layer, whatever `layer_types` says: a layer of another kind cannot
+            come to stand there. "": any can.
         experts: The FFN is a mixture of experts, kept there; `down`, `up` and `gate` then say nothing. None: it is not.
         sinks: One number a query head that takes part in its softmax, inside a layer; "": there are none.
         norms: Norms of width d in a layer; where one follows the FFN, it is the last.
@@ -108,6 +112,7 @@ class Family:
         own_head_dim: A head's width may be another than hidden size / heads, by `head_dim`.
         even_heads: Its config class refuses a hidden size that is no multiple of the attention heads.
         rope_by_hidden: Its config class expects as many LongRoPE factors as hidden size / heads asks for.
+        images_both_ways: The value of `use_bidirectional_attention` that is about images alone.
         full_every: Without `layer_types` in config.json every n-th layer sees all tokens, the others a sliding window
             if there is one; 0: all see the window; None: only the class knows.
         period: Engines hard-code that every n-th layer (the n-th, the 2n-th, …) is the special one: it sees all tokens,
@@ -126,7 +131,9 @@ class Family:
     layer_index_keys: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     silent: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    layer_map_keys: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+    served: str = ""
 
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
@@ -140,6 +147,7 @@ class Family:
     qkv_by_head: bool = False
     query_gate: bool = False
     mixer: Mixer | None = None
+    last: str = ""
     experts: Experts | None = None
     sinks: str = ""
     norms: tuple[str, ...] = PRE
@@ -169,6 +177,7 @@ class Family:
     own_head_dim: bool = True
     even_heads: bool = False
     rope_by_hidden: bool = False
+    images_both_ways: str = ""
     full_every: int | None = None
     period: int = 0
     special: tuple[str, Any] = ("layer_types", "full_attention")
@@ -182,6 +191,8 @@ class Family:
     @property
     def heads_stay(self) -> str | None:
         """Why no attention heads can go; None: they can."""
+        if self.mixer and self.mixer.attends:
+            return f"some layers of it have {self.mixer.called}: no one number of heads is that of all layers"
         if self.mixer:
             return f"layers of it have {self.mixer.called} in place of attention, and none of these heads"
         if self.qk_norm and self.qk_norm.per == "all":

@@ -1,4 +1,5 @@
-"""What takes the place of attention in some layers of a family: linear attention, a short convolution.
+"""What takes the place of attention in some layers of a family: linear attention, a short convolution, or attention
+with heads of another shape.
 
 Such a layer has the family's norms and FFN. Its kind stands in `layer_types`, and stays what it was. Its neurons
 can go, or all of it.
@@ -25,6 +26,10 @@ class Mixer:
         kinds: Each layer's kind where a config has no `layer_types`.
         sizes: Its tensors by their suffix in a layer, of a config whose defaults are filled in.
         state: Elements that the cache holds of one sequence in one layer: (in the model's dtype, in fp32).
+        attends: Where it is attention, too: (query heads, key/value heads) times their width. None: it is another
+            thing, in which the examples of one packed row would see each other.
+        uneven: Why a config's layers are of more than two shapes; None: they are not. It may hold anything.
+        spelled: Keys for those who do not read how transformers writes it.
     """
 
     kind: str
@@ -33,6 +38,9 @@ class Mixer:
     kinds: Callable[[Values], list[str]]
     sizes: Callable[[Values], dict[str, Size]]
     state: Callable[[Values], tuple[int, int]]
+    attends: Callable[[Values], tuple[int, int]] | None = None
+    uneven: Callable[[Values], str | None] = lambda values: None
+    spelled: Callable[[Values], dict[str, int]] = lambda values: {}
 
 
 def _convolution(values: Values) -> dict[str, Size]:
@@ -103,3 +111,86 @@ GATED_DELTA = Mixer(
     "linear_attention", "linear attention", (*_HEADS, "linear_conv_kernel_dim"), _every, _delta, _delta_state
 )
 """The gated delta rule: https://arxiv.org/abs/2412.06464."""
+
+
+_OVERRIDES = "per_layer_config"
+_OTHER_HEADS = ("head_dim", "num_key_value_heads")
+
+
+def _gemma4_kinds(values: Values) -> list[str]:
+    """Every sixth layer sees all tokens, and the last one."""
+    depth = values["num_hidden_layers"]
+    return ["sliding_attention" if (i + 1) % 6 and i + 1 < depth else "full_attention" for i in range(depth)]
+
+
+def _full_heads(values: Values) -> tuple[int, int]:
+    """(width of a head, key/value heads) of the layers that see all tokens.
+
+    The hub's files say it by `global_head_dim` and `num_global_key_value_heads`; newer versions of transformers write
+    for each such layer what is its own.
+    """
+    usual: tuple[int, int] = (values["head_dim"], values["num_key_value_heads"])
+    if isinstance(own := values.get(_OVERRIDES), Mapping):
+        first = next((dict(one) for one in own.values() if one), {})
+        return first.get("head_dim", usual[0]), first.get("num_key_value_heads", usual[1])
+    groups: int | None = values.get("num_global_key_value_heads") if values.get("attention_k_eq_v") else None
+    return values.get("global_head_dim", 512), usual[1] if groups is None else groups
+
+
+def _full(values: Values) -> dict[str, Size]:
+    (width, groups), hidden, bias = _full_heads(values), values["hidden_size"], values.get("attention_bias")
+    rows = {"q_proj": values["num_attention_heads"] * width, "k_proj": groups * width, "v_proj": groups * width}
+    if values.get("attention_k_eq_v"):
+        del rows["v_proj"]
+    found: dict[str, Size] = {f"self_attn.{name}.weight": (size, hidden) for name, size in rows.items()}
+    found |= {"self_attn.o_proj.weight": (hidden, rows["q_proj"])}
+    found |= {f"self_attn.{name}.bias": (size,) for name, size in {**rows, "o_proj": hidden}.items() if bias}
+    return found | {f"self_attn.{name}.weight": (width,) for name in ("q_norm", "k_norm")}
+
+
+def _full_products(values: Values) -> tuple[int, int]:
+    width, groups = _full_heads(values)
+    return values["num_attention_heads"] * width, groups * width
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _full_uneven(values: Values) -> str | None:
+    own, depth = values.get(_OVERRIDES), values.get("num_hidden_layers")
+    for key in ("global_head_dim", "num_global_key_value_heads"):
+        if key in values and not _is_size(values[key]) and not (key.startswith("num") and values[key] is None):
+            return f"{key}: {str(values[key])[:60]}"
+    if not own:
+        return None
+    try:
+        by_layer = {int(at): dict(one) for at, one in own.items()}
+        kinds = values.get("layer_types") or _gemma4_kinds(values)
+        usual, seen = {key: values.get(key) for key in _OTHER_HEADS}, dict[str, Any]()
+        for i, kind in enumerate(kinds):
+            one = {key: n for key, n in by_layer.get(i, {}).items() if key not in usual or n != usual[key]}
+            if (
+                one.keys() - usual.keys()
+                or not all(map(_is_size, one.values()))
+                or one != seen.setdefault(kind, one)
+                or (one and kind != "full_attention")
+            ):
+                return f"{_OVERRIDES} of layer {i} ({kind}): {one}"
+    except (AttributeError, TypeError, ValueError):
+        return f"{_OVERRIDES}: {str(own)[:60]}"
+    return None if len(kinds) == depth else f"layer_types of {len(kinds)} layers; num_hidden_layers: {depth}"
+
+
+WIDE_ATTENTION = Mixer(
+    "full_attention",
+    "attention over all tokens, whose heads are of another shape",
+    ("sliding_window",),
+    _gemma4_kinds,
+    _full,
+    lambda values: (0, 0),
+    _full_products,
+    _full_uneven,
+    lambda values: dict(zip(("global_head_dim", "num_global_key_value_heads"), _full_heads(values), strict=True)),
+)
+"""Gemma 4: layers that see all tokens have wider heads, fewer keys, and values that are the keys, before their norm."""

@@ -50,6 +50,9 @@ WRAPPERS: dict[str, Wrapper] = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper("gemma3", {"gemma3_text": "gemma3_text"}),
+        Wrapper(
+            "gemma4", {"gemma4_text": "gemma4_text"}, ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+        ),
         Wrapper("mistral3", {"mistral": "mistral", "ministral3": "ministral3"}),
         Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, ("visual.",), own_head_dim=False),
         Wrapper("qwen3_5", {"qwen3_5_text": "qwen3_5_text"}, ("visual.", "mtp.")),

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from prunetune.common import stopping
 from prunetune.errors import MissingExtra, TuneError
-from prunetune.models.cost import training_flops
+from prunetune.models.cost import attention_products, training_flops
 from prunetune.models.shape import Shape
 from prunetune.tune.job import Entry
 from prunetune.tune.trackers import PROJECT, plugged_callbacks, reported, run_name
@@ -241,5 +241,5 @@ def utilisation(stage: Stage, tokens: int, mean_length: float, seconds: float, c
     tied = getattr(stage.model.get_output_embeddings(), "weight", None) is table
     products = sum(p.numel() for p in stage.model.parameters()) - (0 if tied else table.numel())
     shape = Shape.loose(stage.model.config)
-    flops = training_flops(tokens, mean_length, products, shape.depth * shape.heads * shape.head_dim)
+    flops = training_flops(tokens, mean_length, products, attention_products(shape))
     return flops / max(seconds, 1e-9) / product_flops(stage.device, compute)
