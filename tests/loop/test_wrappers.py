@@ -70,7 +70,9 @@ def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert all(r["steps"] > 0 and r["tokens"] > 0 for r in record["tune"])
 
 
-def test_text_only(tmp_path: Path) -> None:
-    final = finished(tmp_path, "gemma3", [CPT], text_only=True)
-    assert type(AutoModelForCausalLM.from_pretrained(final)).__name__ == "Gemma3ForCausalLM"
-    assert not others(final, "gemma3")
+@pytest.mark.parametrize(("name", "kind"), [("gemma3", "Gemma3ForCausalLM"), ("gemma4", "Gemma4ForCausalLM")])
+def test_text_only(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda *_args, **_options: None)
+    final = finished(tmp_path, name, [CPT], text_only=True, layers=1)
+    assert type(AutoModelForCausalLM.from_pretrained(final)).__name__ == kind
+    assert not others(final, name)
