@@ -88,7 +88,7 @@ def wrapped_model(name: str, seed: int = 0) -> PreTrainedModel:
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
         for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith(("language_model.layers.0.layer_scalar", "std_bias", "std_scale")):
+            if buffer_name.endswith(("layer_scalar", "std_bias", "std_scale")):
                 buffer.add_(0.2 * torch.randn_like(buffer))
     return model.eval()
 
