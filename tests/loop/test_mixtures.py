@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.loop.test_calibrated import Said
 from tests.tiny import tiny_folder
 from tests.tiny_run import rows, tiny_recipe
 from transformers import AutoModelForCausalLM
@@ -16,7 +20,8 @@ from prunetune.common.progress import Watch
 from prunetune.errors import UnsupportedModel
 from prunetune.loop.context import prepare
 from prunetune.loop.loop import prune_tune_loop
-from prunetune.models.cost import active_params, cost_of
+from prunetune.loop.pacing.memory import needed
+from prunetune.models.cost import active_params, cost_of, moments_bytes
 from prunetune.pruning.apply import apply_on_disk
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan
@@ -83,10 +88,27 @@ def test_its_neurons_are_folded_and_the_cut_is_what_surgery_makes_of_plan_and_pa
     assert record["pruned_loss"] is not None
 
 
-def test_least_squares_is_what_a_recipe_has_that_says_nothing(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, extends="recommended")
+def test_least_squares_is_what_a_recipe_has_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of six experts see a token; moments of all six are in memory, twice."""
+    recipe = recipe_of(tmp_path, extends="recommended", recover=[])
     assert recipe.compensate == "least-squares" and recipe.score.criterion == "greedy"
-    prepare(recipe, tmp_path / "model", QUIET)  # nothing is refused
+    context = prepare(recipe, tmp_path / "model", QUIET)  # nothing is refused
+    assert context.calibration is not None and context.calibration.share == 0.5
+    moments = 6 * 48 * 48 * 8
+    assert moments_bytes(cost_of(context.config).shape, 1) == moments
+    without, bare = (
+        replace(context, recipe=recipe.changed(compensate="none", score=score))
+        for score in (recipe.score, recipe.score.model_copy(update={"criterion": "contribution"}))
+    )
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=0))
+    assert [needed(c) - needed(bare) for c in (context, without)] == [2 * moments, moments]
+
+
+def test_a_few_tokens_are_told_of_an_expert(tmp_path: Path) -> None:
+    said = Said()
+    prune_tune_loop(recipe_of(tmp_path, compensate="least-squares", recover=[]), tmp_path / "out", said)
+    line = next(line for line in said.lines if "few calibration tokens" in line)
+    assert "kept neurons an expert, which sees 50% of them" in line
 
 
 def test_what_a_mixture_cannot_have_is_refused_before_work(tmp_path: Path) -> None:

@@ -35,3 +35,13 @@ def test_bytes_of_a_token_and_where_they_lie() -> None:
     assert place_of(21 * GB, "cuda", 80 * GB, 100 * GB) == "host memory"
     assert place_of(51 * GB, "cuda", 80 * GB, 100 * GB) == place_of(51 * GB, "cpu", 100 * GB, 100 * GB) == "disk"
     assert place_of(5 * GB, "cpu", 100 * GB, 100 * GB) == "host memory"
+
+
+def test_an_expert_sees_its_share_of_the_tokens() -> None:
+    """Eight of 128: sixteen times as many sequences for as many tokens of each expert."""
+    dense, mixture = (
+        enough(mean=150.0, width=768, token_bytes=8192, memory=GB**2, most=GB, share=s) for s in (1, 1 / 16)
+    )
+    assert mixture.samples == pytest.approx(16 * dense.samples, abs=16)
+    assert mixture.a_neuron == pytest.approx(100, abs=0.1) and mixture.a_neuron * 768 == mixture.tokens * 0.75 / 16
+    assert "neurons that stay in an expert;" in mixture.text("disk") and "an expert" not in dense.text("disk")

@@ -108,10 +108,12 @@ def _patch(context: Context, run: RunFolder, timed: Timed, source: Path, plan: P
     path = timed.once(PATCH, "compensate", cut_key(context, plan), make)
     clear_halves(timed.at)
     patch = Patch.read(path)
-    if plan.drop_neurons and patch.tokens < FEW * plan.new_width:
+    share = context.calibration.share if context.calibration else 1.0
+    if plan.drop_neurons and share * patch.tokens < FEW * plan.new_width:
+        of = "a layer" if share == 1 else f"an expert, which sees {share:.0%} of them"
         context.watch.line(
-            f"  few calibration tokens: {patch.tokens:,} for {plan.new_width:,} kept neurons a layer "
-            f"({patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: score.samples: auto"
+            f"  few calibration tokens: {patch.tokens:,} for {plan.new_width:,} kept neurons {of} "
+            f"({share * patch.tokens / plan.new_width:.0f} each); about {ENOUGH} each are enough: score.samples: auto"
         )
     return patch.tensors
 

@@ -35,6 +35,7 @@ class Calibration:
         bytes: Of their hidden states at one layer, as they are held.
         width: Neurons that stay in a layer.
         ended: What ended it: `enough` tokens, the `memory`, or the `data`; `given`: the recipe names the number.
+        share: Of the tokens, which a neuron sees: in a mixture those that are routed to its expert, on the mean.
     """
 
     samples: int
@@ -43,18 +44,19 @@ class Calibration:
     bytes: int
     width: int
     ended: Ended
+    share: float = 1.0
 
     def text(self, place: Place) -> str:
         """In words, with where the hidden states lie."""
         why = {"memory": ", all that score.memory holds", "data": ", all that the data spare"}.get(self.ended, "")
         return (
             f"calibration: {self.samples:,} sequences, about {self.tokens:,} tokens{why}: {self.a_neuron:.0f} are "
-            f"fitted to for each of the {self.width:,} neurons that stay; hidden states {size(self.bytes)}, "
-            f"{HELD[place]}"
+            f"fitted to for each of the {self.width:,} neurons that stay{' in an expert' * (self.share < 1)}; "
+            f"hidden states {size(self.bytes)}, {HELD[place]}"
         )
 
 
-def enough(mean: float, width: int, token_bytes: int, memory: int, most: int) -> Calibration:
+def enough(mean: float, width: int, token_bytes: int, memory: int, most: int, share: float = 1.0) -> Calibration:
     """As many sequences as give `ENOUGH` tokens a kept neuron, within memory and data; one at least.
 
     Args:
@@ -63,20 +65,23 @@ def enough(mean: float, width: int, token_bytes: int, memory: int, most: int) ->
         token_bytes: Of a token's hidden states, all that are held.
         memory: Bytes that hidden states may take.
         most: Sequences that there are for it.
+        share: Of the tokens, which a neuron sees.
     """
     limits: dict[Ended, int] = {
-        "enough": math.ceil(ENOUGH * width / FITTED / mean),
+        "enough": math.ceil(ENOUGH * width / FITTED / (mean * share)),
         "memory": int(memory / (token_bytes * mean)),
         "data": most,
     }
     ended = min(limits, key=lambda name: limits[name])
-    return of(max(1, limits[ended]), mean, width, token_bytes, ended)
+    return of(max(1, limits[ended]), mean, width, token_bytes, ended, share)
 
 
-def of(samples: int, mean: float, width: int, token_bytes: int, ended: Ended = "given") -> Calibration:
+def of(
+    samples: int, mean: float, width: int, token_bytes: int, ended: Ended = "given", share: float = 1.0
+) -> Calibration:
     """What so many sequences are; arguments as of `enough`."""
     tokens = round(samples * mean)
-    return Calibration(samples, tokens, FITTED * tokens / width, tokens * token_bytes, width, ended)
+    return Calibration(samples, tokens, FITTED * tokens * share / width, tokens * token_bytes, width, ended, share)
 
 
 def token_bytes(hidden: int, item: int, *, stream: bool) -> int:

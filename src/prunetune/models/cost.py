@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunetune.common.device import WIDE
 from prunetune.models.gpus import gpu_of
 from prunetune.models.shape import Shape
 
@@ -222,6 +223,11 @@ def training_flops(tokens: int, length: float, products: int, attention: int, pa
             Recomputing activations is no work of the model, and not counted.
     """
     return passes * tokens * (2.0 * products + 4.0 * attention * length)
+
+
+def moments_bytes(shape: Shape, sets: int) -> int:
+    """Bytes of a layer's second moments, over so many sets of tokens; of a mixture those of every expert."""
+    return sets * shape.ffns * shape.width**2 * (4 if shape.width > WIDE else 8)
 
 
 def block_bytes(cost: Cost, layers: int, tokens: int) -> int:

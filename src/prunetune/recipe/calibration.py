@@ -27,11 +27,13 @@ def calibration_of(recipe: Recipe, sizes: Sizes, hidden: int, *, item: int, mean
     unknown = recipe.prune.open or recipe.prune.by_threshold or recipe.prune.target is None
     unknown = unknown or recipe.prune.vocabulary is not None  # the data decide what it leaves to the other axes
     depth, width = (0, sizes.width) if unknown else final_shape(recipe.prune, sizes)
-    stream = recipe.compensate == "least-squares" and depth < sizes.depth
+    shape = sizes.cost.shape if sizes.cost else None
+    share = shape.active / shape.experts if shape and shape.experts else 1.0
+    stream = recipe.compensate == "least-squares" and depth < sizes.depth and share == 1
     a_token = token_bytes(hidden, item, stream=stream)
     if recipe.score.samples != "auto":
-        return of(recipe.score.samples, mean, width, a_token)
-    return enough(mean, width, a_token, bytes_of(recipe.score.memory) or 0, most)
+        return of(recipe.score.samples, mean, width, a_token, share=share)
+    return enough(mean, width, a_token, bytes_of(recipe.score.memory) or 0, most, share)
 
 
 def counted(recipe: Recipe, samples: int) -> Recipe:

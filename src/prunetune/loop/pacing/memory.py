@@ -12,7 +12,8 @@ import torch
 from prunetune.common.units import size
 from prunetune.errors import TooLittleMemory
 from prunetune.loop.context import Context
-from prunetune.models.cost import block_bytes, cost_of
+from prunetune.models.cost import block_bytes, cost_of, moments_bytes
+from prunetune.pruning.criteria import criterion
 from prunetune.tune.launch import devices_of
 from prunetune.tune.methods import Cpt, Distill, Grpo, Local, Sft, TuneConfig
 from prunetune.tune.training.machine import compute_type, pick_device, total_bytes, training_bytes
@@ -32,7 +33,8 @@ def check_memory(context: Context) -> int:
             "this run needs more memory than there is",
             value=f"about {size(wanted)}, of {size(there)}",
             fix="lora: {rank: 16}, on a GPU optimizer: adamw_8bit, or a smaller max_length under recover; a smaller "
-            "score.batch_tokens; or launcher: fsdp2, which shares weights and moments out over several devices",
+            "score.batch_tokens; of a mixture of experts compensate: none with score.criterion: contribution; or "
+            "launcher: fsdp2, which shares weights and moments out over several devices",
         )
     return wanted
 
@@ -43,6 +45,10 @@ def needed(context: Context) -> int:
     scoring = cost.scoring_bytes(
         context.recipe.score.batch_tokens, gradients=context.recipe.score.criterion == "taylor"
     )
+    if context.recipe.compensate != "none":
+        scoring += moments_bytes(cost.shape, 2)  # to fit to, and held out
+    elif criterion(context.recipe.score.criterion).needs == "moments":
+        scoring += moments_bytes(cost.shape, 1)
     begun = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     return begun + max([scoring, *(_recovery(context, method, device) for method in context.recipe.recover)])
 
