@@ -74,12 +74,18 @@ def test_layer_scores_equal_a_direct_computation_for_the_last_layer_too(family, 
         torch.testing.assert_close(scores.layers_max[i], change.max(), rtol=1e-5, atol=1e-6)
 
 
+def test_sequences_share_a_batch_with_those_nearly_as_long():
+    batches = make_batches([[1] * n for n in (50, 100, 84, 85, 20, 90)], 0)
+    assert [b["attention_mask"].sum(1).tolist() for b in batches] == [[100, 90, 85], [84], [50], [20]]
+    assert [len(b["input_ids"]) for b in make_batches([[1] * 90, [1] * 100], 0, max_tokens=199)] == [1, 1]
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_do_not_depend_on_batch_size_or_padding_side(criterion):
     model = tiny_model("llama")
     alone = make_batches(SEQUENCES, 0, max_tokens=1)
     assert [len(b["input_ids"]) for b in alone] == [1] * len(SEQUENCES)
-    together = make_batches(SEQUENCES, 0, max_tokens=10_000)
+    together = make_batches(SEQUENCES, 0, max_tokens=10_000, close=0.0)
     assert len(together) == 1
     left = []
     for batch in together:
@@ -101,7 +107,7 @@ def test_a_batch_of_several_blocks_scores_as_one_of_one_block():
     """Long batches are added up in blocks (`criteria.BLOCK`); padding lies inside them and across their borders."""
     model = tiny_model("llama", num_hidden_layers=2)
     rows = [[int(t) for t in torch.randint(3, 100, (n,))] for n in range(200, 250)]
-    (long,) = make_batches(rows, 0, max_tokens=10**6)
+    (long,) = make_batches(rows, 0, max_tokens=10**6, close=0.0)
     assert long["input_ids"].numel() > BLOCK // 48
     short = make_batches(rows, 0, max_tokens=2000)
     for reduce in ("mean", "max"):

@@ -151,6 +151,15 @@ def native_products(x: torch.Tensor) -> Iterator[None]:
         settings.fp32_precision = before
 
 
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """X [.., n] times weight [n, m], in fp32; bf16 by bf16 is rounded to bf16 on a CPU that multiplies it natively."""
+    import torch
+
+    if x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu" and multiplies_bf16():
+        return (x @ weight).float()
+    return x.float() @ weight.float()
+
+
 T = TypeVar("T")
 
 

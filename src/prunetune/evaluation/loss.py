@@ -148,10 +148,15 @@ def _batch_losses(model: PreTrainedModel, rows: list[Scored]) -> list[tuple[floa
     for i, (_, spans) in enumerate(rows):
         for start, end in spans:
             labels[i, start:end] = ids[i, start:end]
-    device = model.device
-    logits: Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    device, first = (
+        model.device,
+        min(start for _, spans in rows for start, _ in spans) - 1,
+    )  # what is before is not asked
+    given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    logits: Tensor = model(**given, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
+    asked = labels[:, first + 1 :].to(device)
     losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), ignore_index=-100, reduction="none"
+        logits[:, -asked.shape[1] - 1 : -1].flatten(0, 1).float(), asked.flatten(), ignore_index=-100, reduction="none"
     ).view(len(rows), -1)
     totals = losses.sum(1).tolist()
     if not all(map(math.isfinite, totals)):

@@ -22,8 +22,11 @@ from prunetune.models.families import family_of
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no element is NaN or infinite. One number crosses from the device."""
-    return bool(torch.isfinite(x).all())
+    """Whether no element is NaN or infinite. One number crosses from the device.
+
+    A sum holds no number if an element is none, and takes a tenth of the time of a look at each; it may overflow too.
+    """
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def layer_overflow(layer: nn.Module, index: int, what: str, dtype: torch.dtype | None = None) -> NotFinite:

@@ -25,7 +25,7 @@ there, too, `target="stream"` is refused, and `auto` is the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunetune.common.device import ALONE, Processes, memory_bytes, native_products
+from prunetune.common.device import ALONE, Processes, memory_bytes, product
 from prunetune.errors import DataError, UnknownName, UnsupportedModel
 from prunetune.models.calibration import Place, place_of, token_bytes
 from prunetune.models.finite import broken_weights, is_finite
@@ -49,7 +49,7 @@ from prunetune.pruning.layerwise import LayerSource, OneLayer, Shelf, embedded, 
 from prunetune.pruning.least_squares import Fold, ResidueSum, fold
 from prunetune.pruning.patch import LayerFit, Patch
 from prunetune.pruning.plan import PrunePlan
-from prunetune.pruning.tap import Tap, adds, at_real
+from prunetune.pruning.tap import Tap, adds, at_real, check
 
 __all__ = ["RIDGES", "LayerFit", "Patch", "compensate"]
 
@@ -195,17 +195,25 @@ def _through(
             ways: Any = {"ridges": walk.ridges, "start": start, "processes": walk.processes, "last": last}
             hidden, own, fit = fold_experts(held, source, of_the_rest(plan), layer, **ways)
             return replace(streams, hidden=hidden), patch | own, [*fits, fit]
-        found, halves = _fit(walk, one, layer, streams, start)
+        found, halves = _fit(walk, one, layer, streams, start, last=last)
         own = patch_of(one, source, plan, layer, found)
         patch |= own
         fits.append(LayerFit(layer, found.ridge, found.before, found.after))
         cut_layer(one, source, plan.model_copy(update={"sizes": {}, "drop": {}}), layer, own)
         if not last:
-            hidden = [shelf.put(h.whole(one, source)) for h in halves]
+            hidden = list(_outputs(walk, one, layer, halves))
     elif kept and not last:
         unchanged = streams.truth if not plan.drop else None
         hidden = unchanged or [shelf.put(forward(one, shelf.take(h), m)) for h, m in zip(hidden, masks, strict=True)]
     return replace(streams, hidden=hidden), patch, fits
+
+
+def _outputs(walk: _Walk, one: OneLayer, layer: int, halves: Sequence[Half]) -> Iterator[Tensor]:
+    """What the layer gives now that it is cut and patched. NotFinite if that is no number."""
+    for half in halves:
+        out = half.whole(one, walk.source)
+        check(one, layer, out, half.mask)
+        yield walk.shelf.put(out)
 
 
 def _state(
@@ -248,24 +256,28 @@ class _Streams:
     truth: list[Tensor] | None
 
 
-def _fit(walk: _Walk, one: OneLayer, layer: int, streams: _Streams, start: float | None) -> tuple[Fold, list[Half]]:
-    """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from."""
+def _fit(
+    walk: _Walk, one: OneLayer, layer: int, streams: _Streams, start: float | None, *, last: bool
+) -> tuple[Fold, list[Half]]:
+    """Gather the residues of both sets of tokens and solve; with what a second run of the layer can start from.
+
+    Of a layer whose output is looked at afterwards (not the last), the uncut FFN's own need not be computed.
+    """
     source, plan, shelf = walk.source, walk.plan, walk.shelf
     kept = torch.tensor(plan.kept("neurons", layer), device=source.device)
     gone = torch.tensor(plan.drop_neurons.get(layer, ()), device=source.device, dtype=torch.int64)
     scale = source.family.number(source.family.residual_scale, source.config)  # of what the FFN adds to the stream
     apart = bool(streams.hidden) and adds(one, source, layer, shelf.take(streams.hidden[-1][:1]))
+    silent = apart and not last and streams.truth is None and not source.family.post_ffn_norm
     left, halves = MEMORY, list[Half]()
-    with Tap(one, source, layer, apart=apart) as tap:
-        lost = tap.down.weight.float()[:, gone].T
+    with Tap(one, source, layer, apart=apart, silent=silent) as tap:
+        lost = tap.down.weight[:, gone].T
         size = len(kept) + (tap.down.bias is not None)
         sums = [ResidueSum(size, lost.shape[1], source.device) for _ in range(2)]
         for i, (hidden, real) in enumerate(zip(streams.hidden, streams.masks, strict=True)):
             seen = tap.run(shelf.take(hidden), real)
             stay = columns(seen.a, kept)
-            with native_products(seen.a):
-                missing = at_real(seen.a, real).index_select(-1, gone).float() @ lost
-            missing = seen.weighted(missing)
+            missing = seen.weighted(product(at_real(seen.a, real).index_select(-1, gone), lost))
             if streams.truth is not None:
                 missing += (
                     at_real(shelf.take(streams.truth[i]), real).float() - at_real(seen.out, real).float()
@@ -273,13 +285,19 @@ def _fit(walk: _Walk, one: OneLayer, layer: int, streams: _Streams, start: float
             features = seen.weighted(at_real(stay, real))
             if tap.down.bias is not None:
                 features = with_one(features, seen.weight)
-            sums[i >= walk.calibration].update(features, missing, seen.weighted(seen.y))
+            whole = None if seen.y is None else seen.weighted(seen.y)
+            sums[i >= walk.calibration].update(features, missing, whole)
             left -= stay.nbytes + hidden.nbytes
             again = left < 0 or not apart
             halves.append(Half(hidden, real, None if again else seen.rest, None if again else stay))
     for each in sums:
         each.join(walk.processes)
-    return fold(sums[0].finish(), sums[1].finish(), walk.ridges, start), halves
+    calibration, held_out = (each.finish() for each in sums)
+    if silent:
+        stays = tap.down.weight[:, kept]
+        stays = stays if tap.down.bias is None else torch.cat([stays, tap.down.bias[:, None]], dim=1)
+        calibration, held_out = calibration.of(stays), held_out.of(stays)
+    return fold(calibration, held_out, walk.ridges, start), halves
 
 
 def _fold_blocks(walk: _Walk, one: OneLayer, layer: int, streams: _Streams) -> tuple[dict[str, Tensor], list[LayerFit]]:

@@ -85,7 +85,7 @@ class Halfway:
 
     @property
     def _sha(self) -> str:
-        return json_sha([3, PARTS, SHARE, self.key])  # the form of the states, and how the work is divided
+        return json_sha([4, PARTS, SHARE, self.key])  # the form of the states, and how the work is divided
 
     def of(self, processes: Processes, *, abreast: bool = False) -> Halfway:
         """Where one of several processes keeps its state; itself for one alone.

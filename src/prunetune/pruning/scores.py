@@ -39,9 +39,16 @@ __all__ = ["Batch", "Scores", "make_batches", "score"]
 
 Batch = dict[str, Tensor]
 
+CLOSE = 0.85
+"""Least length of a sequence in a batch, as a share of the longest's."""
 
-def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192) -> list[Batch]:
+
+def make_batches(
+    sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: int = 8192, close: float = CLOSE
+) -> list[Batch]:
     """Sequences sorted by length, longest first, into right-padded batches of at most `max_tokens` places each.
+
+    A sequence shorter than `close` of its batch's longest opens the next batch: padded places cost what tokens do.
 
     Returns:
         [{input_ids: int64 [batch, tokens], attention_mask: int64 [batch, tokens]}, ...]
@@ -52,6 +59,7 @@ def make_batches(sequences: Sequence[Sequence[int]], pad_id: int, max_tokens: in
     batches, i = [], 0
     while i < len(order):
         rows = order[i : i + max(1, max_tokens // len(order[i]))]
+        rows = [row for row in rows if len(row) >= close * len(rows[0])]
         batches.append({"input_ids": padded(rows, pad_id), "attention_mask": mask_of(rows)})
         i += len(rows)
     return batches
