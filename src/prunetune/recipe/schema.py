@@ -71,8 +71,8 @@ class Recipe(_Config):
     """How redundancy is measured."""
     compensate: Literal["none", "least-squares", "least-squares-neurons"] = "least-squares"
     """`least-squares`: before any training, fold what is removed into the neurons that stay (docs/method.md).
-    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds.
-    The paper: none."""
+    `least-squares-neurons`: removed layers are not folded; better where neurons still go in later rounds. Of a mixture
+    of experts it is always that, inside each expert. The paper: none."""
     protect: ProtectConfig | None = None
     """A second corpus whose neurons stay."""
     budget: Literal["equal", "damage"] = "damage"
