@@ -69,6 +69,10 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attention_k_eq_v": True, "final_logit_softcapping": 3.0, "use_bidirectional_attention": "vision",
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "gemma4_unified_text": {
+        "sliding_window": 8, "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+        "final_logit_softcapping": 3.0, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "lfm2": {
         "block_auto_adjust_ff_dim": False, "conv_bias": True, "layer_types": ["conv", "full_attention"] * 2,
     },

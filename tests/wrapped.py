@@ -23,6 +23,10 @@ _QWEN_TOKENS = {
     "image_token_id": IMAGE, "video_token_id": 103, "vision_start_token_id": 101, "vision_end_token_id": 102,
     "tie_word_embeddings": False,
 }  # fmt: skip
+_GEMMA4_TOKENS = {
+    "image_token_id": IMAGE, "video_token_id": 103, "audio_token_id": 99, "boi_token_id": 101, "eoi_token_id": 102,
+    "boa_token_id": 97, "eoa_token_index": 98,
+}  # fmt: skip
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -41,8 +45,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "model_type": "gemma4_audio", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "subsampling_conv_channels": [4, 2], "output_proj_dims": 12,
         },
-        "image_token_id": IMAGE, "video_token_id": 103, "audio_token_id": 99, "boi_token_id": 101, "eoi_token_id": 102,
-        "boa_token_id": 97, "eoa_token_index": 98,
+        **_GEMMA4_TOKENS,
+    },
+    "gemma4_unified": {
+        "text_config": {**BASE, **EXTRA["gemma4_unified_text"], "model_type": "gemma4_unified_text"},
+        "vision_config": {
+            "model_type": "gemma4_unified_vision", "patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16,
+            "mm_posemb_size": 8, "output_proj_dims": 16,
+        },
+        "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 12},
+        **_GEMMA4_TOKENS,
     },
     "mistral3": {
         "text_config": {**BASE, **EXTRA["ministral3"], "model_type": "ministral3"},
@@ -128,9 +140,10 @@ def with_image(name: str) -> dict[str, torch.Tensor]:
         return {
             **inputs, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": kinds
         }  # fmt: skip
-    if name == "gemma4":
-        at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
-        pixels = torch.rand(1, 16, 3 * 4 * 4, generator=g)
+    if name.startswith("gemma4"):
+        side = 4 if name == "gemma4" else 2  # its vision tower makes one token of four patches
+        at = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)[None]
+        pixels = torch.rand(1, side * side, 3 * 4 * 4, generator=g)
         return {
             **inputs, "pixel_values": pixels, "image_position_ids": at, "mm_token_type_ids": (ids == IMAGE).int()
         }  # fmt: skip

@@ -50,15 +50,17 @@ def test_what_transformers_does_not_read_of_qwen3_5_is_one_layer_with_attention(
     assert params(shape) + vision + PUBLISHED[name]["unread"] == PUBLISHED[name]["params"]
 
 
-def test_what_of_gemma_4_is_no_parameter_makes_the_published_count_exact() -> None:
+@pytest.mark.parametrize(
+    ("name", "language"), [("google/gemma-4-31B-it", 30_697_345_280), ("google/gemma-4-12B-it", 11_907_350_272)]
+)
+def test_what_of_gemma_4_is_no_parameter_makes_the_published_count_exact(name: str, language: int) -> None:
     """A number a layer, and the vision tower's mean and scale: all in the files, and carried over by a cut."""
-    name = "google/gemma-4-31B-it"
     raw = json.loads((SHAPES / name.replace("/", "--") / "config.json").read_text())
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[raw["model_type"]](**raw))
     state = {n: t.numel() for n, t in model.state_dict().items() if n != "lm_head.weight"}  # tied
     assert sum(state.values()) == PUBLISHED[name]["params"]
-    assert params(model_config(name)) == 30_697_345_280
+    assert params(model_config(name)) == language
 
 
 def test_every_shape_is_inspected_within_a_second_and_without_torch() -> None:

@@ -29,7 +29,7 @@ def test_equals_the_models_own_loss_and_gradients(family: str) -> None:
     out = model(input_ids=ids, output_hidden_states=-1, logits_to_keep=1, use_cache=False)
     hidden, targets = counted(out.hidden_states[-1], labels)
     head = head_of(model)
-    assert (head.softcap is not None) == (family in ("gemma2", "gemma4_text"))
+    assert (head.softcap is not None) == (family in ("gemma2", "gemma4_text", "gemma4_unified_text"))
     assert (head.scale != 1) == (family in ("cohere", "cohere2", "granite"))
     loss = next_token_loss(head.reads(hidden), head.weight(), targets, softcap=head.softcap, chunk=7) / len(targets)
     loss.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prunetune.models.families.family import POST, SANDWICH, Family, QkNorm
 from prunetune.models.families.mixers import GATED_DELTA, SHORT_CONVOLUTION, WIDE_ATTENTION
 from prunetune.models.families.mixtures import MIXTURES
@@ -126,6 +128,35 @@ _GATED = (
     ),
 )
 
+_GEMMA4 = Family(
+    "gemma4_text",
+    layer_map_keys=("per_layer_config",),
+    mixer=WIDE_ATTENTION,
+    last="full_attention",
+    post_ffn_norm=True,
+    norms=SANDWICH,
+    qk_norm=QkNorm(),
+    buffers=("layer_scalar",),
+    images_both_ways="vision",
+    refused={
+        "hidden_size_per_layer_input": "has an embedding for every layer, in one table of all of them",
+        "num_kv_shared_layers": "has last layers without keys and values of their own, and where "
+        "use_double_wide_mlp is set with an FFN twice as wide",
+        "enable_moe_block": "has a mixture of experts beside every FFN",
+    },
+    served="Gemma 4 12B and 31B, whose layers are alike but for their attention; Gemma 3 of every size",
+    silent={
+        "tie_word_embeddings": True,
+        "hidden_size_per_layer_input": 256,
+        "sliding_window": 512,
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "attention_k_eq_v": False,
+        "attention_bias": False,
+    },
+)
+
 _HYBRIDS = (
     Family(
         "qwen3_5_text",
@@ -145,33 +176,12 @@ _HYBRIDS = (
             "linear_num_value_heads": 32,
         },
     ),
-    Family(
-        "gemma4_text",
-        layer_map_keys=("per_layer_config",),
-        mixer=WIDE_ATTENTION,
-        last="full_attention",
-        post_ffn_norm=True,
-        norms=SANDWICH,
-        qk_norm=QkNorm(),
-        buffers=("layer_scalar",),
-        images_both_ways="vision",
-        refused={
-            "hidden_size_per_layer_input": "has an embedding for every layer, in one table of all of them",
-            "num_kv_shared_layers": "has last layers without keys and values of their own, and where "
-            "use_double_wide_mlp is set with an FFN twice as wide",
-            "enable_moe_block": "has a mixture of experts beside every FFN",
-        },
-        served="Gemma 4 31B, whose layers are alike but for their attention; Gemma 3 of every size",
-        silent={
-            "tie_word_embeddings": True,
-            "hidden_size_per_layer_input": 256,
-            "sliding_window": 512,
-            "head_dim": 256,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "attention_k_eq_v": False,
-            "attention_bias": False,
-        },
+    _GEMMA4,
+    replace(
+        _GEMMA4,
+        model_type="gemma4_unified_text",
+        refused={"num_kv_shared_layers": _GEMMA4.refused["num_kv_shared_layers"]},
+        silent={**_GEMMA4.silent, "sliding_window": 1024},
     ),
     Family(
         "lfm2",

@@ -192,7 +192,7 @@ class Family:
     def heads_stay(self) -> str | None:
         """Why no attention heads can go; None: they can."""
         if self.mixer and self.mixer.attends:
-            return f"some layers of it have {self.mixer.called}: no one number of heads is that of all layers"
+            return f"its layers have heads of two shapes ({self.mixer.called}), which no one number counts"
         if self.mixer:
             return f"layers of it have {self.mixer.called} in place of attention, and none of these heads"
         if self.qk_norm and self.qk_norm.per == "all":

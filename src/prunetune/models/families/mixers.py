@@ -184,7 +184,7 @@ def _full_uneven(values: Values) -> str | None:
 
 WIDE_ATTENTION = Mixer(
     "full_attention",
-    "attention over all tokens, whose heads are of another shape",
+    "those that see all tokens have others",
     ("sliding_window",),
     _gemma4_kinds,
     _full,

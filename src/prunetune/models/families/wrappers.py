@@ -53,6 +53,11 @@ WRAPPERS: dict[str, Wrapper] = {
         Wrapper(
             "gemma4", {"gemma4_text": "gemma4_text"}, ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
         ),
+        Wrapper(
+            "gemma4_unified",
+            {"gemma4_unified_text": "gemma4_unified_text"},
+            ("embed_vision.", "embed_audio.", "vision_embedder."),
+        ),
         Wrapper("mistral3", {"mistral": "mistral", "ministral3": "ministral3"}),
         Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, ("visual.",), own_head_dim=False),
         Wrapper("qwen3_5", {"qwen3_5_text": "qwen3_5_text"}, ("visual.", "mtp.")),
