@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +20,7 @@ RECOVERED, LOOPED = ("cpt", "grpo"), list(FAMILIES)
 """What docs/families.md says of these families."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _imported() -> Iterator[None]:
-    """The trainers are imported once, and what lives then is not looked through at each `gc.collect` of a run."""
-    from trl import GRPOTrainer
-
-    assert GRPOTrainer
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
+@pytest.mark.usefixtures("trainers")
 @pytest.mark.parametrize("name", LOOPED)
 def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "write_report", lambda *_args, **_options: None)  # figures, which know of no family
