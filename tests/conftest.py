@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -23,6 +24,9 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: `gc.collect`, which a run calls a dozen times, need not walk through it each time."""
+@pytest.fixture(autouse=True)
+def _frozen() -> Iterator[None]:
+    """What lives before a test is not looked through by `gc.collect`, which a run calls a dozen times."""
     gc.freeze()
+    yield
+    gc.unfreeze()

@@ -20,7 +20,6 @@ RECOVERED, LOOPED = ("cpt", "grpo"), list(FAMILIES)
 """What docs/families.md says of these families."""
 
 
-@pytest.mark.usefixtures("trainers")
 @pytest.mark.parametrize("name", LOOPED)
 def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "write_report", lambda *_args, **_options: None)  # figures, which know of no family

@@ -48,7 +48,6 @@ RECOVERED, LOOPED = ("cpt", "grpo"), list(WRAPPERS)
 """What docs/families.md says of these models."""
 
 
-@pytest.mark.usefixtures("trainers")
 @pytest.mark.parametrize("name", LOOPED)
 def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With cpt and grpo, whose reference is the cut language model."""
@@ -71,7 +70,6 @@ def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert all(r["steps"] > 0 and r["tokens"] > 0 for r in record["tune"])
 
 
-@pytest.mark.usefixtures("trainers")
 @pytest.mark.parametrize(("name", "kind"), [("gemma3", "Gemma3ForCausalLM"), ("gemma4", "Gemma4ForCausalLM")])
 def test_text_only(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "write_report", lambda *_args, **_options: None)

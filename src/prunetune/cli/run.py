@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,7 @@ def run(
         watch.line(preview(read)[1])
         watch.line(foretold(read))
     ask = not yes and sys.stdin.isatty()  # a script has nobody to ask: it is told, and goes on
+    gc.freeze()  # modules stay: each collection of a run would walk through half a million of their objects
     summary = prune_tune_loop(read, out, watch, go_on=(lambda: typer.confirm("go on?", err=True)) if ask else None)
     emit(as_json, summary, closing(summary, out))
     return None
