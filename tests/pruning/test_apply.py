@@ -280,6 +280,36 @@ def test_a_base_models_names_are_understood(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_model(tmp_path / "out")), logits(oracle(model, plan)), atol=1e-5, rtol=1e-5)
 
 
+def test_tensors_of_several_types_in_one_file_keep_theirs(tmp_path: Path) -> None:
+    """Norms in fp32, the embedding in fp16, the rest in bf16: cut as they lie, each the values that it had."""
+    from safetensors.torch import save_file
+
+    def kind(name: str) -> torch.dtype:
+        return torch.float32 if "norm" in name else torch.float16 if "embed" in name else torch.bfloat16
+
+    source = tiny_folder(tmp_path / "source", "llama")
+    state = {k: v.to(kind(k)) for k, v in load_file(source / SINGLE).items()}
+    save_file(state, source / SINGLE, {"format": "pt"})
+    plan = make_plan(model_sha(source))
+    apply_on_disk(source, plan, tmp_path / "out")
+    cut = load_file(tmp_path / "out" / SINGLE)
+    assert {k: v.dtype for k, v in cut.items()} == {k: kind(k) for k in cut}
+    torch.testing.assert_close(cut["model.embed_tokens.weight"], state["model.embed_tokens.weight"], rtol=0, atol=0)
+    for new, old in enumerate(plan.kept_layers):
+        kept = list(plan.kept("neurons", old))
+        for name, wanted in (
+            ("mlp.down_proj.weight", state[f"model.layers.{old}.mlp.down_proj.weight"][:, kept]),
+            ("input_layernorm.weight", state[f"model.layers.{old}.input_layernorm.weight"]),
+        ):
+            torch.testing.assert_close(cut[f"model.layers.{new}.{name}"], wanted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        logits(load_model(tmp_path / "out", dtype=torch.float32)),
+        logits(oracle(load_model(source, dtype=torch.float32), plan)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------- streaming
 
 
