@@ -26,7 +26,9 @@ def others(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def finished(at: Path, name: str, recover: list[dict[str, Any]], **prune: Any) -> Path:
+def finished(
+    at: Path, name: str, recover: list[dict[str, Any]], more: dict[str, Any] | None = None, **prune: Any
+) -> Path:
     wrapped_folder(at / "model", name)
     if name == "qwen3_vl":  # types differ, as where a tower was frozen while the rest was trained
         for path, infos in open_shards(at / "model").items():
@@ -36,8 +38,8 @@ def finished(at: Path, name: str, recover: list[dict[str, Any]], **prune: Any) -
                 {n: t if WRAPPERS[name].is_other(n) else t.bfloat16() for n, t in read.items()}, path, {"format": "pt"}
             )
     rows(at / "rows.jsonl", 40)
-    settings = {"target": 0.85, "step": 0.1, "align": 4, "layers": 0, **prune}
-    recipe = tiny_recipe(at, prune=settings, recover=recover)
+    settings = {"target": 0.85, "align": 4, "layers": 0, **({} if more else {"step": 0.1}), **prune}
+    recipe = tiny_recipe(at, prune=settings, recover=recover, **(more or {}))
     loop.prune_tune_loop(recipe, at / "run")
     return at / "run" / "final"
 
@@ -68,6 +70,17 @@ def test_two_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for record in rounds:
         assert tuple(r["method"] for r in record["tune"]) == RECOVERED
         assert all(r["steps"] > 0 and r["tokens"] > 0 for r in record["tune"])
+
+
+def test_as_recommended_a_probes_patch_is_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe folds the language model in memory; the round cuts the wrapper on disk."""
+    monkeypatch.setattr(loop, "write_report", lambda *_args, **_options: None)
+    more = {"extends": "recommended", "score": {"samples": 12, "held_out": 4, "max_length": 64}}
+    final = finished(tmp_path, "qwen2_5_vl", [CPT], {**more, "damage_per_round": 100.0}, rounds="auto")
+    (stage,) = (p.parent for p in (tmp_path / "run").glob("0*/stage.json"))
+    probed = tmp_path / "run" / "decisions" / "01" / "patch.safetensors"
+    assert probed.read_bytes() == (stage / "patch.safetensors").read_bytes()
+    assert type(AutoModelForImageTextToText.from_pretrained(final)).__name__.startswith("Qwen2_5_VL")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gemma3", "Gemma3ForCausalLM"), ("gemma4", "Gemma4ForCausalLM")])

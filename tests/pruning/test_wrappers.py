@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.pruning.test_compensate import CALIBRATION, HELD_OUT
 from tests.wrapped import FORMS, with_image, wrapped_folder, wrapped_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from prunetune.common.files import read_json, write_json
 from prunetune.errors import UnsupportedModel
-from prunetune.models.families.wrappers import WRAPPERS
-from prunetune.models.folders import check_weights, model_sha
+from prunetune.models.families.wrappers import WRAPPERS, own_name
+from prunetune.models.folders import check_weights, load_model, model_sha
 from prunetune.models.folders.wrapping import rewrap, unwrap
 from prunetune.models.shards import ShardReader, open_shards
-from prunetune.pruning.apply import apply_on_disk
+from prunetune.pruning.apply import apply_in_memory, apply_on_disk
+from prunetune.pruning.compensate import compensate
 from prunetune.pruning.plan import PrunePlan
 
 KEPT_FILES = ("tokenizer.json", "processor_config.json")
@@ -78,6 +80,33 @@ def test_with_an_image_the_cut_wrapper_equals_the_oracle(name: str, form: str, t
     assert {"intermediate_size"} <= changed <= allowed
     for file in KEPT_FILES:
         assert (tmp_path / "out" / file).read_bytes() == (folder / file).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_one_patch_serves_the_wrapper_and_the_language_model_in_memory(name: str, form: str, tmp_path: Path) -> None:
+    """A probe folds in memory what a round then cuts on disk, whose tensors have other names; so have older patches."""
+    folder = wrapped_folder(tmp_path / "m", name, form)
+    plan, language = plan_of(folder, () if form == "inside" else (2,)), load_model(folder)
+    in_memory, on_disk = (
+        compensate(m, plan, CALIBRATION, held_out=HELD_OUT, target="layer").tensors for m in (language, folder)
+    )
+    assert in_memory.keys() == on_disk.keys() and all(torch.equal(t, on_disk[n]) for n, t in in_memory.items())
+    assert len(in_memory) >= len(plan.kept_layers)
+    old = {n: in_memory[own_name(n)] for n in tensors(folder) if own_name(n) in in_memory}
+    assert len(old) == len(in_memory)
+    for i, patch in enumerate((in_memory, old)):
+        apply_on_disk(folder, plan, tmp_path / f"out-{i}", patch)
+    small, (one, two) = (
+        apply_in_memory(language, plan, old).state_dict(),
+        (tensors(tmp_path / f"out-{i}") for i in (0, 1)),
+    )
+    assert all(torch.equal(t, two[n]) for n, t in one.items())
+    for n, tensor in one.items():
+        if not WRAPPERS[name].is_other(n) and own_name(n) in small:
+            assert torch.equal(tensor, small[own_name(n)]), n
+    plain = tmp_path / "plain"
+    apply_on_disk(folder, plan, plain)
+    assert {own_name(n) for n, t in tensors(plain).items() if not torch.equal(t, one[n])}
 
 
 @pytest.mark.parametrize("name", WRAPPERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from prunetune.models.families.wrappers import inner_of, own_name, with_inner, w
 from prunetune.models.folders import check_weights, copy_files, load_config, model_sha
 from prunetune.models.folders.wrapping import IMAGE_FILES, class_of
 from prunetune.models.shards import TensorInfo, open_shards, rewrite
-from prunetune.pruning.cut import PatchTensors, check_last, check_shape, cut_config, cut_name, cut_tensor
-from prunetune.pruning.experts.cut import in_patch
+from prunetune.pruning.cut import PatchTensors, check_last, check_shape, cut_config, cut_name, cut_tensor, patch_name
 from prunetune.pruning.plan import PrunePlan
 
 __all__ = ["PatchTensors", "apply_in_memory", "apply_on_disk", "check_shape", "cut_config", "cut_name", "cut_tensor"]
@@ -50,10 +49,12 @@ def _check_complete(plan: PrunePlan, family: Family, names: Iterable[str]) -> No
                 )
 
 
-def _check_patch(patch: PatchTensors, family: Family, names: Collection[str]) -> None:
-    places = (layer_of(family, name) for name in names)
-    if unknown := set(patch) - set(names) - {in_patch(family, *at) for at in places if at}:
+def _named(patch: PatchTensors | None, family: Family, names: Iterable[str]) -> PatchTensors:
+    """The patch by its `patch_name`s, which those of older versions may not have. PlanError: it is of another model."""
+    found = {patch_name(family, name): tensor for name, tensor in (patch or {}).items()}
+    if unknown := set(found) - ({patch_name(family, name) for name in names} if found else set()):
         raise PlanError("the patch names tensors that this model does not have", value=sorted(unknown)[:3])
+    return found
 
 
 def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors | None = None) -> PreTrainedModel:
@@ -67,7 +68,6 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     Returns:
         A stock model of the same class, dtype, device and generation config, in eval mode.
     """
-    patch = patch or {}
     family = family_of(model.config)
     resolved = model.config.to_dict()
     check_last(plan, family, resolved)
@@ -78,7 +78,7 @@ def apply_in_memory(model: PreTrainedModel, plan: PrunePlan, patch: PatchTensors
     state, in_files = {}, {ours: theirs for theirs, ours in family.stored.items()}
     source = model.state_dict()
     _check_complete(plan, family, source)
-    _check_patch(patch, family, source)
+    patch = _named(patch, family, source)
     for name, tensor in source.items():
         new, new_name = cut_tensor(plan, patch, family, name, tensor), cut_name(plan, family, name)
         if new is not None and new_name is not None:
@@ -119,7 +119,6 @@ def apply_on_disk(
         PlanError: the plan was made for another model. BadCheckpoint: a shard is damaged. UnsupportedModel: see
             `family_of`. NotWritable: the folder is not empty, or the disk is full: then nothing is left of it.
     """
-    patch = patch or {}
     check_weights(source)
     raw, own = read_json(source / "config.json"), load_config(source)
     resolved = own.to_dict()
@@ -130,7 +129,7 @@ def apply_on_disk(
         shards = {p: {n: i for n, i in infos.items() if not wrapper.is_other(n)} for p, infos in shards.items()}
     names = [name for infos in shards.values() for name in infos]
     _check_complete(plan, family, names)
-    _check_patch(patch, family, names)
+    patch = _named(patch, family, names)
     plan.check_model(model_sha(source), source)
     cut = {path: _cut_infos(plan, family, infos, rename) for path, infos in shards.items()}
     text = to_json_text(config, ensure_ascii=False) + "\n"

@@ -316,7 +316,8 @@ def _fold_blocks(walk: _Walk, one: OneLayer, layer: int, streams: _Streams) -> t
         processes=walk.processes,
         stored=lambda suffix: source.stored(names[suffix]),
     )
-    tensors = {names[f"{f.readout}.{name}"]: tensor for f in folded for name, tensor in f.tensors.items()}
+    start = f"{source.family.layers}.{layer}."
+    tensors = {f"{start}{f.readout}.{name}": tensor for f in folded for name, tensor in f.tensors.items()}
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise broken_weights(f"layer {layer}'s patch", name, tensor)

@@ -16,7 +16,8 @@ from prunetune.errors import PlanError, UnsupportedModel
 from prunetune.models.axes import Axis, Slice, axis_of, resized
 from prunetune.models.axes.experts import spelled
 from prunetune.models.families import Family, layer_of
-from prunetune.pruning.experts.cut import check_counted, cut_experts, kept_experts, patched_experts
+from prunetune.models.families.wrappers import own_name
+from prunetune.pruning.experts.cut import check_counted, cut_experts, in_patch, kept_experts, own_part
 from prunetune.pruning.plan import PrunePlan
 
 Tensor = Shaped[torch.Tensor, "..."]
@@ -49,8 +50,7 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
 
     Args:
         plan: What goes.
-        patch: Tensors, by their name in the source, that replace the cut ones (compensated weights); of the cut shape.
-            Those of experts by their name in the model, all experts in one.
+        patch: Tensors, by their `patch_name`, that replace the cut ones (compensated weights); of the cut shape.
         family: Where the units of each axis are.
         name: The tensor's name in the source.
         tensor: The tensor.
@@ -64,14 +64,14 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
     """
     at = layer_of(family, name)
     if at is None:
-        return _patched(patch, name, tensor)
+        return _patched(plan, patch, family, name, tensor)
     layer, suffix = at
     _check_layer(plan, layer, name)
     if layer in plan.drop_layers:
         return None
     if family.experts and family.experts.held(suffix) in family.experts.sizes(1, 1, 1):
         cut = cut_experts(plan, family, layer, suffix, name, tensor)
-        return None if cut is None else patched_experts(plan, patch, family, layer, suffix, cut)
+        return None if cut is None else _patched(plan, patch, family, name, cut)
     stays: torch.Tensor | None = None
     for axis_name in ("neurons", *plan.sizes):
         axis = axis_of(axis_name)
@@ -82,8 +82,8 @@ def cut_tensor(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, 
                     stays = here if stays is None else stays & here
                     dim = found.dim
     if stays is None:
-        return _patched(patch, name, tensor)
-    return _patched(patch, name, tensor.index_select(dim, stays.nonzero().squeeze(1).to(tensor.device)))
+        return _patched(plan, patch, family, name, tensor)
+    return _patched(plan, patch, family, name, tensor.index_select(dim, stays.nonzero().squeeze(1).to(tensor.device)))
 
 
 def _stays(plan: PrunePlan, axis: Axis, cut: Slice, layer: int, name: str, tensor: Tensor) -> torch.Tensor | None:
@@ -113,10 +113,23 @@ def _check_layer(plan: PrunePlan, layer: int, name: str) -> None:
         )
 
 
-def _patched(patch: PatchTensors, name: str, tensor: Tensor) -> Tensor:
-    if name not in patch:
+def patch_name(family: Family, name: str) -> str:
+    """What a patch calls a tensor: as the family's model has it, whatever a file does. So one patch serves a model in
+    memory, its folder, and a wrapper around it.
+    """
+    if (at := layer_of(family, name)) is None:
+        return own_name(name)
+    layer, suffix = at
+    return f"{family.layers}.{layer}.{in_patch(family.experts, suffix) if family.experts else suffix}"
+
+
+def _patched(plan: PrunePlan, patch: PatchTensors, family: Family, name: str, tensor: Tensor) -> Tensor:
+    called = patch_name(family, name) if patch else name
+    if called not in patch:
         return tensor
-    new = patch[name]
+    new, at = patch[called], layer_of(family, name)
+    if family.experts and at:
+        new = own_part(plan, family.experts, *at, new)
     if new.shape != tensor.shape:
         raise PlanError(
             f"the patch of {name} does not fit the plan", value=tuple(new.shape), valid=f"{tuple(tensor.shape)}"

@@ -46,10 +46,7 @@ class LayerFit:
 
 @dataclass(frozen=True)
 class Patch:
-    """Replacement tensors for surgery, by their names in the source, and how well they fit.
-
-    The down projections of experts are one tensor a layer, as in the model, even where the source has one an expert.
-    """
+    """Replacement tensors for surgery, by their names in the model (`cut.patch_name`), and how well they fit."""
 
     tensors: dict[str, Tensor]
     fits: tuple[LayerFit, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Shaped
@@ -99,32 +99,18 @@ def cut_experts(plan: PrunePlan, family: Family, layer: int, suffix: str, name: 
     return tensor if len(kept) == len(tensor) else tensor.index_select(0, torch.tensor(kept, device=tensor.device))
 
 
-def in_patch(family: Family, layer: int, suffix: str) -> str | None:
-    """What a patch calls a tensor of a file that is, or is a part of, all experts' down projections; None: it is not.
-
-    It has them as the model does, all experts in one tensor, whatever files have.
-    """
-    found = family.experts
-    held = found.held(suffix) if found else ""
-    return f"{family.layers}.{layer}.{held}" if found and held in (found.down, f"{found.down}_bias") else None
+def in_patch(found: Experts, suffix: str) -> str:
+    """The suffix of what a patch has in a tensor's place: the down projections of all experts, whatever files have."""
+    single = found.single_at(suffix)
+    return found.in_model(suffix) if single and single[1] != found.single[2] else found.held(suffix)
 
 
-def patched_experts(
-    plan: PrunePlan, patch: Mapping[str, Tensor], family: Family, layer: int, suffix: str, tensor: Tensor
-) -> Tensor:
-    """A cut tensor of experts, or what a patch has in its place. PlanError: that has another shape."""
-    name = in_patch(family, layer, suffix)
-    if name is None or name not in patch or family.experts is None:
-        return tensor
-    new = whole = patch[name]
-    if single := family.experts.single_at(suffix):
-        kept = list(kept_experts(plan, layer, single[0] + 1))
-        new = whole[kept.index(single[0])] if len(whole) == len(kept) else whole
-    if new.shape != tensor.shape:
-        raise PlanError(
-            f"the patch of {name} does not fit the plan", value=tuple(new.shape), valid=f"{tuple(tensor.shape)}"
-        )
-    return new.to(tensor)
+def own_part(plan: PrunePlan, found: Experts, layer: int, suffix: str, whole: Tensor) -> Tensor:
+    """What of a patch's tensor is in the place of a file's: that of one expert, or all of it."""
+    if (single := found.single_at(suffix)) is None:
+        return whole
+    kept = list(kept_experts(plan, layer, single[0] + 1))
+    return whole[kept.index(single[0])] if len(whole) == len(kept) else whole
 
 
 def _selected(tensor: Tensor, dim: int, blocks: Sequence[int], width: int, kept: Sequence[int]) -> Tensor:

@@ -55,7 +55,7 @@ def with_one(x: Float[Tensor, "tokens n"], weight: Float[Tensor, "tokens 1"] | N
 
 
 def patch_of(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, found: Fold) -> dict[str, Tensor]:
-    """The changed tensors of a layer by their names in the source, of the cut shape and the source's dtype."""
+    """The changed tensors of a layer by their `patch_name`, of the cut shape and the source's dtype."""
     if found.change is None:
         return {}
     down: Any = one.block.get_submodule(source.family.down)
@@ -64,8 +64,9 @@ def patch_of(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, fo
     changed = {"weight": down.weight[:, kept].to(change) + change[:, : len(kept)]}
     if down.bias is not None:
         changed["bias"] = down.bias.to(change) + change[:, -1]
-    named = {source.names[layer][f"{source.family.down}.{k}"]: v for k, v in changed.items()}
-    stored = {name: tensor.to(source.stored(name)).cpu() for name, tensor in named.items()}
+    names, family, stored = source.names[layer], source.family, dict[str, Tensor]()
+    for suffix, tensor in ((f"{family.down}.{kind}", tensor) for kind, tensor in changed.items()):
+        stored[f"{family.layers}.{layer}.{suffix}"] = tensor.to(source.stored(names[suffix])).cpu()
     for name, tensor in stored.items():
         if not is_finite(tensor):
             raise broken_weights(f"layer {layer}'s patch", name, tensor)
@@ -74,10 +75,9 @@ def patch_of(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, fo
 
 def cut_layer(one: OneLayer, source: LayerSource, plan: PrunePlan, layer: int, patch: dict[str, Tensor]) -> None:
     """Cut and patch the layer in hand, with the function that surgery cuts with."""
-    names, family = source.names[layer], source.family
+    family = source.family
     for suffix, tensor in list(one.block.named_parameters()):
-        name = names.get(suffix, f"{family.layers}.{layer}.{suffix}")  # files may have one tensor an expert
-        new = cut_tensor(plan, patch, family, name, tensor)
+        new = cut_tensor(plan, patch, family, f"{family.layers}.{layer}.{suffix}", tensor)
         if new is not None and new is not tensor:
             module, _, name = suffix.rpartition(".")
             setattr(one.block.get_submodule(module), name, nn.Parameter(new, requires_grad=False))

@@ -48,7 +48,7 @@ def together(
     halfway: Halfway | None = None,
     processes: Processes = ALONE,
 ) -> list[dict[str, Tensor]]:
-    """Replacement tensors for each plan, by their names in the source.
+    """Replacement tensors for each plan, by their names in the model (`cut.patch_name`).
 
     Args:
         model: The model that the plans are for, or its folder.
