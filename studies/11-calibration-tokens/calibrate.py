@@ -2,6 +2,7 @@
 
     python studies/11-calibration-tokens/calibrate.py --part traces       # the study model; seconds a point
     python studies/11-calibration-tokens/calibrate.py --part smollm2      # the taught SmolLM2; minutes a point
+    python studies/11-calibration-tokens/calibrate.py --part mixture      # sixteen experts, taught the demo's sums; seconds
     python studies/11-calibration-tokens/calibrate.py --tables            # README.md from records.json alone
 
 For growing numbers of sequences, drawn anew by each seed: one cut to a given width, ranked by `contribution` or by `greedy` (both
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experts import EXPERTS, section
 
 from prunetune.common.files import write_json
 from prunetune.data.stream import Example, FileData, GeneratedData, load_stream
 from prunetune.evaluation.loss import reasoning_loss
+from prunetune.models.axes import axis_of
 from prunetune.models.folders import load_model, load_tokenizer
 from prunetune.models.prompt import PromptFormat, encode_example
 from prunetune.pruning.apply import apply_in_memory
@@ -56,6 +59,16 @@ PARTS: dict[str, dict[str, Any]] = {
         "max_length": 512,
         "model_name": "SmolLM2-135M taught on gsm_symbolic (1,536 neurons a layer, cut to 960)",
     },
+    "mixture": {
+        "model": RUNS / "mixture",
+        "data": FileData(path=str(RUNS / "mixture" / "train.jsonl")),
+        "kept": 0.5,
+        "sequences": [2, 4, 8, 16, 32, 64, 128, 256, 512],
+        "seeds": [0, 1, 2],
+        "held_out": 256,
+        "max_length": 256,
+        "model_name": "a mixture of experts (16, of which a token passes 4; 64 neurons each, cut to 32)",
+    },
 }
 
 
@@ -75,14 +88,16 @@ def point(part: dict[str, Any], seed: int, sequences: int) -> dict[str, Any]:
 
     every, ridge = batches(chosen), batches(chosen[::4])
     fit = batches([e for i, e in enumerate(chosen) if i % 4])
-    width = model.config.intermediate_size
+    width = axis_of("neurons").units(model.config.to_dict())
     gone = width - round(part["kept"] * width / 8) * 8
     start, losses = time.perf_counter(), {}
     contribution = score(model, every)
     ranked = {"contribution": contribution.neurons, "greedy": score(model, every, neuron_criterion="greedy").neurons}
     for way in WAYS:
         by = way.split()[0]
-        plan = make_plan(ranked[by].tolist(), contribution.layers.tolist(), "", n_neurons=gone)
+        plan = make_plan(
+            ranked[by].tolist(), contribution.layers.tolist(), "", n_neurons=gone, experts=contribution.experts
+        )
         patch = compensate(model, plan, fit, held_out=ridge).tensors if "least" in way else {}
         losses[way] = loss(apply_in_memory(model, plan, patch))
     return {
@@ -117,7 +132,7 @@ def page(records: dict[str, list[dict[str, Any]]]) -> str:
         "<!-- Made by calibrate.py --tables from records.json -->",
         "# How many calibration tokens are enough?",
         "",
-        "`python studies/11-calibration-tokens/calibrate.py --part traces` (and `--part smollm2`). One cut, no training; loss in nats on",
+        "`python studies/11-calibration-tokens/calibrate.py --part traces` (and `smollm2`, `mixture`). One cut, no training; loss in nats on",
         "held-out solutions that neither fitted nor chose the ridge. Each seed draws its own calibration and held-out sequences.",
     ]
     for name, found in records.items():
@@ -139,6 +154,8 @@ def page(records: dict[str, list[dict[str, Any]]]) -> str:
             shown = " | ".join(f"{statistics.fmean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in cells)
             lines.append(f"| {n} | {tokens:,.0f} | {shown} |")
         lines += ["", _enough(found)]
+    if EXPERTS.is_file():
+        lines += ["", *section(json.loads(EXPERTS.read_text(encoding="utf-8")))]
     return "\n".join(lines) + "\n"
 
 

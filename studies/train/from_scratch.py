@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from prunetune.data.demo.tokenizer import VOCAB_SIZE
 from prunetune.models.prompt import PromptFormat, encode_example
@@ -42,12 +42,12 @@ def rows(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> tu
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], batch: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], batch: int
 ) -> float:
     """One pass over the problems: warm-up, constant rate, linear decay over the last 60 %. Returns the seconds."""
     steps = len(pairs) // batch
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and ".mlp.gate." not in n]
+    others = [p for _, p in model.named_parameters() if all(p is not m for m in matrices)]  # a router, experts, norms
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
@@ -78,7 +78,7 @@ def train(
     return time.perf_counter() - start
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """A plain folder, bf16, that readers built on transformers 4 load too."""
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -37,9 +37,8 @@ from prunetune.pruning.plan import PrunePlan
 from prunetune.pruning.tap import at_real
 
 FEW = 16
-"""Held-out tokens with which an expert's ridge is chosen. With fewer chance chooses: one expert in seven was then left
-worse on fresh tokens than by the cut alone, at most 1.8 times as much; with more one in a hundred, by at most 1 %
-(docs/method.md)."""
+"""Held-out tokens that choose an expert's ridge; with fewer chance chooses it, and one expert in seven or so is left
+worse on fresh tokens than by the cut alone (studies/11-calibration-tokens)."""
 
 Moments = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 """Expert -> its C, over the tokens to fit to and over those held out; of those that got enough."""
