@@ -41,7 +41,7 @@ from prunetune.models.calibration import Place, place_of, token_bytes
 from prunetune.models.finite import broken_weights, is_finite
 from prunetune.pruning.blocks.fold import fold_blocks, readouts
 from prunetune.pruning.cut import check_shape
-from prunetune.pruning.experts.cut import of_the_rest, whole_experts
+from prunetune.pruning.experts.cut import check_counted, of_the_rest, whole_experts
 from prunetune.pruning.experts.fold import Held, fold_experts
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
@@ -98,6 +98,7 @@ def compensate(
     """
     source = open_source(model, device=device, dtype=dtype, quick=True)
     check_shape(plan, source.config.to_dict())
+    check_counted(plan, source.family)
     _check(source, target, batches, held_out)
     auto = bool(plan.drop_layers) and not source.family.post_ffn_norm and not source.family.experts
     stream = auto if target == "auto" else target == "stream"

@@ -285,6 +285,10 @@ def test_experts_alone_need_no_patch_and_the_stream_is_refused() -> None:
     assert auto.fits == layer.fits and [f.layer for f in auto.fits] == [0, 2, 3]
     with pytest.raises(UnsupportedModel, match="which of a token's experts"):
         compensate(model, plan_of("all"), CALIBRATION, **WAYS, target="stream")
+    of_dense = PrunePlan(model_sha="", depth=4, width=WIDTH, drop_neurons=dict.fromkeys(range(4), (1, 2)))
+    for fold_it in (compensate, lambda m, p, *a, **k: together(m, [p], *a, **k, ridges=(1.0,))):
+        with pytest.raises(PlanError, match="as if a layer had one FFN"):
+            fold_it(model, of_dense, CALIBRATION, **WAYS)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from prunetune.common.device import ALONE, Processes
 from prunetune.errors import PlanError
 from prunetune.pruning.cut import check_shape
-from prunetune.pruning.experts.cut import of_the_rest
+from prunetune.pruning.experts.cut import check_counted, of_the_rest
 from prunetune.pruning.experts.fold import Held, RoutedTap, as_stored, mended, settled
 from prunetune.pruning.folding.layer import MEMORY, Half, columns, cut_layer, patch_of, with_one
 from prunetune.pruning.halfway import Halfway
@@ -66,6 +66,7 @@ def together(
     source = open_source(model, quick=True)
     for plan in plans:
         check_shape(plan, source.config.to_dict())
+        check_counted(plan, source.family)
         if plan.drop_layers or plan.drop:
             raise PlanError("one walk folds several plans only if they take neurons alone", value=plan.new_shape)
     every, calibration = processes.share([*batches, *held_out]), len(processes.share(batches))
