@@ -107,6 +107,7 @@ def test_repeats_go_on_until_the_ratio_is_known_or_time_is_over(monkeypatch: pyt
     assert run(0.001) == LEAST, "known at the first look"
     assert run(1.0) == 4 * LEAST, "twice as many, and twice as many again"
     assert run(1.0, patience=0.0) == LEAST
+    assert measure(stand_ins(), prompt_tokens=4, new_tokens=2, repeats=5, settle=True, most=0.0)["cut"].repeats == 1
 
 
 def test_a_model_that_gives_no_numbers_has_no_speed() -> None:

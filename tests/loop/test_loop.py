@@ -77,7 +77,7 @@ def test_the_run_folder_keeps_its_contract(done):
     assert set(on_disk["accuracy"]["sums"]) == {"original", "final", "original_stderr", "final_stderr", "n"}
     assert on_disk["accuracy"]["sums"]["n"] == 4  # all of them for original and final ...
     assert [s["evals"][0]["n"] for s in on_disk["stages"]][:-1] == [3] * (len(names) - 1)  # ... round_n in between
-    assert set(on_disk["seconds"]) == {"score", "probe", "plan", "apply", "tune", "evaluate", "latency"}
+    assert set(on_disk["seconds"]) == {"score", "probe", "plan", "apply", "tune", "evaluate", "latency", "start"}
     assert {"question", "token"} == set(on_disk["speedup"]["sums"])
 
 

@@ -191,3 +191,14 @@ def test_a_measured_speed_is_told_with_its_interval(tmp_path: Path) -> None:
     unmeasured = conclude(run_of(tmp_path, result(90, 100), result(80, 100)))
     assert unmeasured is not None and unmeasured.speed == ""
     assert not any(line.startswith("speed") for line in unmeasured.lines())
+
+
+def test_the_cost_says_what_the_time_left_and_what_the_control_took(tmp_path: Path) -> None:
+    plain = run_of(tmp_path, result(90, 100), result(90, 100), planned_tokens=89_000)
+    said = conclude(replace(plain, control=run_of(tmp_path, result(90, 100), result(90, 100), seconds={"latency": 7})))
+    assert said is not None
+    assert said.cost.startswith(
+        "55 s (and 52 s for the control), 5,000 recovery tokens of 89.0 k planned (the time was up)"
+    )
+    enough = conclude(run_of(tmp_path, result(90, 100), result(90, 100), planned_tokens=5100))
+    assert enough is not None and "planned" not in enough.cost and "control" not in enough.cost

@@ -122,6 +122,7 @@ def run(
         return emit(as_json, value | here.to_json(), f"{text}\n\n{here.text}")
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
+    from prunetune.loop.pacing.clock import process_began
 
     watch = Watch()
     if not as_json:
@@ -129,7 +130,8 @@ def run(
         watch.line(foretold(read))
     ask = not yes and sys.stdin.isatty()  # a script has nobody to ask: it is told, and goes on
     gc.freeze()  # modules stay: each collection of a run would walk through half a million of their objects
-    summary = prune_tune_loop(read, out, watch, go_on=(lambda: typer.confirm("go on?", err=True)) if ask else None)
+    go_on = (lambda: typer.confirm("go on?", err=True)) if ask else None
+    summary = prune_tune_loop(read, out, watch, go_on=go_on, began=process_began())
     emit(as_json, summary, closing(summary, out))
     return None
 

@@ -122,6 +122,7 @@ def measure(
     warmup: int = 1,
     seed: int = 0,
     settle: bool = False,
+    most: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
     """Time every model on the same prompt, in turns.
@@ -136,6 +137,7 @@ def measure(
         seed: Of the prompt.
         settle: Begin with `LEAST` repeats, and double them (twice at most) until the ratio of the last model to the
             first is known to `NARROW`, or `PATIENCE_S` are over.
+        most: Seconds after which no repeat is begun, but for the first that counts; None: all repeats are made.
         progress: Called with (generations done, in all).
     """
     for name, value, least in (
@@ -151,7 +153,7 @@ def measure(
     seconds: dict[str, Seconds] = {name: [] for name in models}
     lot, begin, before = random.Random(), time.monotonic(), _load()  # not seeded: the lot is what makes it fair
     wanted, done, looks = warmup + (max(repeats, LEAST) if settle else repeats), 0, 1
-    while done < wanted:
+    while done < wanted and not (most is not None and done > warmup and time.monotonic() - begin > most):
         order = list(models)
         lot.shuffle(order)
         for at, name in enumerate(order):

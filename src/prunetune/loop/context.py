@@ -7,9 +7,10 @@ stream:  [0, score.samples) scored | [.., + held_out) loss only | the rest, in o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,8 @@ class Context:
         journal: Where events go; None: nowhere.
         fitted: The tokens that stay, where the vocabulary is cut.
         start: Folder of the model with these tokens, which the first round starts from; `tokenizer` is its own.
+        began: When the run began, as `time.monotonic` has it: of a command, its process.
+        opening: Seconds from then until all was read, and planned where the run has a time.
     """
 
     recipe: Recipe
@@ -90,6 +93,8 @@ class Context:
     calibration: Calibration | None = None
     fitted: Fitted | None = None
     start: Path | None = None
+    began: float = field(default_factory=time.monotonic)
+    opening: float = 0.0
 
     @property
     def begins(self) -> Path:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prunetune.common.files import once, read_json, remove, write_json
 from prunetune.common.progress import Watch, watching
+from prunetune.common.units import duration
 from prunetune.common.yaml import read_yaml
 from prunetune.data.stream import Example
 from prunetune.errors import Declined
@@ -25,7 +27,7 @@ from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
 from prunetune.loop.pacing.memory import check_memory
-from prunetune.loop.pacing.within import within
+from prunetune.loop.pacing.within import planned_tokens, within
 from prunetune.loop.probe import probed
 from prunetune.loop.recovery.shares import scarce_notes, used
 from prunetune.loop.round import one_round
@@ -51,7 +53,12 @@ SAMPLES = ".samples.json"
 
 
 def prune_tune_loop(
-    recipe: Recipe | Path | str, out: Path | str, watch: Watch | None = None, *, go_on: Callable[[], bool] | None = None
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    watch: Watch | None = None,
+    *,
+    go_on: Callable[[], bool] | None = None,
+    began: float | None = None,
 ) -> Summary:
     """Compact a model by the Prune-Tune Loop (Algorithm 1). Running it again continues where it was.
 
@@ -60,6 +67,7 @@ def prune_tune_loop(
         out: The run folder; made if it is not there.
         watch: Shows lines and bars; the default writes to stderr.
         go_on: Asked before any work if the original's own figures can tell nothing of what is lost; None: go on.
+        began: When what the time is counted from began, as `time.monotonic` has it; None: with this call.
 
     Returns:
         What RUN/summary.json holds.
@@ -67,7 +75,7 @@ def prune_tune_loop(
     Raises:
         Declined: `go_on` said no. The original's answers are kept.
     """
-    out, watch = Path(out), watch or Watch()
+    out, watch, began = Path(out), watch or Watch(), time.monotonic() if began is None else began
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
     check_rivals(recipe)
@@ -80,7 +88,9 @@ def prune_tune_loop(
             prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
         context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
-        context = within(dataclasses.replace(context, wanted=recipe), run)
+        context = within(dataclasses.replace(context, wanted=recipe, began=began), run)
+        opening = max(0.0, time.monotonic() - began - sampling_seconds(run))
+        context = dataclasses.replace(context, opening=opening)
         check_memory(context)
         if go_on is not _told:
             for note in scarce_notes(context):
@@ -194,10 +204,13 @@ def _finish(context: Context, run: RunFolder, case: Case) -> Summary:
     summary = _with_others(context, run, case, summarise(context.wanted, run, case.final, timings, leaked))
     if seconds := sampling_seconds(run):
         summary = summary.model_copy(update={"seconds": {**summary.seconds, "traces": round(seconds, 3)}})
+    summary = summary.model_copy(update={"planned_tokens": planned_tokens(context)})
     write_json(run.path / "summary.json", summary.to_json())
     write_report(run.path)
     if promise := summary.promise:
         watch.line(f"keep {promise.wanted:.0%}: {'kept' if promise.kept else 'NOT kept'}; {promise.why}")
+    if context.clock is not None:
+        watch.line(f"within {duration(context.clock.within)}: {duration(context.clock.gone)} since the start")
     return summary
 
 

@@ -172,7 +172,7 @@ def original(context: Context, run: RunFolder, rounds: int) -> StageRecord:
             name="original",
             model_sha=sha,
             rounds=rounds,
-            seconds={"evaluate": round(time.monotonic() - start, 3)},
+            seconds={"start": round(context.opening, 3), "evaluate": round(time.monotonic() - start, 3)},
             verdict=Verdict(accepted=True, why="the untouched model"),
         )
         write_json(tmp, record.to_json())
@@ -199,11 +199,12 @@ def latency(context: Context, run: RunFolder, final: Path, name: str = LATENCY) 
         models = {"original": context.load(context.source), "final": context.load(final)}
         settle = repeats >= ENOUGH  # fewer are no measurement, and are wanted as they are
 
-        def timed(batch: int) -> dict[str, Latency]:
+        def timed(batch: int, share: float) -> dict[str, Latency]:
             with context.watch.bar(f"time {batch} at a time") as bar:
-                return measure(models, batch=batch, repeats=repeats, settle=settle, progress=bar)
+                most = context.clock.remains * share if context.clock else None
+                return measure(models, batch=batch, repeats=repeats, settle=settle, progress=bar, most=most)
 
-        alone, many = timed(1), timed(BATCH)
+        alone, many = timed(1, 0.3), timed(BATCH, 0.6)  # of what is left: the report comes after
         found = {name: timed.to_json() for name, timed in alone.items()}
         write_json(tmp, {**found, "batched": {name: timed.to_json() for name, timed in many.items()}})
         models.clear()

@@ -57,6 +57,7 @@ def summarise(
     seconds = {a: round(sum(s.seconds.get(a, 0.0) for s in everyone), 3) for a in ACTIONS}
     seconds["plan"] += seconds.pop("compensate")  # as version 0.1 has it; stage.json has it apart
     seconds["latency"] = seconds_of(run.path, LATENCY) if latency else 0.0
+    seconds["start"] = original.seconds.get("start", 0.0)
     ratio = known(final.params, "params") / known(original.params, "params")
     return Summary(
         original=original,

@@ -263,9 +263,9 @@ def _range(e: EvalRecord) -> str:
 
 def _cost(run: RunRecord) -> str:
     seconds, tokens = sum(run.seconds().values()), run.recovery_tokens()
-    said = [human.duration(seconds)] if seconds else []
+    said = [human.duration(seconds) + _beside(run)] if seconds else []
     if tokens is not None:
-        said.append(f"{human.count(tokens)} recovery tokens")
+        said.append(f"{human.count(tokens)} recovery tokens{_of_planned(run, tokens)}")
     if (
         run.original is not None
         and run.final is not None
@@ -273,6 +273,19 @@ def _cost(run: RunRecord) -> str:
     ):
         said.append(f"{human.percent(share)} of the parameters left")
     return ", ".join(said)
+
+
+def _beside(run: RunRecord) -> str:
+    """What the control took, which is not in the time of the run itself."""
+    taken = sum(sum(s.seconds.values()) for s in run.control.stages) if run.control is not None else 0.0
+    timed = run.control.summary.seconds.get("latency", 0.0) if run.control is not None else 0.0
+    return f" (and {human.duration(taken + timed)} for the control)" if taken + timed else ""
+
+
+def _of_planned(run: RunRecord, tokens: int) -> str:
+    """Beside what was planned, where the time left clearly less."""
+    planned = run.summary.planned_tokens
+    return f" of {human.count(planned)} planned (the time was up)" if planned and tokens < 0.8 * planned else ""
 
 
 def _size(run: RunRecord) -> str:

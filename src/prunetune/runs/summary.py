@@ -161,6 +161,8 @@ class Leak(Record):
 class Summary(Record):
     """RUN/summary.json. `asked` is the recipe's target, `reached` the same of the final model, in the same unit.
 
+    `planned_tokens` of a run within a time: what recovery was to have when the time was planned.
+
     Also read by key, as the file is: `summary["final"]["cost"]`.
     """
 
@@ -173,6 +175,7 @@ class Summary(Record):
     speedup: dict[str, float | TaskSpeedup] = Field(default_factory=dict)
     latency: Timings | None = None
     recovery_tokens: int | None = None
+    planned_tokens: int | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     control: ControlRecord | None = None
     promise: Promise | None = None

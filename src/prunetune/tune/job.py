@@ -127,6 +127,7 @@ class TuneResult:
         peak_bytes: Highest memory: of the device where it has its own, else resident memory of the process.
         mfu: FLOPs of the model / seconds / what a plain matrix product reaches on this device in the compute type.
         notes: What a reader of the report should know.
+        planned: Optimiser steps that it would have taken, had its time been enough; 0: not told.
     """
 
     method: str
@@ -141,6 +142,7 @@ class TuneResult:
     peak_bytes: int = 0
     mfu: float = 0.0
     notes: list[str] = field(default_factory=list)
+    planned: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

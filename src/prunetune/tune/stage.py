@@ -86,6 +86,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         peak_bytes=peak,
         mfu=trained.mfu,
         notes=trained.notes,
+        planned=trained.planned,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -184,7 +185,9 @@ def test_timing_leaves_nothing_and_covers_every_kind(at: Path, tmp_path: Path, m
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     plain = tiny_recipe(at, compensate="least-squares", score={"samples": 8, "held_out": 4, "max_length": 64})
-    pace = measured(prepare(plain, resolve_model(plain.model), Watch(quiet=True)))
+    context = prepare(plain, resolve_model(plain.model), Watch(quiet=True))
+    pace = measured(dataclasses.replace(context, began=time.monotonic() - 50))
+    assert pace.start > 50, "by the clock on the wall, from the start of the command"
     assert min(pace.load, pace.score, pace.compensate, pace.loss, pace.write, pace.latency) > 0
     assert pace.ask["sums"].seconds > 0 and pace.tune[0] is not None and pace.tune[0].each > 0
     assert pace.untimed == () and not list(tmp_path.glob("prunetune-pace-*"))

@@ -18,7 +18,8 @@ from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.pacing import within as module
 from prunetune.loop.pacing.clock import Clock
 from prunetune.loop.pacing.pace import Asking, Pace, Tuning
-from prunetune.loop.pacing.within import MOST_EPOCHS, fitted
+from prunetune.loop.pacing.within import MOST_EPOCHS, _passes, fitted
+from prunetune.loop.recovery.shares import Part
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.goals import seconds
 from prunetune.tune.job import TuneJob
@@ -26,6 +27,20 @@ from prunetune.tune.methods import Local
 from prunetune.tune.stage import run_job
 
 QUIET = Watch(quiet=True)
+
+
+class Lines(Watch):
+    """Keeps what would be printed."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def telling(self, listener: Any) -> Watch:
+        return self
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +102,7 @@ def test_local_recovery_keeps_its_amount_and_leaves_the_rest(place: Path) -> Non
 def test_more_passes_than_help_are_not_made(place: Path) -> None:
     found = fitted(context(place, 100_000), PACE)
     (method,) = found.recipe.recover
-    assert method.epochs == MOST_EPOCHS
+    assert method.epochs == MOST_EPOCHS and f"({MOST_EPOCHS} passes over " in found.told[0]
     assert "it ends earlier" in found.told[-1]
 
 
@@ -158,7 +173,6 @@ def test_a_run_recovers_for_what_is_left_and_goes_on_with_its_plan(
 
     monkeypatch.setattr(module, "measured", lambda context: planned)
     monkeypatch.setattr(module, "tuning", again_timed)
-    monkeypatch.setattr("prunetune.loop.pacing.clock.process_began", time.monotonic)
     summary = prune_tune_loop(recipe, tmp_path / "out", QUIET)
     (tuned,) = summary.stages[0].tune
     assert 900 < (tuned.tokens or 0) < 1.25 * 400 / 0.2  # what is left of 400 s, a fifth of a second each
@@ -169,6 +183,35 @@ def test_a_run_recovers_for_what_is_left_and_goes_on_with_its_plan(
     assert again.stages == summary.stages
 
 
+def test_a_recovery_that_the_clock_cuts_short_says_so_everywhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time counts from the start that is given, not from the call: of 400 s 395 are gone already."""
+    recipe = tiny_recipe(place, within=400, budget="damage", prune={"target": 0.8, "align": 4, "rounds": 1})
+    fast = Tuning(each=1e-9, beside=0.0, tokens_a_sample=20.0)
+    planned = dataclasses.replace(PACE, tune=(Tuning(each=0.1, beside=1.0, tokens_a_sample=20.0),))
+    monkeypatch.setattr(module, "measured", lambda context: planned)
+    monkeypatch.setattr(module, "tuning", lambda *_: fast)
+    watch = Lines()
+    summary = prune_tune_loop(recipe, tmp_path / "out", watch, began=time.monotonic() - 395)
+    (tuned,) = summary.stages[0].tune
+    assert tuned.steps == 1 and (tuned.tokens or 0) < 0.8 * (summary.planned_tokens or 0)
+    assert any("were planned: no time is left for it" in line for line in watch.lines), watch.lines
+    stopped = next(line for line in watch.lines if "recovery (cpt) stopped after 1 of " in line)
+    assert stopped.endswith("the time was up") and stopped.strip() in (tmp_path / "out" / "report.md").read_text()
+    assert "planned (the time was up)" in (tmp_path / "out" / "report.md").read_text()
+    assert 395 < summary.seconds["start"] < 500 and watch.lines[-1].startswith("within 6 min 40 s: ")
+    assert summary.latency is not None and summary.latency.final is not None
+    assert summary.latency.final.repeats == 1, "no more than it takes where nothing is left"
+
+
+def test_where_less_fits_than_was_planned_the_data_are_gone_over_less_often(place: Path) -> None:
+    five = tiny_recipe(place).recover[0].changed(epochs=5)
+    part = Part(0, five, samples=None, tokens=1000)
+    assert [_passes(part, fits) for fits in (10, 1000, 1001, 4500, 9000)] == [1, 1, 2, 5, 5]
+    assert _passes(dataclasses.replace(part, tokens=None), 10) == 5
+
+
 def test_training_ends_when_its_time_is_over(place: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(place)
     job = TuneJob(
@@ -176,5 +219,5 @@ def test_training_ends_when_its_time_is_over(place: Path, tmp_path: Path) -> Non
         method=recipe.recover[0].changed(samples=None), seconds=1e-6, fmt=recipe.prompt,
     )  # fmt: skip
     found = run_job(job)
-    assert found.steps == 1 and "its time was over" in found.notes[-1]
+    assert found.steps == 1 and found.planned > 10
     assert (tmp_path / "out" / "config.json").is_file()

@@ -26,7 +26,7 @@ class Clock:
         after: Seconds that are needed after recovery, the timing of every rung among them.
         rung: Of them, the timing of one rung.
         rungs: Of the ladder.
-        begun: This start, as `time.monotonic` has it, without what the process did before it.
+        begun: When this start began, as `time.monotonic` has it: of a command, its process.
     """
 
     within: float
@@ -36,7 +36,17 @@ class Clock:
     after: float
     rung: float = 0.0
     rungs: int = 1
-    begun: float = field(default_factory=process_began)
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def gone(self) -> float:
+        """Seconds of the run so far, earlier starts among them."""
+        return time.monotonic() - self.begun + self.spent
+
+    @property
+    def remains(self) -> float:
+        """Seconds until its end; never negative."""
+        return max(0.0, self.within - self.gone)
 
     def left(self, rungs: int = 1) -> float:
         """Seconds that recovery may take from now on, so that all ends in time; never negative.
@@ -44,6 +54,5 @@ class Clock:
         Args:
             rungs: That are not reached yet: the others are timed, and their time is gone already.
         """
-        gone = time.monotonic() - self.begun + self.spent
         timed = max(0, self.rungs - rungs) * self.rung
-        return max(0.0, self.within - gone - (self.after - timed))
+        return max(0.0, self.within - self.gone - (self.after - timed))

@@ -100,7 +100,7 @@ class Pace:
         latency: A prefill and a decode, at batch 1 and at `BATCH`.
         write: A cut model written.
         tune: Of each method, on a model of the final shape.
-        start: This process until it had read its inputs.
+        start: The command until it had read its inputs, imports among them, by the clock on the wall.
         traces: Of each of the recipe's own traces, seconds a question.
         untimed: Tasks and methods whose time is not known.
         spent: What the timing itself took.
@@ -126,7 +126,8 @@ def measured(context: Context) -> Pace:
     Raises:
         PrunetuneError: Whatever the work itself would raise.
     """
-    start, begun = time.process_time(), time.monotonic()
+    begun = time.monotonic()
+    start = begun - context.began
     methods = context.recipe.recover
     with context.watch.bar("time this machine") as bar, tempfile.TemporaryDirectory(prefix="prunetune-pace-") as at:
         done, kinds = itertools.count(1), 4 + len(context.tasks) + len(methods)

@@ -10,6 +10,7 @@ is told whether the hub can be reached. Data sets are read as the run reads them
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -95,6 +96,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         return Rehearsal(f"minutes on this machine: not known, for {recipe.model} is not here{away}")
     from prunetune.loop.beside.rivals import check_rivals
     from prunetune.loop.context import place, prepare
+    from prunetune.loop.pacing.clock import process_began
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
@@ -112,7 +114,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     check_rivals(recipe.changed(evaluate=recipe.evaluate.model_copy(update={"rivals": near})))
     if far:
         watch.line(f"rivals that are not here, which only the run can check: {', '.join(far)}")
-    context = prepare(recipe, source, watch)
+    context = dataclasses.replace(prepare(recipe, source, watch), began=process_began())
     for note in scarce_notes(context):
         watch.line(note)
     space, doubt = room(context, out), hardly_provable(context)

@@ -41,6 +41,8 @@ OVERHEAD = 0.25
 """Share of the time that rounds beyond the first may cost beside their recovery."""
 LATE = 1.15
 """Recovery is ended where it has taken so many times what it was given."""
+LESS = 0.8
+"""Of the planned tokens of a round: a share below this is told."""
 PLAN = ".time.json"
 
 
@@ -79,9 +81,16 @@ def within(context: Context, run: RunFolder) -> Context:
     for line in found.told:
         context.watch.line(line)
     rungs = len(recipe.prune.ladder or ()) or 1
-    clock = Clock(recipe.within, spent, found.each, found.least, found.after, found.rung, rungs)
+    clock = Clock(recipe.within, spent, found.each, found.least, found.after, found.rung, rungs, context.began)
     tasks = tuple(t.first(found.asked) for t in context.tasks)
     return dataclasses.replace(context, recipe=found.recipe, tasks=tasks, clock=clock)
+
+
+def planned_tokens(context: Context) -> int | None:
+    """What recovery was to have in the whole run when its time was planned; None: it has none, or no such amount."""
+    if context.clock is None:
+        return None
+    return sum((m.tokens or 0) * m.epochs for m in context.recipe.recover if not isinstance(m, Local)) or None
 
 
 def _unsaid(recipe: Recipe) -> dict[str, set[str]]:
@@ -227,7 +236,7 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
         epochs = max(1, min(MOST_EPOCHS, math.ceil(wanted / once_over)))
         tokens = max(1, round(min(wanted / epochs, once_over)))
         methods.append(bare.changed(tokens=tokens, epochs=epochs))
-        over = f", {epochs} times over" if epochs > 1 else ""
+        over = f" ({epochs} passes over {count(tokens)})" if epochs > 1 else ""
         told.append(f"{method.type} {count(tokens * epochs)} tokens{over}")
         if wanted > 1.1 * MOST_EPOCHS * once_over:
             cuts = [
@@ -284,18 +293,39 @@ def by_time_left(
             if part.place in fixed:
                 found.append([part.tokens, LATE * max(1.0, fixed[part.place])])
                 continue
-            fits = round(seconds / pace / part.method.epochs)
-            tokens = max(1, clock.least[part.place] // part.method.epochs, min(fits, 2 * (part.tokens or fits)))
-            found.append([tokens, LATE * max(seconds, clock.least[part.place] * pace)])
+            fits = seconds / pace
+            epochs = _passes(part, fits)
+            most = round(fits / epochs)
+            tokens = max(1, clock.least[part.place] // epochs, min(most, 2 * (part.tokens or most)))
+            found.append([tokens, LATE * max(seconds, clock.least[part.place] * pace), epochs])
+            _tell_less(context, part, tokens * epochs, seconds)
         write_json(tmp, found)
 
     decided = read_json(once(timed.at / PLAN, {"parts": [p.tokens for p in parts]}, make))
     return [
-        dataclasses.replace(p, tokens=int(tokens), seconds=float(seconds))
-        if tokens is not None
-        else dataclasses.replace(p, seconds=float(seconds))
-        for p, (tokens, seconds) in zip(parts, decided, strict=True)
+        dataclasses.replace(
+            p,
+            tokens=p.tokens if tokens is None else int(tokens),
+            seconds=float(seconds),
+            method=p.method.changed(epochs=int(epochs[0])) if epochs else p.method,
+        )
+        for p, (tokens, seconds, *epochs) in zip(parts, decided, strict=True)
     ]
+
+
+def _passes(part: Part, fits: float) -> int:
+    """Over a round's data: no more than it takes for the tokens that fit, and no more than were planned."""
+    return max(1, min(part.method.epochs, math.ceil(fits / part.tokens))) if part.tokens else part.method.epochs
+
+
+def _tell_less(context: Context, part: Part, tokens: int, seconds: float) -> None:
+    """Say so where a method gets clearly less than was planned, and why."""
+    planned = (part.tokens or 0) * part.method.epochs
+    if tokens < LESS * planned:
+        left = f"{duration(seconds)} are left for it" if seconds else "no time is left for it"
+        context.watch.line(
+            f"  recovery ({part.method.type}): {count(tokens)} tokens, {count(planned)} were planned: {left}"
+        )
 
 
 def _own_seconds(clock: Clock, part: Part) -> float:

@@ -98,7 +98,7 @@ def _run(context: Context, task: _Task, tmp: Path) -> None:
     job = task.job.model_copy(update={"out": tmp})
     with context.watch.bar(f"tune {job.method.type}", told=job.telemetry is None) as bar:
         result = launch(job, context.recipe.launcher, bar)
-    result = _short(context, result, task)
+    result = _stopped(context, _short(context, result, task))
     if task.harmless is not None:
         result = no_worse(context, task.harmless, tmp, job.work, result)
     copy_files(job.model, tmp, task.carry)
@@ -141,6 +141,15 @@ def _telemetry(context: Context) -> Telemetry | None:
         return None
     at = journal.path.absolute()
     return Telemetry(events=at, stage=journal.stage, run=at.parent.name, log=context.recipe.log)
+
+
+def _stopped(context: Context, result: TuneResult) -> TuneResult:
+    """Say so where the time ended it."""
+    if result.steps >= result.planned:
+        return result
+    note = f"recovery ({result.method}) stopped after {result.steps:,} of {result.planned:,} steps: the time was up"
+    context.watch.line(f"  {note}")
+    return dataclasses.replace(result, notes=[*result.notes, note])
 
 
 def _short(context: Context, result: TuneResult, task: _Task) -> TuneResult:

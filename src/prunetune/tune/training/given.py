@@ -69,6 +69,7 @@ class Trained:
     data_tokens: int = 0
     mfu: float = 0.0
     notes: list[str] = field(default_factory=list)
+    planned: int = 0
     state: dict[str, torch.Tensor] | None = None
     """All weights, where the model itself holds only a part of them."""
     writes: bool = True

@@ -159,6 +159,7 @@ class Frame:
             tokens=tokens,
             seconds=done.seconds,
             steps=done.steps,
+            planned=trainer.state.max_steps,
             mfu=utilisation(self.stage, tokens, mean_length, done.seconds, self.compute) / self.world,
             state=whole_state(trainer),
             writes=trainer.is_world_process_zero(),

@@ -174,7 +174,7 @@ def fit(
         tokens=tokens,
         mean_length=tokens / min(len(rows), done.steps * method.batch_size),
         truncated=made.truncated,
-        notes=_notes(made, method, done.steps, steps),
+        notes=_notes(made, method, steps),
     )
 
 
@@ -214,14 +214,12 @@ def _order(rows: tuple[Row, ...], method: Method, micro: int, seed: int, packing
     return [row for epoch in range(method.epochs) for row in packed(rows, method.max_length, seed + epoch)]
 
 
-def _notes(made: Rows, method: Method, done: int, steps: int) -> list[str]:
+def _notes(made: Rows, method: Method, steps: int) -> list[str]:
     notes = []
     if made.truncated:
         notes.append(f"{made.truncated} of {made.used} examples were cut to max_length {method.max_length}")
     if made.empty:
         notes.append(f"{made.empty} of {made.used} examples had no token that counts and were not trained on")
-    if done < steps:
-        notes.append(f"ended after {done} of {steps} steps: its time was over")
     if method.average:
         notes.append(f"the weights of the last {covered(steps, method.average)} of {steps} steps were averaged")
     return notes
