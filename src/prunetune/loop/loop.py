@@ -11,10 +11,11 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunetune.common.files import once, read_json, remove, write_json
+from prunetune.common.files import once, remove, write_json
 from prunetune.common.progress import Watch, watching
 from prunetune.common.units import duration
 from prunetune.common.yaml import read_yaml
@@ -33,12 +34,12 @@ from prunetune.loop.recovery.shares import scarce_notes, used
 from prunetune.loop.round import one_round
 from prunetune.loop.sampling.traces import renewed_rows, sampled, sampling_seconds
 from prunetune.loop.shapes import shaped
+from prunetune.loop.start.again import SAMPLES, check_again, pinned
 from prunetune.loop.start.vocabulary import measured, started
 from prunetune.loop.summary import leaks, summarise
 from prunetune.loop.told import tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
 from prunetune.models.folders import resolve_model
-from prunetune.recipe.calibration import counted
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import renewed, traces_of
 from prunetune.report.conclusion import GOOD, doubts
@@ -47,9 +48,6 @@ from prunetune.report.write import write_report
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import known
 from prunetune.runs.summary import Summary
-
-SAMPLES = ".samples.json"
-"""Of a run with `score.samples: auto`: how many sequences that is."""
 
 
 def prune_tune_loop(
@@ -73,20 +71,20 @@ def prune_tune_loop(
         What RUN/summary.json holds.
 
     Raises:
-        Declined: `go_on` said no. The original's answers are kept.
+        Declined: `go_on` said no. The original's answers are kept. Others: see `check_again`, `RunFolder.open`.
     """
     out, watch, began = Path(out), watch or Watch(), time.monotonic() if began is None else began
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     source = resolve_model(recipe.model)
     check_rivals(recipe)
     with (
-        RunFolder.open(out, recipe, source) as run,
+        RunFolder.open(out, recipe, source, partial(check_again, recipe, source)) as run,
         telling(run, recipe, watch) as (journal, told),
         watching(told),
     ):
         if traces_of(recipe):
             prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
-        context = prepare(_pinned(sampled(recipe, run, source, told), run), source, told, journal)
+        context = prepare(pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe, began=began), run)
         opening = max(0.0, time.monotonic() - began - sampling_seconds(run))
@@ -112,12 +110,6 @@ def prune_tune_loop(
         measure_rivals(context, run)
         journal.stage = "final"
         return _finish(context, run, case)
-
-
-def _pinned(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe with the number of sequences that the run began with: a deeper target does not change it."""
-    at = run.path / SAMPLES
-    return counted(recipe, int(read_json(at))) if recipe.score.samples == "auto" and at.is_file() else recipe
 
 
 def _pin(recipe: Recipe, context: Context, run: RunFolder) -> None:

@@ -27,6 +27,7 @@ from prunetune.models.folders import model_sha
 from prunetune.pruning.plan import PrunePlan
 from prunetune.recipe.changes import check_unchanged
 from prunetune.recipe.schema import Recipe
+from prunetune.runs.inputs import check_inputs, note_inputs
 from prunetune.runs.ours import clear_round, is_run, sweep, unfinished, verify_notes
 from prunetune.runs.records import FULL, StageRecord, known, read_stage
 from prunetune.runs.vocabulary import VOCABULARY
@@ -49,22 +50,29 @@ class RunFolder:
 
     @staticmethod
     @contextmanager
-    def open(path: Path, recipe: Recipe, source: Path) -> Iterator[RunFolder]:
+    def open(
+        path: Path, recipe: Recipe, source: Path, check: Callable[[RunFolder], None] | None = None
+    ) -> Iterator[RunFolder]:
         """Create or continue a run.
 
         Args:
             path: The run folder.
             recipe: What to run; compared with the one the folder holds.
             source: The untouched model's folder.
+            check: Called before the recipe takes the place of the one there; what it raises leaves that as it is.
 
         Raises:
-            RecipeChanged: bytes already made would differ. NotWritable: no permission, or another process is on it.
+            RecipeChanged: bytes already made would differ, or were made of files that have changed. NotWritable: no
+                permission, or another process is on it.
         """
         with own_folder(path, "run", is_run):
             run = RunFolder(path, source)
             sweep(path)
             for finished in path.glob("[0-9]*-*/stage.json"):  # nothing flipped is used; the rest is made anew
                 verify_notes(finished.parent)
+            run._check(recipe)
+            if check is not None:
+                check(run)
             run.adopt(recipe)
             if run.stages:
                 run.tidy(recipe.keep)  # a kill may have come first
@@ -81,8 +89,9 @@ class RunFolder:
         RunFolder(path, source)._check(recipe)
 
     def adopt(self, recipe: Recipe) -> None:
-        """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts."""
+        """Write recipe.yaml, unless the folder holds results of a recipe that it contradicts, or of other files."""
         self._check(recipe)
+        note_inputs(self.path, recipe, self._free())
         recipe.write(self.path / "recipe.yaml")
 
     def _check(self, recipe: Recipe) -> None:
@@ -92,6 +101,7 @@ class RunFolder:
             if (free := self._free()) is not None:
                 wish = ("stop_at",) if recipe.prune.ladder else ()  # decides on nothing: it says what is recommended
                 check_unchanged(before or {}, recipe.model_dump(mode="json"), (*free, *wish))
+                check_inputs(self.path, recipe, free)
 
     def _free(self) -> tuple[str, ...] | None:
         """What a recipe may change before the first finished round without throwing away what is made; None: all."""

@@ -101,6 +101,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
     from prunetune.loop.recovery.shares import scarce_notes
+    from prunetune.loop.start.again import check_again
     from prunetune.loop.verdict import hardly_provable
     from prunetune.models.folders import resolve_model
     from prunetune.recipe.measured import WEIGHT_ONLY
@@ -109,6 +110,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     begin()
     source = resolve_model(recipe.model)
     RunFolder.check(out, recipe, source)
+    check_again(recipe, source, RunFolder(out, source))
     far = [name for name in recipe.evaluate.rivals if name not in WEIGHT_ONLY and not is_here(name)]
     near = [name for name in recipe.evaluate.rivals if name not in far]
     check_rivals(recipe.changed(evaluate=recipe.evaluate.model_copy(update={"rivals": near})))

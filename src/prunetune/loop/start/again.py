@@ -1,0 +1,87 @@
+"""A run that is there and is asked for something else than before: whether it can be done, before anything is written.
+
+check_again(recipe, source, run)     # OutOfReach, DataError, ...: recipe.yaml and the finished run stay as they are
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunetune.common.files import read_json
+from prunetune.common.progress import Watch
+from prunetune.common.yaml import read_yaml
+from prunetune.errors import OutOfReach
+from prunetune.loop.context import Context, prepare
+from prunetune.loop.decide import Case, Decision, decide
+from prunetune.loop.recovery.shares import active, source_of
+from prunetune.recipe.calibration import counted
+from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import traces_of
+from prunetune.runs.folder import RunFolder
+from prunetune.runs.records import DecisionRecord
+
+SAMPLES = ".samples.json"
+"""Of a run with `score.samples: auto`: how many sequences that is."""
+
+
+class _Another(Exception):
+    """Another round would be probed."""
+
+
+def pinned(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe with the number of sequences that the run began with: a deeper target does not change it."""
+    at = run.path / SAMPLES
+    return counted(recipe, int(read_json(at))) if recipe.score.samples == "auto" and at.is_file() else recipe
+
+
+def check_again(recipe: Recipe, source: Path, run: RunFolder) -> None:
+    """Whether a run with finished rounds can do what another recipe than its own asks for.
+
+    Args:
+        recipe: What is asked for now.
+        source: Folder of the untouched model.
+        run: The run folder, which is held; it is not written to.
+
+    Raises:
+        OutOfReach: The run is smaller already, or no recovery data are left for another round. Else see `prepare`.
+    """
+    file = run.path / "recipe.yaml"
+    if not run.stages or not file.is_file() or read_yaml(file, "recipe") == recipe.model_dump(mode="json"):
+        return
+    context = prepare(pinned(recipe, run), source, Watch(quiet=True))
+    prune = recipe.prune
+    if recipe.searches or prune.open or prune.by_threshold or prune.vocabulary or traces_of(recipe):
+        return  # only measuring tells what follows, or what the data are
+    case = Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream))
+    if _goes_on(case):
+        _check_left(context, case)
+
+
+def _goes_on(case: Case) -> bool:
+    """Whether another round follows."""
+
+    def probed(index: int, attempt: int) -> DecisionRecord:
+        raise _Another
+
+    try:
+        return isinstance(decide(case, probed), Decision)
+    except _Another:
+        return True
+
+
+def _check_left(context: Context, case: Case) -> None:
+    """OutOfReach if a method of another round would find no example that no round has taken."""
+    for i, method in active(context.recipe, last=False):
+        stream, start = source_of(context, case.stages, i, case.cursor)
+        if start < len(stream):
+            continue
+        size = case.current.params or 0
+        kept = 0 if i in context.own else context.reserved
+        raise OutOfReach(
+            f"no recovery data are left for another round of {method.type}: the finished rounds have taken all",
+            value=f"{len(stream):,} sequences: {kept:,} of them to score and to measure with, "
+            f"{len(stream) - kept:,} trained on in {len(case.stages)} round{'s' * (len(case.stages) > 1)}",
+            valid=f"what is finished: {size / context.sizes.original:.1%} of the parameters",
+            fix="this target in a new --out, where all data are shared out anew; "
+            "or the target as it was: nothing here is changed",
+        )

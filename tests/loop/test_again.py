@@ -1,0 +1,79 @@
+"""A finished run that is asked for something else: what cannot be done is told before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.tiny_run import rows, tiny_recipe
+
+from prunetune.common.progress import Watch
+from prunetune.errors import OutOfReach, PrunetuneError, RecipeChanged
+from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.pacing.rehearsal import rehearsed
+from prunetune.recipe.schema import Recipe
+from prunetune.runs.state import state_of
+
+QUIET = Watch(quiet=True)
+
+
+def with_target(recipe: Recipe, target: float, **recover: object) -> Recipe:
+    value = recipe.model_dump(mode="json")
+    value["prune"]["target"] = target
+    value["recover"][0] |= recover
+    return Recipe.parse(value)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run that has trained on all its data."""
+    at = tmp_path_factory.mktemp("again")
+    changes = {"prune": {"target": 0.9, "step": 0.5, "align": 4, "layers": 0}, "control": "none"}
+    recipe = with_target(tiny_recipe(at, **changes), 0.9, samples=None)
+    rows(at / "rows.jsonl", n=40)
+    prune_tune_loop(recipe, at / "out", QUIET)
+    return at, recipe
+
+
+def refused(out: Path, recipe: Recipe, error: type[PrunetuneError]) -> PrunetuneError:
+    """What a call says, which must leave every file of a finished run as it was."""
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(error) as e:
+        prune_tune_loop(recipe, out, QUIET)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert state_of(out).state == "finished"
+    return e.value
+
+
+@pytest.mark.parametrize("budget", ["equal", "damage"])
+def test_a_smaller_target_for_which_no_data_are_left_is_refused_before_anything_is_written(done, budget):
+    at, recipe = done
+    out = at / "out"
+    if budget == "damage":
+        recipe, out = recipe.changed(budget="damage"), at / "by damage"
+        prune_tune_loop(recipe, out, QUIET)
+    said = refused(out, deeper := with_target(recipe, 0.7), OutOfReach)
+    assert "no recovery data are left for another round of cpt" in said.what
+    assert "40 sequences: 12 of them to score and to measure with, 28 trained on in 1 round" in str(said.value)
+    assert "new --out" in str(said.fix) and "target as it was" in str(said.fix)
+    with pytest.raises(OutOfReach, match="no recovery data are left for another round"):
+        rehearsed(deeper, out, QUIET, lambda: None)
+    prune_tune_loop(recipe, out, QUIET)  # the same command as before: nothing to do
+    assert state_of(out).state == "finished"
+
+
+def test_a_larger_target_and_bad_tasks_are_refused_before_anything_is_written(done):
+    at, recipe = done
+    assert "already smaller" in refused(at / "out", with_target(recipe, 0.95), OutOfReach).what
+    value = recipe.model_dump(mode="json")
+    value["evaluate"]["tasks"][0]["n"] = 400
+    assert "has 40 problems" in refused(at / "out", Recipe.parse(value), PrunetuneError).what
+
+
+def test_a_finished_run_is_not_reported_as_if_of_other_files(done):
+    at, recipe = done
+    kept = (at / "rows.jsonl").read_bytes()
+    rows(at / "rows.jsonl", n=60)
+    assert "rows.jsonl changed since this run began" in refused(at / "out", recipe, RecipeChanged).what
+    (at / "rows.jsonl").write_bytes(kept)
+    prune_tune_loop(recipe, at / "out", QUIET)
