@@ -18,8 +18,9 @@ import prunetune.evaluation.spread as module
 from prunetune.cli.measuring import eval_model, eval_tasks
 from prunetune.common.progress import Watch
 from prunetune.errors import BadCheckpoint, MissingPath, TaskError
-from prunetune.evaluation.evaluate import EvalResult, evaluate, read_samples
+from prunetune.evaluation.evaluate import EvalResult, _sample, evaluate, read_samples
 from prunetune.evaluation.loss import perplexity
+from prunetune.models.generation import Answer
 from prunetune.models.prompt import PromptFormat, prompt_ids
 from prunetune.tasks.registry import Problem, Task, TaskConfig, Verdict, build_task
 
@@ -221,3 +222,10 @@ def test_a_score_that_is_no_number_is_told_with_its_problem(model: PreTrainedMod
     with pytest.raises(TaskError, match="score that is no number: f1 is nan") as e:
         evaluate(model, tiny_tokenizer(), task(4, verify=broken), fmt=FMT, out=tmp_path / "t.jsonl")
     assert e.value.value == "p2"
+
+
+def test_what_a_verifier_does_not_say_is_not_written() -> None:
+    """`"extracted": null` beside a right answer looked like a fault: one's own verifier says right or wrong alone."""
+    problem, answer = Problem("1", "1?", "2"), Answer("2", 1, "end")
+    said = [_sample(problem, "1?", 2, answer, Verdict(True, found, ""), 0.1).to_json() for found in (None, "2")]
+    assert "extracted" not in said[0] and said[1]["extracted"] == "2"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 
 import pytest
 import torch
-from tests.tiny_run import tiny_recipe
+from tests.tiny_run import rows, tiny_recipe
 
 from prunetune.common.progress import Watch
 from prunetune.common.stats import kept_share
@@ -20,7 +21,7 @@ from prunetune.loop.decide import Case, Decision, decide
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.probe import losses, make_patch
 from prunetune.loop.seek import seek
-from prunetune.loop.verdict import hardly_provable, promised, provable, validation
+from prunetune.loop.verdict import hardly_provable, needed, promised, provable, validation
 from prunetune.models.folders import load_config, load_model, resolve_model
 from prunetune.pruning.patch import Patch
 from prunetune.pruning.plan import PrunePlan
@@ -337,8 +338,11 @@ def test_where_no_problems_are_left_to_decide_that_is_told_before_any_work(tmp_p
     recipe = recipe.changed(
         evaluate=recipe.evaluate.model_copy(update={"tasks": [task.model_copy(update={"n": None})]})
     )
-    with pytest.raises(OutOfReach, match="no problems are left to decide with"):
+    with pytest.raises(OutOfReach, match="no problems are left to decide with") as e:
         prune_tune_loop(recipe, tmp_path / "run")
+    assert "200 rows of sums: 200 are reported (--n), 0 decide" in str(e.value.value)
+    n = int(re.search(r"--n (\d+), so that (\d+) decide", str(e.value.fix))[1])
+    assert provable(200 - n, 2000) >= 0.9 and n > 100  # what is named does it, and reports as many as may be
     assert not (tmp_path / "run/original/stage.json").exists()
 
 
@@ -362,6 +366,28 @@ def test_a_share_that_cannot_be_proved_is_told_before_any_try(tmp_path):
     assert f"--keep {int(100 * provable(196, 2000))}%" in str(e.value.fix)  # the rows that are not reported
     easy = dataclasses.replace(context, recipe=tiny_recipe(tmp_path, stop_at={"accuracy": 0.5}))
     assert hardly_provable(easy, [EvalRecord.model_validate(perfect)]) is None
+
+
+def test_a_split_that_decides_too_little_is_told_before_the_original_is_asked(tmp_path):
+    """The table of the reader: 80 rows, 50 of them reported, so that 30 decide; all is known from these counts."""
+    recipe = tiny_recipe(tmp_path, stop_at={"accuracy": 0.95})
+    rows(tmp_path / "eighty.jsonl", 80)
+    (task,) = recipe.evaluate.tasks
+
+    def asked(n, **stop):
+        tasks = [task.model_copy(update={"path": str(tmp_path / "eighty.jsonl"), "n": n})]
+        evaluate = recipe.evaluate.model_copy(update={"tasks": tasks})
+        return recipe.changed(evaluate=evaluate, stop_at=recipe.stop_at.model_copy(update=stop))
+
+    with pytest.raises(OutOfReach, match=r"30 problems cannot show that 95\.0 %") as e:
+        prune_tune_loop(asked(50), tmp_path / "run", QUIET)
+    assert str(e.value.value) == "80 rows of sums: 50 are reported (--n), 30 decide"
+    assert "--n 20, so that 60 decide; or a longer test file" in str(e.value.fix)
+    assert not (tmp_path / "run/original/stage.json").exists()
+    assert hardly_provable(prepare(asked(20), resolve_model(recipe.model), QUIET)) is None
+    few = hardly_provable(prepare(asked(50, accuracy=0.99), resolve_model(recipe.model), QUIET))
+    assert "so that only a better one would stand" in few, "no --n does it: 281 would have to decide"
+    assert needed(StopConfig(accuracy=0.99)) > 80
 
 
 def test_probes_that_share_a_walk_are_near_those_made_one_by_one(tmp_path, by_damage):

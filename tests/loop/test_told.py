@@ -20,7 +20,8 @@ from prunetune.common import plugins
 from prunetune.common.events import EVENTS, last_events
 from prunetune.common.outputs import own_folder
 from prunetune.common.progress import Watch
-from prunetune.errors import MissingPath, UnknownName
+from prunetune.errors import Declined, MissingPath, UnknownName
+from prunetune.evaluation.samples import read_samples
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.recipe.schema import Recipe
 from prunetune.report.live import sparkline
@@ -181,3 +182,31 @@ def test_a_run_of_0_1_has_no_events_and_is_listed_all_the_same(done, tmp_path):
 def test_a_row_of_blocks_has_the_lowest_first():
     assert sparkline([1.0, 2.0, 1.5]) == "▁█▅"
     assert sparkline([2.0, 2.0]) == "▁▁"
+
+
+class Lines(Watch):
+    """Keeps what would be printed."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def telling(self, listener: Any) -> Watch:
+        return self
+
+
+def test_an_original_that_solves_nothing_is_shown_at_once(tmp_path: Path) -> None:
+    """One question, what was answered, what was expected, and where the others are; before it is asked to go on."""
+    watch = Lines()
+    with pytest.raises(Declined):
+        prune_tune_loop(short(tmp_path), tmp_path / "out", watch, go_on=lambda: False)
+    assert any("little can be lost" in line for line in watch.lines)
+    at = max(i for i, line in enumerate(watch.lines) if line.startswith("warning: "))
+    wrong = read_samples(tmp_path / "out/original/eval/sums.jsonl")[0]
+    assert watch.lines[at + 1] == f"  question: {wrong.question}"
+    assert watch.lines[at + 2].startswith("  answered: ") and "\n" not in watch.lines[at + 2]
+    assert watch.lines[at + 3] == f"  expected: {wrong.reference}"
+    assert watch.lines[at + 4].endswith("out/original/eval/sums.jsonl")

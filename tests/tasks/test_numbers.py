@@ -11,7 +11,7 @@ import pytest
 
 from prunetune.data.files import read_rows
 from prunetune.tasks.numbers import NotOneNumber, last_number, normalise
-from prunetune.tasks.verifiers import reference_number, refusal, verify_boxed, verify_exact, verify_number
+from prunetune.tasks.verifiers import is_worked, reference_number, refusal, verify_boxed, verify_exact, verify_number
 
 ONE = {
     r"1/2": "1/2", r"\frac{1}{2}": "1/2", r"\dfrac12": "1/2", r"\tfrac 1 2": "1/2", "1 / 2": "1/2", "1⁄2": "1/2",
@@ -59,6 +59,33 @@ def test_a_reference_is_read_whole(text: str, value: str) -> None:
     assert reference_number(text) == Fraction(value)
     assert refusal("number", text) is None
     assert verify_number(f"#### {text.rpartition('####')[2].strip()}", text).correct or "answer" in text
+
+
+WORKED = {
+    "1+5=6\n6+1=7\n7-3=4\n4+5=9": "9", "2 * 3 = 6\n\n6 / 4 = 1 1/2\n": "3/2", "a = $5\nb = 2 * $5 = $10": "10",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), WORKED.items())
+def test_of_worked_lines_without_a_mark_the_last_result_counts(text: str, value: str) -> None:
+    assert reference_number(text) == Fraction(value) and refusal("number", text) is None and is_worked(text)
+    assert verify_number(text, text).correct
+    assert not is_worked(f"{text}\n#### {value}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1+5=6\nso it is 7",
+        "x = 3\nx = 3 or 4",
+        "at 3:30 = 15:30\n10-15",
+        "1+5=6\n6+x=2y",
+        "x^2 = 4\nx = ±2",
+        "1+5=6, 6+1=7",
+    ],
+)
+def test_lines_that_are_not_all_worked_are_no_reference(text: str) -> None:
+    assert refusal("number", text) and not is_worked(text)
 
 
 @pytest.mark.parametrize("text", NOT_ONE)

@@ -122,6 +122,8 @@ def test_a_reference_that_is_no_number_is_told_with_its_row_and_the_fix(tmp_path
     path = rows(tmp_path, "3", "3:30")
     with pytest.raises(TaskError, match=r"row 3: this reference is no single number[^$]*verifier: boxed"):
         build_task(TaskConfig(name="mine", path=str(path), verifier="number", n=1))
+    with pytest.raises(TaskError, match="its result in a last line: #### 9"):
+        build_task(TaskConfig(name="mine", path=str(path), verifier="number", n=1))
     with pytest.raises(TaskError, match="row 3: this reference is no single number"):
         build_task(TaskConfig(name="gsm8k", path=str(path)))
     with pytest.raises(TaskError, match=r"row 2: this reference holds no answer"):
@@ -161,3 +163,17 @@ def test_rows_of_every_form_are_problems(tmp_path: Path) -> None:
 def test_a_list_of_one_reference_is_that_reference(tmp_path: Path) -> None:
     task = build_task(TaskConfig(name="mine", path=str(rows(tmp_path, ["917"])), verifier="exact"))
     assert task.verify(task.problems[1], "917").correct
+
+
+def test_who_judges_is_said_and_what_of_a_reference_counts(tmp_path: Path) -> None:
+    judge = tmp_path / "judge.py"
+    judge.write_text("def right(output, reference): return True\n")
+    path = rows(tmp_path, "1+5=6\n6+1=7")
+    own = TaskConfig(name="mine", path=str(path), verifier=f"{judge}:right", allow_custom_code=True, n=1)
+    assert build_task(own).note == f"mine: 1 of 2 rows are asked, judged by {judge}:right"
+    plain = build_task(own.model_copy(update={"verifier": "number", "n": None})).note
+    assert plain == (
+        "mine: 2 of 2 rows are asked, judged by number; a row's answer without #### counts by the number behind its "
+        "last = (7 of '6+1=7')"
+    )
+    assert build_task(TaskConfig(name="demo", n=2)).note == ""

@@ -68,6 +68,7 @@ def check_text(
     for line in [
         *changed,
         *(note for stream in streams for note in stream.notes),
+        *(task.note for task in tasks),
         plain_hint(tokenizer, fmt),
         bos_note(tokenizer, fmt),
     ]:

@@ -37,7 +37,7 @@ from prunetune.loop.shapes import shaped
 from prunetune.loop.start.again import SAMPLES, check_again, pinned
 from prunetune.loop.start.vocabulary import measured, started
 from prunetune.loop.summary import leaks, summarise
-from prunetune.loop.told import tell_stage, telling
+from prunetune.loop.told import one_answer, tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.schema import Recipe
@@ -128,10 +128,14 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
     """A word on an original that is useless as a measure, before hours are spent on it."""
     found = list[str]()
     if not run.stages and go_on is not _told:
-        found = [f"{text}; what this run loses will hardly be told" for text in doubts(run.original.evals)]
-        found += [text for text in [hardly_provable(context, run.original.evals)] if text]
-    for text in found:
-        context.watch.line(f"warning: {text}")
+        for e in run.original.evals:
+            said = [f"{text}; what this run loses will hardly be told" for text in doubts([e])]
+            for line in [*(f"warning: {text}" for text in said), *(one_answer(run, e.task) if said else ())]:
+                context.watch.line(line)
+            found += said
+        if text := hardly_provable(context, run.original.evals):
+            found.append(text)
+            context.watch.line(f"warning: {text}")
     if found and go_on is not None and not go_on():
         raise Declined(
             "stopped before any work: what is asked can hardly be told",
@@ -142,7 +146,7 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
 
 def begin(context: Context, run: RunFolder) -> Case:
     """The untouched model measured, and what the first decision rests on."""
-    hardly_provable(context)  # there are problems to decide with
+    hardly_provable(context)  # there are problems to decide with, and enough if the rows can be split so
     first = (run.folder("original") / "stage.json").is_file()
     record = original(context.untouched(), run, shared_rounds(context.recipe, context.sizes, run.stages))
     if context.start is not None:

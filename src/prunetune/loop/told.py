@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.markup import escape
+
 from prunetune.common.events import EVENTS, Journal
 from prunetune.common.progress import Watch
-from prunetune.errors import Declined, PrunetuneError
+from prunetune.errors import Declined, PrunetuneError, plain
+from prunetune.evaluation.samples import read_samples
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
 from prunetune.runs.records import StageRecord
 from prunetune.tune.trackers import check_trackers, log_figures
+
+MOST = 200
+"""Characters of a question or an answer that are shown."""
 
 
 @contextmanager
@@ -50,3 +56,16 @@ def tell_stage(journal: Journal, recipe: Recipe, run: RunFolder, stage: StageRec
         figures: dict[str, float | int | None] = {f"accuracy/{task}": value for task, value in accuracy.items()}
         figures |= {"params": stage.params, "held_out_loss": stage.held_out_loss, "pruned_loss": stage.pruned_loss}
         log_figures(recipe.log, run.path, stage=stage.name, index=stage.index, figures=figures)
+
+
+def one_answer(run: RunFolder, task: str) -> list[str]:
+    """A question that the original got wrong, what it answered and what was expected, and where all answers are."""
+    file = run.folder("original") / "eval" / f"{task.replace('/', '_')}.jsonl"
+    wrong = next((s for s in read_samples(file) if not s.correct), None)
+    if wrong is None:
+        return []
+    parts = {"question": wrong.question, "answered": wrong.output, "expected": wrong.reference}
+    lines = [
+        f"  {name}: {escape(plain(' / '.join(text.strip().split(chr(10))), MOST))}" for name, text in parts.items()
+    ]
+    return [*lines, f"  all answers: {escape(str(file))}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunetune.data.files import hub_rows
@@ -11,7 +12,7 @@ from prunetune.errors import TaskError
 from prunetune.tasks.own import find_verifier, fingerprint
 from prunetune.tasks.problems import Problem, check_reference, draw, place_of, problems_of, rows_of
 from prunetune.tasks.task import Task, TaskConfig, adapted, make_task
-from prunetune.tasks.verifiers import refusal
+from prunetune.tasks.verifiers import is_worked, reference_number, refusal
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,20 @@ def asked(config: TaskConfig, file: str, hub: tuple[str, str | None]) -> Task:
         check_reference(problem.reference, judge.refuses, place)
     if config.verifier:  # a verifier of one's own is tried once before any work
         judge.verify(drawn[0], drawn[0].reference)
-    return dataclasses.replace(judge, problems=drawn)
+    return dataclasses.replace(judge, problems=drawn, note=_note(config, drawn, len(found)))
+
+
+def _note(config: TaskConfig, drawn: Sequence[Problem], rows: int) -> str:
+    """How many of the rows are asked, and who judges them; where references have no mark, what is taken of them."""
+    if config.verifier is None and config.path is None:
+        return ""
+    name = _verifier_of(config)
+    said = f"{config.name}: {len(drawn):,} of {rows:,} rows are asked, judged by {name}"
+    worked = next((p.reference for p in drawn if name == "number" and is_worked(p.reference)), None)
+    if worked is None:
+        return said
+    taken = f"{reference_number(worked)} of {worked.split(chr(10))[-1].strip()!r}"
+    return f"{said}; a row's answer without #### counts by the number behind its last = ({taken})"
 
 
 def judged(config: TaskConfig, problems: tuple[Problem, ...]) -> Task:

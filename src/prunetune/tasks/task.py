@@ -86,6 +86,7 @@ class Task:
         harness: For a task of lm-eval's, which has problems and a verifier of its own.
         refuses: Why its verifier cannot judge against a reference.
         slow: Whether that takes long to tell (about a millisecond).
+        note: Who judges rows of one's own, and what of a reference is compared; "" for built-in tasks.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Task:
     harness: Harness | None = None
     refuses: Refuses = field(default=lambda reference: None, repr=False)
     slow: bool = False
+    note: str = ""
 
     def first(self, n: int | None) -> Task:
         """The same task on its first `n` problems. A perplexity is always measured whole."""

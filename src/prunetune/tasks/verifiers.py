@@ -38,7 +38,8 @@ class Verdict:
 Verifier = Callable[[str, str], Verdict]
 
 OTHER_VERIFIERS = (
-    "mend the row, or use another verifier: boxed (mathematics), exact (text), file.py:function (your own)"
+    "mend the row (its result in a last line: #### 9), or use another verifier: boxed (mathematics), exact (text), "
+    "file.py:function (your own)"
 )
 
 # ------------------------------------------------------------------------------------------------------------- number
@@ -73,7 +74,7 @@ def verify_number(output: str, reference: str) -> Verdict:
 
 @functools.lru_cache(maxsize=4096)
 def reference_number(reference: str) -> Fraction:
-    """The one number that a reference is, or that its `####`, its tag, its last box or its "answer is" gives.
+    """The one number that a reference is, or that its `####`, tag, last box, "answer is" or last worked line gives.
 
     Raises:
         NotOneNumber: It is none, or several.
@@ -87,7 +88,31 @@ def reference_number(reference: str) -> Fraction:
     part = _declared(text)
     if part is None and (spoken := list(_SAID.finditer(text))):
         part = text[spoken[-1].end() :].partition("\n")[0]
+    if part is None:
+        part = _last_result(text)
     return single_number(text if part is None else part)
+
+
+def _last_result(text: str) -> str | None:
+    """What stands behind the last `=` of worked lines, each of which is `… = one number`; None for any other text."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    results = [line.rpartition("=")[2] for line in lines if "=" in line]
+    if len(lines) < 2 or len(results) < len(lines):
+        return None
+    try:
+        for result in results:
+            single_number(result)
+    except NotOneNumber:
+        return None
+    return results[-1]
+
+
+def is_worked(reference: str) -> bool:
+    """Whether a reference has no mark of its result, which `number` takes from behind its last `=`."""
+    text = normalise(reference)
+    if "####" in text or _declared(text) is not None or _SAID.search(text) or _last_result(text) is None:
+        return False
+    return _no_number(reference) is None
 
 
 def _final(output: str) -> Number | None:
