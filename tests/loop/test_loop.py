@@ -18,6 +18,7 @@ from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, model_sha
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder
+from prunetune.runs.state import state_of
 from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.steps import plan_ahead
 
@@ -271,6 +272,7 @@ def test_a_useless_original_is_told_and_asked_about_before_any_work(tmp_path, ca
     assert asked == [1] and "solves 0 of 4 problems of sums" in str(e.value.value)
     assert "warning: the original solves 0 of 4" in " ".join(capsys.readouterr().err.split())
     assert not list((tmp_path / "run").glob("0*")), "nothing was scored"
+    assert (state_of(tmp_path / "run").state, state_of(tmp_path / "run").why) == ("stopped", "you answered no")
     summary = prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
     assert "cannot tell: 4 of the original's 4 answers to sums" in closing(summary, tmp_path / "run").splitlines()[1]
     prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True), go_on=lambda: pytest.fail("asked once more"))

@@ -76,7 +76,9 @@ def main() -> None:
     Watch.silent = quiet
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding shows what it cannot
-    sys.exit(caught(lambda: app(args=words), words, verbose=verbose or os.environ.get("PRUNETUNE_TRACEBACK") == "1"))
+    shown = not words  # its help; else what is mistyped is told as everything else is
+    tracebacks = verbose or os.environ.get("PRUNETUNE_TRACEBACK") == "1"
+    sys.exit(caught(lambda: app(args=words, standalone_mode=shown), words, verbose=tracebacks))
 
 
 @app.callback()

@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from prunetune.common import stopping
 from prunetune.common.disk import is_full
 from prunetune.common.memory import is_memory
-from prunetune.errors import MissingPath, NotWritable, PrunetuneError, TooLittleMemory, plain
+from prunetune.errors import MissingPath, NotWritable, PrunetuneError, RecipeError, TooLittleMemory, plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
 GOES_ON = ("run", "score", "compensate", "tune", "generate", "eval")
@@ -35,19 +36,16 @@ def caught(work: Callable[[], object], words: Sequence[str], *, verbose: bool) -
     """Run a command; its exit code, with what there is to say on stderr.
 
     Args:
-        work: The command. It may raise anything; SystemExit carries its own code.
+        work: The command. It may raise anything; SystemExit carries its own code, as does a number that it returns.
         words: The command line without the program's name.
         verbose: Whether the traceback is shown too.
     """
     with stopping.listening():
         try:
-            work()
-            code = 0
+            code = _code(work(), words)
         except SystemExit as e:
-            code = e.code if isinstance(e.code, int) else MISTAKE if e.code else 0
-            if code == SIGNALLED + 2:  # typer's exit for any KeyboardInterrupt
-                code = _stopped(words)
-            elif isinstance(e.code, str):
+            code = _code(e.code, words)
+            if isinstance(e.code, str):
                 _say(f"error: {plain(e.code, 1_000)}")
         except KeyboardInterrupt:
             code = _stopped(words)
@@ -60,6 +58,12 @@ def caught(work: Callable[[], object], words: Sequence[str], *, verbose: bool) -
     except BrokenPipeError:
         code = _reader_left()
     return code
+
+
+def _code(found: object, words: Sequence[str]) -> int:
+    """The exit code of what a command returned or left with."""
+    code = found if isinstance(found, int) else MISTAKE if isinstance(found, str) and found else 0
+    return _stopped(words) if code == SIGNALLED + 2 else code  # typer's exit for any KeyboardInterrupt
 
 
 def _stopped(words: Sequence[str]) -> int:
@@ -96,6 +100,8 @@ def as_mistake(e: BaseException) -> PrunetuneError | None:
 
     if isinstance(e, PrunetuneError):
         return e
+    if hasattr(e, "format_message"):  # of the library that reads the command line
+        return _mistyped(e)
     if isinstance(e, ValidationError):
         from prunetune.recipe.explain import explain
 
@@ -113,6 +119,17 @@ def as_mistake(e: BaseException) -> PrunetuneError | None:
     if isinstance(e, OSError):
         return _refused_by_system(e)
     return None
+
+
+def _mistyped(e: Any) -> RecipeError:
+    """An option or a command that there is not, or a value that it cannot have."""
+    told = " ".join(str(e.format_message()).split()).removesuffix(".")
+    what, _, near = told.partition(" Did you mean ")
+    context = getattr(e, "ctx", None)
+    command = context.command_path if context is not None else "prunetune"
+    fix = f"{command} --help"
+    what = what.removesuffix(".")
+    return RecipeError(what[:1].lower() + what[1:], fix=f"did you mean {near} ({fix})" if near else fix)
 
 
 def _refused_by_system(e: OSError) -> PrunetuneError | None:

@@ -21,13 +21,28 @@ if TYPE_CHECKING:
     from prunetune.schedule.target import PruneConfig
 
 
+def check_first(recipe: Recipe, out: Path) -> None:
+    """What is wrong by the recipe, the run folder and the model's config alone: before data and large libraries."""
+    from prunetune.errors import MissingPath
+    from prunetune.models.folders import check_slip, is_here
+    from prunetune.recipe.schema import shipped
+    from prunetune.runs.folder import RunFolder
+
+    check_names(recipe)
+    if recipe.model in shipped() and recipe.model != "demo":
+        raise MissingPath("this is a recipe, not a model", value=recipe.model, fix=f"prunetune run {recipe.model}")
+    RunFolder.check(out, recipe, out)
+    check_slip(recipe.model)
+    if is_here(recipe.model):
+        preview(recipe)
+
+
 def check_inputs(recipe: Recipe) -> None:
     """What is wrong with a recipe's data and tasks, as far as it can be known without a hub and without work."""
     from prunetune.data.stream import load_stream
     from prunetune.errors import OutOfReach
     from prunetune.tasks.registry import build_judge, build_task
 
-    check_names(recipe)
     check_rivals(recipe)
     for task in recipe.evaluate.tasks:
         if task.path is not None and not task.name.startswith("lm-eval:"):

@@ -13,6 +13,7 @@ import typer
 from prunetune.cli.asked import Asked, mapping_of
 from prunetune.cli.options import MOST, MOST_SEED, Json, Launcher, Model, VerifierOption, emit, quiet_libraries, takes
 from prunetune.cli.texts import Chat, Columns, check_recipe
+from prunetune.common import stopping
 from prunetune.common.progress import Watch
 from prunetune.errors import MissingPath, RecipeError
 
@@ -105,13 +106,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Compact a model: prune a little, tune a little, until the target size."""
-    from prunetune.cli.preview import check_inputs, closing, preview
+    watch = Watch()
+    if not as_json:
+        watch.line("prunetune run: the recipe, the model's config and the data are read and checked")
+    from prunetune.cli.preview import check_first, check_inputs, closing, preview
     from prunetune.loop.pacing.rehearsal import foretold, rehearsed
     from prunetune.recipe.schema import Recipe
 
     asked = replace(asked, recipe=recipe, step=step)
     read = Recipe.parse(mapping_of(asked), recipe or "the options")
     out = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(asked.model)).name)
+    check_first(read, out)
     check_inputs(read)
     if dry_run:
         from prunetune.cli.forecast import forecast
@@ -120,20 +125,27 @@ def run(
         here = rehearsed(read, out, Watch(quiet=as_json), quiet_libraries)
         value, text = forecast(read, None if asked.changes else recipe, measured=here.minutes is not None)
         return emit(as_json, value | here.to_json(), f"{text}\n\n{here.text}")
+    if not as_json:
+        watch.line(preview(read)[1])
+        watch.line(foretold(read))
     quiet_libraries()
     from prunetune.loop.loop import prune_tune_loop
     from prunetune.loop.pacing.clock import process_began
 
-    watch = Watch()
-    if not as_json:
-        watch.line(preview(read)[1])
-        watch.line(foretold(read))
     ask = not yes and sys.stdin.isatty()  # a script has nobody to ask: it is told, and goes on
     gc.freeze()  # modules stay: each collection of a run would walk through half a million of their objects
-    go_on = (lambda: typer.confirm("go on?", err=True)) if ask else None
-    summary = prune_tune_loop(read, out, watch, go_on=go_on, began=process_began())
+    summary = prune_tune_loop(read, out, watch, go_on=_asked_to_go_on if ask else None, began=process_began())
     emit(as_json, summary, closing(summary, out))
     return None
+
+
+def _asked_to_go_on() -> bool:
+    """What a person at the terminal answers; the end of the input is a no."""
+    try:
+        return typer.confirm("go on?", err=True)
+    except typer.Abort:  # the end of the input, or a signal
+        stopping.raise_if_asked()
+        return False
 
 
 @takes(options_of_a_run)

@@ -51,7 +51,7 @@ class Event(BaseModel):
         accuracy: Task -> share of right answers (or the task's own metric).
         params: Parameters of the stage's model.
         state: Of a run.
-        why: Of a failure, the first line of its message.
+        why: Of a failure, the first line of its message; of a run that was stopped by an answer, which.
         pid: Process, on `host`.
         host: Name of the machine.
     """

@@ -12,6 +12,7 @@ are needed (`store`).
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ from prunetune.data.sources import (
     TracesData,
 )
 from prunetune.data.store import Store, building, folder_of, hash_sample, write
-from prunetune.errors import DataError, UnknownName
+from prunetune.errors import DataError, MissingPath, UnknownName
 
 __all__ = [
     "PRESETS", "DataSource", "DemoData", "Example", "FileData", "GeneratedData", "HubData", "Overlap", "PresetData",
@@ -200,6 +201,10 @@ def _hub(source: HubData) -> list[Part]:
 
 def _file(source: FileData) -> list[Part]:
     path = expand_path(source.path)
+    if not os.path.lexists(path):
+        raise MissingPath(
+            "no such data file to score and to train with", value=str(path), fix="check --data, or the recipe's data"
+        )
     kind, rows = open_rows(path)
     return [_of_rows(islice(rows, source.limit), source, path.name, str(path), f"rows of {kind}")]
 

@@ -138,7 +138,7 @@ def _doubt(context: Context, run: RunFolder, go_on: Callable[[], bool] | None) -
             context.watch.line(f"warning: {text}")
     if found and go_on is not None and not go_on():
         raise Declined(
-            "stopped before any work: what is asked can hardly be told",
+            "stopped before any work, for you answered no",
             value="; ".join(found),
             fix="another task, more problems (--n), its chat template (--set prompt.template=chat), or --yes",
         )

@@ -36,8 +36,11 @@ def telling(run: RunFolder, recipe: Recipe, watch: Watch) -> Iterator[tuple[Jour
     journal.started()
     try:
         yield journal, watch.telling(journal.action)
-    except (KeyboardInterrupt, Declined):
+    except KeyboardInterrupt:
         journal.write(kind="run", state="stopped")
+        raise
+    except Declined:
+        journal.write(kind="run", state="stopped", why="you answered no")
         raise
     except Exception as e:
         what = e.what if isinstance(e, PrunetuneError) else f"{type(e).__name__}: {e}"

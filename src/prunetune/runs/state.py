@@ -37,7 +37,7 @@ class RunState:
         state: `stopped`: by a signal, or killed; the same command goes on.
         events: The newest, in order.
         record: What is recorded; None before the original is measured, or where a record cannot be read.
-        why: Of a failure, or of a record that cannot be read.
+        why: Of a failure, of an answer that stopped it, or of a record that cannot be read.
     """
 
     path: Path
@@ -111,8 +111,8 @@ def state_of(path: Path) -> RunState:
     state: State = "stopped"
     if is_held(path / ".lock"):
         state = "running"
-    elif ended is not None and ended.state == "failed":
-        state, why = "failed", ended.why or why
+    elif ended is not None and ended.state in ("failed", "stopped"):
+        state, why = ended.state, ended.why or why
     elif record is not None and record.finished and (ended is None or ended.state == "finished"):
         state = "finished"
     return RunState(path, state, events, record, why)

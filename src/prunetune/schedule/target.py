@@ -318,10 +318,10 @@ def _wanted_params(target: float | int, sizes: Sizes) -> int:
         )
     if 1 < target <= 100:
         raise OutOfReach(
-            "this target means a model of so few parameters",
+            f"a target of {target:g} is no share, which is at most 1, and no model has so few parameters",
             value=target,
             valid="a share between 0 and 1, or a parameter count",
-            fix=f"for {target:g} %, write {target / 100:g}",
+            fix=f"for {target:g} %, write {target / 100:g} or {target:g}%",
         )
     if target <= 1 or target != int(target):
         raise OutOfReach(

@@ -41,6 +41,7 @@ def build_task(config: TaskConfig) -> Task:
     Raises:
         UnknownName: neither a built-in task nor rows of your own.
         DataError: a question or a reference that is no text.
+        MissingPath: its file, or its verifier's, is not there.
         TaskError: settings that this task cannot use, fewer problems than asked for, or a reference that its verifier
             cannot read.
     """
@@ -50,7 +51,10 @@ def build_task(config: TaskConfig) -> Task:
         raise TaskError(
             f"{config.name} has a verifier of its own", value=config.verifier, valid=[*JUDGES, "your own rows"]
         )
-    return joined("task", TASKS).get(kind, _rows)(config)
+    try:
+        return joined("task", TASKS).get(kind, _rows)(config)
+    except MissingPath as e:
+        raise MissingPath(f"{e.what}, for the task {config.name}", value=e.value, valid=e.valid, fix=e.fix) from None
 
 
 def build_judge(config: TaskConfig) -> Task:

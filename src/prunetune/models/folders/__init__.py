@@ -11,7 +11,15 @@ To add a kind of source: one function in `find`, called by `resolve_model`.
 
 from prunetune.models.folders.check import check_model_folder, check_weights
 from prunetune.models.folders.config import config_values, is_wrapper, load_config, read_config
-from prunetune.models.folders.find import DEMO_MODEL, gguf_of, hub_config, is_here, model_sha, resolve_model
+from prunetune.models.folders.find import (
+    DEMO_MODEL,
+    check_slip,
+    gguf_of,
+    hub_config,
+    is_here,
+    model_sha,
+    resolve_model,
+)
 from prunetune.models.folders.gguf import from_gguf, gguf_config, load_gguf
 from prunetune.models.folders.load import (
     TOKENIZER_FILES,
@@ -27,6 +35,7 @@ __all__ = [
     "DEMO_MODEL",
     "TOKENIZER_FILES",
     "check_model_folder",
+    "check_slip",
     "check_tokens",
     "check_weights",
     "config_values",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from pathlib import Path
 
 from prunetune.common.files import file_sha, json_sha
@@ -103,6 +105,7 @@ def snapshot(ref: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    check_slip(ref)
     offline = is_offline()
     try:
         return Path(snapshot_download(ref, allow_patterns=patterns, local_files_only=offline))
@@ -112,5 +115,22 @@ def snapshot(ref: str, patterns: list[str]) -> Path:
             f"neither a local folder nor a model that the hub gave us ({why})",
             value=ref,
             valid=VALID,
-            fix="check the name and the network, or pass a local folder",
+            fix=f"did you mean {near}?"
+            if (near := _near(ref))
+            else "check the name and the network, or pass a local folder",
         ) from e
+
+
+def check_slip(ref: str) -> None:
+    """MissingPath for a name without an owner that is nearly one of this machine's, before the hub is waited for."""
+    if "/" not in ref and not is_here(ref) and (near := _near(ref)):
+        raise MissingPath("no such model", value=ref, valid=VALID, fix=f"did you mean {near}?")
+
+
+def _near(ref: str) -> str:
+    """The models here whose names are nearly this one: the demo, and folders beside the one that is meant."""
+    at, names = Path(ref).expanduser().parent, ["demo"] if "/" not in ref else []
+    with contextlib.suppress(OSError):
+        names += [p.parent.name for p in at.glob("*/config.json")]
+    found = difflib.get_close_matches(Path(ref).name, names, n=2, cutoff=0.75)
+    return " or ".join(name if name == "demo" else str(at / name) for name in dict.fromkeys(found))
