@@ -10,6 +10,7 @@ import pytest
 from tests.models.test_cost import GEMMA2_9B, LLAMA3_8B, QWEN25_7B, TABLE_6
 
 from prunetune.cli.forecast import PAPER, forecast, tokens_of
+from prunetune.cli.preview import preview
 from prunetune.errors import UnknownName
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import DEMO_MODEL, config_values
@@ -187,3 +188,11 @@ def test_the_command_needs_neither_hub_nor_torch():
     assert value["steps"][-1]["params"] == cost_of(GEMMA2_9B, shape={"neurons": 6336}).params
     assert value["assumptions"]
     assert done.stderr.strip() == "[]"
+
+
+def test_what_cannot_be_known_before_says_why():
+    value = {"model": "demo", "data": [{"type": "demo", "size": 500}], "prune": {"target": 0.6}}
+    text = preview(Recipe.parse(value))[1]
+    assert "rounds: unknown" in text and "; the held-out loss that a cut adds decides" in text
+    kept = preview(Recipe.parse({**value, "keep": 0.95, "evaluate": {"tasks": [{"name": "demo"}]}}))[1]
+    assert "; what each try keeps of the accuracy decides" in kept

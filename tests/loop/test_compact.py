@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import pytest
 import torch
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 from tests.tiny_run import rows
+from transformers.utils import logging
 
 import prunetune
 from prunetune.common.progress import Watch
@@ -22,10 +26,15 @@ SMALL = {
 }
 
 
-def test_a_model_object_becomes_a_smaller_one(tmp_path):
+def test_a_model_object_becomes_a_smaller_one(tmp_path, capfd):
+    with warnings.catch_warnings(action="ignore"):  # tests are told to show none
+        logging.enable_progress_bar()
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     small = prunetune.compact(model, ROWS, 0.8, tokenizer=tokenizer, out=tmp_path / "run", **SMALL)
+    assert not re.search("Loading weights|Writing model shards", capfd.readouterr().err), "bars of transformers' own"
+    assert logging.is_progress_bar_enabled(), "as it was"
+    logging.disable_progress_bar()
     assert type(small) is type(model) and 0 < small.num_parameters() <= 0.8 * model.num_parameters()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert (tmp_path / "run" / "report.md").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
@@ -274,5 +275,7 @@ def test_a_useless_original_is_told_and_asked_about_before_any_work(tmp_path, ca
     assert not list((tmp_path / "run").glob("0*")), "nothing was scored"
     assert (state_of(tmp_path / "run").state, state_of(tmp_path / "run").why) == ("stopped", "you answered no")
     summary = prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
-    assert "cannot tell: 4 of the original's 4 answers to sums" in closing(summary, tmp_path / "run").splitlines()[1]
+    said = closing(summary, tmp_path / "run")
+    assert "cannot tell: 4 of the original's 4 answers to sums" in said.splitlines()[1]
+    assert re.search(r"parameters +share +sums, n = 4\n", said)
     prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True), go_on=lambda: pytest.fail("asked once more"))

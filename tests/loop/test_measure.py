@@ -83,3 +83,17 @@ def test_a_reward_or_a_stop_needs_a_verifier(tmp_path: Path) -> None:
         return found.name if found else None
 
     assert (judged(control, own), judged(control, {"name": "lm-eval:gsm8k"}), judged()) == ("sums", None, None)
+
+
+def test_a_line_says_n_and_which_loss_is_which() -> None:
+    e = {"task": "sums", "value": 0.985, "stderr": 0.009, "n": 200}
+    cost = {"params": 1_000_000}
+    first = StageRecord.model_validate(
+        {"index": 0, "name": "original", "cost": cost, "held_out_loss": 0.77, "evals": [e]}
+    )
+    cut = first.model_copy(update={"index": 1, "name": "01", "pruned_loss": 0.774, "held_out_loss": 0.415})
+    assert line_of(first, first).endswith("100.0%  sums 98.5 % ± 0.9, n = 200")
+    assert line_of(cut, first).endswith(
+        "sums 98.5 % ± 0.9, n = 200  held-out loss: original 0.770, cut 0.774, recovered 0.415"
+    )
+    assert line_of(first.model_copy(update={"evals": ()}), first).endswith("100.0%  held-out loss 0.770")

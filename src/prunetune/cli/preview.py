@@ -125,7 +125,9 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
         f"{r['flops_512_256'] / 1e9:>20,.1f}"
         for r in rows
     ]
-    lines.append("(a question: 512 prompt tokens, 256 generated)")
+    lines.append(
+        "(FLOPs of a question of 512 prompt tokens and 256 generated; the report has those of your tasks' own)"
+    )
     if sizes.others:
         said = ", ".join(f"{n:,} {name}" for name, n in sizes.others.items())
         lines.append(f"from the first round on also: {said}")
@@ -146,10 +148,10 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.foreseen and told:
         return {"steps": rows, "rounds": len(ahead)}, "\n".join(lines)
     most = recipe.prune.max_rounds
-    who = "measured damage decides"
+    who = "the held-out loss that a cut adds decides, as it is measured before each round (budget: damage)"
     if recipe.prune.by_threshold or recipe.searches:
-        who = "thresholds decide" if recipe.prune.by_threshold else "what is kept decides"
-    text = f"steps: unknown{f', at most {most} rounds' if most else ''} ({who})"
+        who = "the thresholds decide" if recipe.prune.by_threshold else "what each try keeps of the accuracy decides"
+    text = f"rounds: unknown{f', at most {most}' if most else ''}; {who}"
     return {"steps": rows, "rounds": "unknown", "max_rounds": most}, "\n".join([*lines, text])
 
 
@@ -288,7 +290,7 @@ def scores(result: EvalResult) -> str:
 
 def closing(summary: Summary, out: Path) -> str:
     """A word on the result first; then original, compacted and control side by side, and where things are."""
-    from prunetune.common.units import count, measured
+    from prunetune.common.units import count, is_share, measured
     from prunetune.report.conclusion import conclude
     from prunetune.report.sizes import sentences
     from prunetune.report.view import answers_of
@@ -298,14 +300,17 @@ def closing(summary: Summary, out: Path) -> str:
     original, final, control = summary.original, summary.final, summary.control
     run = read_run(out)
     said, answers = conclude(run), answers_of(run)
-    lines = ["", *(said.lines() if said is not None else ())]
-    lines.append(f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{t:>22}" for t in summary.accuracy))
-    full = (original.params if original else None) or 1
     metrics = {e.task: e.metric for e in (original.evals if original else ())}
+    lines = ["", *(said.lines() if said is not None else ())]
+    heads = [f"{t}, n = {a.n:,}" if a.n and is_share(metrics.get(t, t)) else t for t, a in summary.accuracy.items()]
+    lines.append(f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{head:>22}" for head in heads))
+    full = (original.params if original else None) or 1
 
     def line(name: str, params: float, of: str, figures: Mapping[str, Accuracy]) -> str:
         each = ((t, getattr(a, of), getattr(a, f"{of}_stderr"), a.n) for t, a in figures.items())
-        texts = [measured(value, error, metrics[t], n) for t, value, error, n in each]
+        texts = [
+            _beside(measured(value, error, metrics[t], n), n, summary.accuracy[t].n) for t, value, error, n in each
+        ]
         return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
 
     lines.append(line("original", full, "original", summary.accuracy))
@@ -326,6 +331,11 @@ def closing(summary: Summary, out: Path) -> str:
         lines += [f"{name:<22}{'right' if a.correct else 'wrong':<7}{one_line(a.output)}" for name, a in answers.by]
     lines.append(f"\nmodel   {out / 'final'}\nreport  {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def _beside(figure: str, n: int | None, usual: int | None) -> str:
+    """A figure, with its n where that is not the one at the head of the table."""
+    return figure if n == usual or not n else f"{figure}, n = {n:,}"
 
 
 def one_line(text: str, most: int = 90) -> str:

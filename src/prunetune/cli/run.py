@@ -123,7 +123,7 @@ def run(
 
         check_recipe(read)
         here = rehearsed(read, out, Watch(quiet=as_json), quiet_libraries)
-        value, text = forecast(read, None if asked.changes else recipe, measured=here.minutes is not None)
+        value, text = forecast(here.limited(read), None if asked.changes else recipe, measured=here.minutes is not None)
         return emit(as_json, value | here.to_json(), f"{text}\n\n{here.text}")
     if not as_json:
         watch.line(preview(read)[1])

@@ -20,6 +20,7 @@ from prunetune.common.progress import Watch
 from prunetune.common.strict_json import to_json_text
 from prunetune.errors import DataError, RecipeError
 from prunetune.loop.loop import prune_tune_loop
+from prunetune.loop.told import quiet_libraries
 from prunetune.models.folders import load_model
 from prunetune.recipe.said import count, parse_data
 from prunetune.recipe.schema import Recipe
@@ -59,7 +60,7 @@ def compact(
     """
     if isinstance(model, PreTrainedModel) and tokenizer is None:
         raise RecipeError("a model object comes without its tokenizer", fix="compact(model, data, tokenizer=tokenizer)")
-    with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prunetune-") as folder, quiet_libraries():
         run = Path(folder) / "run" if out is None else Path(out)
         inputs = Path(folder) if out is None else run.with_name(f"{run.name}-inputs")
         value: dict[str, Any] = {

@@ -231,8 +231,9 @@ def by_damage(case: Case, index: int, probing: Probing) -> DecisionRecord:
     share = curve[chosen] / curve[end] if curve[end] > 0 else 1 / (to_go - len(ends) + 1)
     share = (1.0 if chosen == end else share) * _rungs_part(case, len(ends))
     why = (
-        f"the whole cut would add {curve[-1]:.3f} nats; {step.name} adds {curve[chosen]:.3f} (predicted), "
-        f"round {index} of {rounds}, {share:.0%} of the budget left{_to_rung(prune, len(ends), chosen == end)}"
+        f"the whole cut would add {curve[-1]:.3f} nats to the held-out loss; {step.name} adds {curve[chosen]:.3f} "
+        f"(predicted), round {index} of {rounds}, {share:.0%} of the budget left"
+        f"{_to_rung(prune, len(ends), chosen == end)}"
     )
     shapes = tuple(Waypoint(depth=d, width=w, damage=c) for (d, w), c in zip(way, curve, strict=True))
     return DecisionRecord(

@@ -37,7 +37,7 @@ from prunetune.loop.shapes import shaped
 from prunetune.loop.start.again import SAMPLES, check_again, pinned
 from prunetune.loop.start.vocabulary import measured, started
 from prunetune.loop.summary import leaks, summarise
-from prunetune.loop.told import one_answer, tell_stage, telling
+from prunetune.loop.told import one_answer, quiet_libraries, tell_stage, telling
 from prunetune.loop.verdict import hardly_provable
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.schema import Recipe
@@ -81,14 +81,14 @@ def prune_tune_loop(
         RunFolder.open(out, recipe, source, partial(check_again, recipe, source)) as run,
         telling(run, recipe, watch) as (journal, told),
         watching(told),
+        quiet_libraries(),
     ):
         if traces_of(recipe):
             prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
         context = prepare(pinned(sampled(recipe, run, source, told), run), source, told, journal)
         _pin(recipe, context, run)
         context = within(dataclasses.replace(context, wanted=recipe, began=began), run)
-        opening = max(0.0, time.monotonic() - began - sampling_seconds(run))
-        context = dataclasses.replace(context, opening=opening)
+        context = dataclasses.replace(context, opening=max(0.0, time.monotonic() - began - sampling_seconds(run)))
         check_memory(context)
         if go_on is not _told:
             for note in scarce_notes(context):

@@ -217,6 +217,10 @@ def latency(context: Context, run: RunFolder, final: Path, name: str = LATENCY) 
 def line_of(stage: StageRecord, first: StageRecord) -> str:
     """One line a round: name, size, accuracy."""
     size, whole = stage.params or 0, first.params or 1
-    scores = "  ".join(f"{e.task} {e.text()}" for e in stage.evals)
-    loss = f"  loss {stage.pruned_loss:.3f} -> {stage.loss:.3f}" if stage.pruned_loss else ""
-    return f"  {stage.name:<20} {size / 1e6:9.2f} M  {size / whole:6.1%}  {scores}{loss}"
+    scores = "  ".join(", ".join(filter(None, (f"{e.task} {e.text()}", e.size()))) for e in stage.evals)
+    loss = f"held-out loss {stage.held_out_loss:.3f}" if stage.held_out_loss is not None and not scores else ""
+    if stage.pruned_loss:
+        before = f"original {first.held_out_loss:.3f}, " if first.held_out_loss is not None else ""
+        loss = f"held-out loss: {before}cut {stage.pruned_loss:.3f}, recovered {stage.loss:.3f}"
+    figures = "  ".join(filter(None, (scores, loss)))
+    return f"  {stage.name:<20} {size / 1e6:9.2f} M  {size / whole:6.1%}  {figures}"

@@ -6,6 +6,7 @@ tell_stage(context, run, record)                              # a round's figure
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,6 +49,22 @@ def telling(run: RunFolder, recipe: Recipe, watch: Watch) -> Iterator[tuple[Jour
         raise
     journal.stage = ""
     journal.write(kind="run", state="finished")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, transformers shows no bars of its own beside ours; then as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # where the environment keeps the hub's own off
+                logging.enable_progress_bar()
 
 
 def tell_stage(journal: Journal, recipe: Recipe, run: RunFolder, stage: StageRecord) -> None:

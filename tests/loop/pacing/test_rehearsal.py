@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from prunetune.cli import app as cli
 from prunetune.data import hub
 from prunetune.loop.context import prepare
 from prunetune.loop.pacing import minutes as sums
+from prunetune.loop.pacing.beside import latency_range
 from prunetune.loop.pacing.pace import Asking, Pace, Tuning, measured
 from prunetune.models.folders import resolve_model
 
@@ -135,7 +137,8 @@ def test_minutes_disk_and_memory_are_told_and_the_run_says_the_same(
     value = json.loads(text)
     assert code == 0 and not out.exists()
     assert value["minutes"] == pytest.approx(sum(value["parts"].values()) / 60)
-    assert {"evaluation", "scoring", "recovery", "writing", "latency"} <= set(value["parts"])
+    assert {"start", "evaluation", "scoring", "recovery", "writing", "latency", "report"} <= set(value["parts"])
+    assert value["minutes_at_most"] >= value["minutes"]
     assert 0 < value["disk_bytes"] < value["free_bytes"] and 0 < value["memory_bytes"] < value["there_bytes"]
     said = call(capsys, "run", file, "--out", out, "--dry-run")[1]
     line = next(x for x in said.splitlines() if x.startswith("on this machine: about "))
@@ -210,3 +213,31 @@ def test_a_run_that_was_not_rehearsed_says_how(at: Path, tmp_path: Path) -> None
     from prunetune.loop.pacing.rehearsal import foretold
 
     assert "--dry-run" in foretold(tiny_recipe(at))
+
+
+def test_latency_takes_between_the_first_look_and_the_last_that_patience_begins() -> None:
+    """As `measure` does it: 8, 16 or 32 repeats of two models and a warm-up; no more are begun after a minute in all."""
+    assert latency_range(1, 0.5) == (2.0, 2.0), "not timed until it is known"
+    assert latency_range(5, 0.1) == pytest.approx((1.8, 6.6))
+    assert latency_range(5, 1.5) == pytest.approx((27.0, 99.0)), "51 s after the second look: a third is begun"
+    assert latency_range(5, 2.0) == pytest.approx((36.0, 68.0)), "68 s after the second"
+    assert latency_range(5, 10.0) == pytest.approx((180.0, 180.0))
+
+
+def test_a_range_is_told_where_timings_decide(at: Path) -> None:
+    plain = sums.Minutes({"latency": 30.0, "recovery": 70.0}, 1, 0.0, longer=80.0)
+    assert plain.text().splitlines()[0].startswith("on this machine: about 1 min 40 s to 3 min 00 s (recovery")
+    assert " to " not in dataclasses.replace(plain, longer=5.0).text()
+
+
+def test_the_table_has_no_more_tokens_than_the_data_hold(
+    at: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe(at)))
+    words = ["run", file, "--out", tmp_path / "out", "--dry-run", "--tokens", "30k"]
+    _, text, err = call(capsys, *words)
+    held = re.search(r"about ([\d,]+) tokens, of the 30.0 k tokens asked for", " ".join(err.split()))
+    assert held, err
+    shares = [int(n.replace(",", "")) for n in re.findall(r" cpt +([\d,]+)", text)]
+    assert sum(shares) == pytest.approx(int(held[1].replace(",", "")), rel=0.01) and "30.0 k" not in text

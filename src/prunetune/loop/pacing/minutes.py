@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from prunetune.common.units import duration
 from prunetune.data.stream import load_stream
 from prunetune.loop.context import Context
+from prunetune.loop.pacing.beside import latency_range
 from prunetune.loop.pacing.pace import Pace
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import traces_of
 from prunetune.tune.methods import TuneConfig
 
-REPEATS = 2 * 12
-"""Timings of the latency that are usual before both speed-ups are known, of the two models together."""
-LATENCY_S = 60.0
-"""What they may take at most, about: half a minute for each of the two batches."""
+NOTABLE = 0.1
+"""Of the whole: a range is told where it is wider."""
 TRIES, SIZED = 4, 6
 """Tries of a search, as is usual; each takes this part of the recovery budget."""
 
@@ -33,12 +32,14 @@ class Minutes:
         rounds: That were counted.
         more: Seconds that each further round would add.
         untimed: What is not in it.
+        longer: Seconds more that it takes where timings are noisy: latency is timed until its interval is narrow.
     """
 
     parts: Mapping[str, float]
     rounds: int
     more: float
     untimed: tuple[str, ...] = ()
+    longer: float = 0.0
 
     @property
     def total(self) -> float:
@@ -49,7 +50,10 @@ class Minutes:
         """In words."""
         large = sorted(self.parts.items(), key=lambda part: -part[1])
         told = ", ".join(f"{name} {duration(s)}" for name, s in large if s >= 0.01 * self.total)
-        lines = [f"on this machine: about {duration(self.total)} ({told})"]
+        most = f" to {duration(self.total + self.longer)}" if self.longer > NOTABLE * self.total else ""
+        lines = [f"on this machine: about {duration(self.total)}{most} ({told})"]
+        if most:
+            lines.append("the longer one on a busy machine: latency is timed until its interval is narrow")
         if self.more:
             each = f"each further one adds {duration(self.more)}"
             lines.append(f"counted: {self.rounds} round{'s' if self.rounds > 1 else ''}; {each}")
@@ -80,7 +84,9 @@ def minutes(context: Context, pace: Pace) -> Minutes:
     scoring = pace.score + pace.load
     probing = patches * pace.compensate + probes * pace.loss + pace.load
     a_round = scoring + probing + pace.write + losses + some + judged + beside
-    latency = min(LATENCY_S, REPEATS * pace.latency) + 2 * pace.load if recipe.evaluate.latency_repeats else 0.0
+    repeats = recipe.evaluate.latency_repeats
+    least, most = latency_range(repeats, pace.latency) if repeats else (0.0, 0.0)
+    latency = least + 2 * pace.load if repeats else 0.0
     parts = {
         "start": pace.start,
         "traces": _sampling(context, pace, rounds),
@@ -90,13 +96,15 @@ def minutes(context: Context, pace: Pace) -> Minutes:
         "recovery": tuned + rounds * beside,
         "writing": rounds * pace.write,
         "latency": rungs * latency,
+        "report": pace.report,
         "rivals": len(recipe.evaluate.rivals) * (everything + pace.load),
     }
     if recipe.control == "once":
-        control = scoring + pace.write + losses + some + again + tuned + beside + latency
+        control = scoring + pace.write + losses + some + again + tuned + beside + latency + pace.report
         parts["control"] = control + (pace.compensate if rounds > 1 and recipe.compensate != "none" else 0.0)
     more = 0.0 if recipe.foreseen or recipe.prune.rounds == 1 else a_round
-    return Minutes({k: v for k, v in parts.items() if v}, rounds, more, pace.untimed)
+    longer = (most - least) * (rungs + (recipe.control == "once"))
+    return Minutes({k: v for k, v in parts.items() if v}, rounds, more, pace.untimed, longer)
 
 
 def _sampling(context: Context, pace: Pace, rounds: int) -> float:

@@ -26,6 +26,7 @@ from prunetune.evaluation.latency import time_once
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import BATCH
+from prunetune.loop.pacing.beside import reporting
 from prunetune.loop.probe import scoring
 from prunetune.loop.sampling.pace import sampling_pace
 from prunetune.models.axes import shape_of
@@ -100,6 +101,7 @@ class Pace:
         latency: A prefill and a decode, at batch 1 and at `BATCH`.
         write: A cut model written.
         tune: Of each method, on a model of the final shape.
+        report: What a report takes.
         start: The command until it had read its inputs, imports among them, by the clock on the wall.
         traces: Of each of the recipe's own traces, seconds a question.
         untimed: Tasks and methods whose time is not known.
@@ -114,6 +116,7 @@ class Pace:
     latency: float
     write: float = 0.0
     tune: tuple[Tuning | None, ...] = ()
+    report: float = 0.0
     start: float = 0.0
     traces: tuple[float, ...] = ()
     untimed: tuple[str, ...] = ()
@@ -150,6 +153,7 @@ def measured(context: Context) -> Pace:
         found,
         write=write,
         tune=tuple(tune),
+        report=reporting(),
         start=start,
         untimed=tuple(untimed),
         spent=time.monotonic() - begun,

@@ -60,6 +60,8 @@ class Rehearsal:
         parts: Kind of work -> its seconds.
         plan: With a budget of time: what fits into it, a line each.
         room: Disk and memory.
+        longer: Minutes more that it may take on a busy machine.
+        held: Tokens that the data hold, of methods that were to have more, by their place in the recipe.
     """
 
     text: str
@@ -67,13 +69,22 @@ class Rehearsal:
     parts: Mapping[str, float] = field(default_factory=dict)
     plan: tuple[str, ...] = ()
     room: Room | None = None
+    longer: float = 0.0
+    held: Mapping[int, int] = field(default_factory=dict)
+
+    def limited(self, recipe: Recipe) -> Recipe:
+        """The recipe with no more recovery tokens than its data hold."""
+        less = [
+            m.changed(tokens=self.held[i], samples=None) if i in self.held else m for i, m in enumerate(recipe.recover)
+        ]
+        return recipe.changed(recover=less) if self.held else recipe
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `run --dry-run --json` prints them; none where nothing is known."""
         if self.minutes is None or self.room is None:
             return {}
         how = {"plan": list(self.plan)} if self.plan else {"parts": dict(self.parts)}
-        return {"minutes": self.minutes, **how, **asdict(self.room)}
+        return {"minutes": self.minutes, "minutes_at_most": self.minutes + self.longer, **how, **asdict(self.room)}
 
 
 def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]) -> Rehearsal:
@@ -100,7 +111,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
     from prunetune.loop.pacing.within import fitted
-    from prunetune.loop.recovery.shares import scarce_notes
+    from prunetune.loop.recovery.shares import held_tokens, scarce_notes
     from prunetune.loop.start.again import check_again
     from prunetune.loop.verdict import hardly_provable
     from prunetune.models.folders import resolve_model
@@ -130,7 +141,8 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     if recipe.compensate != "none" and context.calibration is not None:
         told = f"{context.calibration.text(place(context))}\n{told}"
     _keep(recipe, found.text())
-    return Rehearsal(f"{found.text()}\n{told}", found.total / 60, dict(found.parts), room=space)
+    held, longer = held_tokens(context), found.longer / 60
+    return Rehearsal(f"{found.text()}\n{told}", found.total / 60, dict(found.parts), (), space, longer, held)
 
 
 def room(context: Context, out: Path) -> Room:

@@ -249,7 +249,9 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
     told += [f"{'at most ' if found.more else ''}{rounds} round{'s' if rounds > 1 else ''}"]
     lines = [f"within {duration(recipe.within)}, as measured here: {', '.join(told)}"]
     lines += [f"  cut down: {'; '.join(cuts)}"] if cuts else []
-    after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing", "rivals")) + sum(t.beside for t in timed)
+    after = sum(found.parts.get(k, 0.0) for k in ("latency", "writing", "rivals", "report")) + sum(
+        t.beside for t in timed
+    )
     after += sum(pace.ask[t.name].time(len(t.problems)) for t in context.tasks) + 4 * (pace.load + pace.loss)
     return Fitted(
         recipe=recipe.changed(recover=methods),

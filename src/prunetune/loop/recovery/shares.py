@@ -158,6 +158,13 @@ def _mean(context: Context, i: int) -> float:
     return sum(len(encode(context.tokenizer, e, context.recipe.prompt, limit).input_ids) for e in rows) / len(rows)
 
 
+def held_tokens(context: Context) -> dict[int, int]:
+    """Of each method whose budget is more than the data hold, by its place: the tokens that they hold, about."""
+    methods = enumerate(context.recipe.recover)
+    scarce = [i for i, m in methods if (m.samples or m.tokens) and is_scarce(context, i)]
+    return {i: round(available(context, i) * _mean(context, i)) for i in scarce}
+
+
 def scarce_notes(context: Context) -> list[str]:
     """Of each method whose budget is more than the data hold: how much that is."""
     notes = []
