@@ -43,6 +43,7 @@ def check_inputs(recipe: Recipe) -> None:
     from prunetune.errors import OutOfReach
     from prunetune.tasks.registry import build_judge, build_task
 
+    check_names(recipe)
     check_rivals(recipe)
     for task in recipe.evaluate.tasks:
         if task.path is not None and not task.name.startswith("lm-eval:"):
