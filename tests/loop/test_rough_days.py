@@ -29,7 +29,7 @@ SEED = int(os.environ.get("PRUNETUNE_SEED", "0"))
 QUIET = Watch(quiet=True)
 
 NAMED = re.compile(
-    r"\.lock|\.prunetune|recipe\.yaml|events\.jsonl|(original|[0-9]{2}-[\w+-]+)(/(scores\.safetensors|patch\.safetensors|plan\.json|stage\.json|full\.json"
+    r"\.lock|\.prunetune|\.inputs\.json|recipe\.yaml|events\.jsonl|(original|[0-9]{2}-[\w+-]+)(/(scores\.safetensors|patch\.safetensors|plan\.json|stage\.json|full\.json"
     r"|tune-\d-\w+\.json|\.measured\.json|eval(/\w+\.jsonl)?))?|([0-9]{2}-[\w+-]+/tuned|final)(/(config|generation_config|tokenizer"
     r"|tokenizer_config)\.json|/model\.safetensors)?|final/README\.md|summary\.json|report\.(md|html)|figures(/[\w-]+\.svg)?"
 )
