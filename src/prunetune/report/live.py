@@ -126,7 +126,9 @@ def list_runs(states: Sequence[RunState], width: int = 120) -> str:
         size = f"{state.ratio:.1%}" if state.ratio is not None else "–"
         figures = accuracy_of(state.newest) if state.newest else "–"
         where = "" if state.state == "finished" else state.where()
-        table.add_row(escape(str(state.path)), state.state, size, figures, escape(f"{where} {state.why}".strip()))
+        table.add_row(
+            escape(str(state.path)), state.state, size, figures, escape(": ".join(filter(None, (where, state.why))))
+        )
     return text_of(table, width)
 
 
