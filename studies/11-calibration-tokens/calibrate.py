@@ -62,12 +62,13 @@ PARTS: dict[str, dict[str, Any]] = {
     "mixture": {
         "model": RUNS / "mixture",
         "data": FileData(path=str(RUNS / "mixture" / "train.jsonl")),
-        "kept": 0.5,
-        "sequences": [2, 4, 8, 16, 32, 64, 128, 256, 512],
+        "kept": 0.25,
+        "share": 0.25,  # of the tokens, which an expert gets
+        "sequences": [4, 16, 64, 256],
         "seeds": [0, 1, 2],
         "held_out": 256,
         "max_length": 256,
-        "model_name": "a mixture of experts (16, of which a token passes 4; 64 neurons each, cut to 32)",
+        "model_name": "a mixture of experts (16, of which a token passes 4; 64 neurons each, cut to 16)",
     },
 }
 
@@ -153,13 +154,13 @@ def page(records: dict[str, list[dict[str, Any]]]) -> str:
             cells = [[r["losses"][w] for r in rows] for w in WAYS]
             shown = " | ".join(f"{statistics.fmean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in cells)
             lines.append(f"| {n} | {tokens:,.0f} | {shown} |")
-        lines += ["", _enough(found)]
+        lines += ["", _enough(found, PARTS[name].get("share", 1))]
     if EXPERTS.is_file():
         lines += ["", *section(json.loads(EXPERTS.read_text(encoding="utf-8")))]
     return "\n".join(lines) + "\n"
 
 
-def _enough(found: list[dict[str, Any]]) -> str:
+def _enough(found: list[dict[str, Any]], share: float) -> str:
     """The smallest number whose loss increase is within a tenth of that of the largest, for the default way."""
     way, numbers = WAYS[-1], sorted({r["sequences"] for r in found})
 
@@ -170,7 +171,7 @@ def _enough(found: list[dict[str, Any]]) -> str:
     enough = next(n for n in numbers if rise(n) <= 1.1 * best)
     rows = [r for r in found if r["sequences"] == enough]
     tokens, kept = statistics.fmean(r["tokens"] for r in rows), rows[0]["kept"]
-    what = f"{enough} sequences ({tokens:,.0f} tokens, {tokens / kept:.0f} for each kept neuron of a layer)"
+    what = f"{enough} sequences ({tokens:,.0f} tokens, {share * tokens / kept:.0f} for each kept neuron of {'a layer' if share == 1 else 'an expert'})"
     if enough == numbers[-1]:
         return f"With {way}, more still helps at the largest number: {what} is not yet known to be enough."
     return f"With {way}, {what} come within a tenth of the loss increase that {numbers[-1]} sequences leave ({best:.4f} nats)."
