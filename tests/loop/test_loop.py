@@ -275,7 +275,7 @@ def test_a_useless_original_is_told_and_asked_about_before_any_work(tmp_path, ca
     assert "warning: the original solves 0 of 4" in " ".join(capsys.readouterr().err.split())
     assert not list((tmp_path / "run").glob("0*")), "nothing was scored"
     assert (state_of(tmp_path / "run").state, state_of(tmp_path / "run").why) == ("stopped", "you answered no")
-    assert ": you answered no" in list_runs([state_of(tmp_path / "run")])
+    assert ": you answered no" in list_runs([state_of(tmp_path / "run")], width=500)
     summary = prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True))
     said = closing(summary, tmp_path / "run")
     assert "cannot tell: 4 of the original's 4 answers to sums" in said.splitlines()[1]
