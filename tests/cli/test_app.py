@@ -87,7 +87,7 @@ def test_dry_run_with_thresholds_says_unknown(capsys, at):
     value["prune"] = {"sigma_neuron": 0.1, "max_rounds": 4}
     (at / "sigma.yaml").write_text(yaml.safe_dump(value))
     _, out, _ = call(capsys, "run", at / "sigma.yaml", "--dry-run")
-    assert "unknown, at most 4 rounds" in out
+    assert "rounds: unknown, at most 4; the thresholds decide" in out
 
 
 def test_the_stages_one_at_a_time(capsys, at, tmp_path):
