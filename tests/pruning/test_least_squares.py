@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from typing import Any
 
 import pytest
 import torch
 
 from prunetune.common.device import WIDE, sum_dtype
+from prunetune.pruning import least_squares
 from prunetune.pruning.least_squares import (
     BLOCK,
     Gram,
@@ -92,6 +95,25 @@ def test_error_equals_the_direct_one() -> None:
     assert r.error(change) == pytest.approx(float(direct), rel=1e-5)
     assert r.error(None) == pytest.approx(float(missing.square().sum() / whole.square().sum()), rel=1e-6)
     assert r.tokens == 200
+
+
+def test_one_change_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the one in hand: each is as large as the matrix, and the ladder has ten ridges."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*given: Any) -> torch.Tensor | None:
+        assert sum(one() is not None for one in made) <= 1
+        change = solve(*given)
+        assert change is not None
+        made.append(weakref.ref(change))
+        return change
+
+    monkeypatch.setattr(least_squares, "solve", watched)
+    a = torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    c = (a.T @ a / 400).double()
+    r = Residue(c[:8, :8], torch.randn(5, 4, dtype=torch.float64) @ c[8:, :8], 10.0, 10.0, 400)
+    assert (fold(r, r, [10.0**-i for i in range(10)], start=1.0).ridge or 1) < 1e-6  # all the way down
+    assert len(made) > 5
 
 
 def test_ridge_is_the_best_on_held_out_tokens() -> None:

@@ -171,24 +171,27 @@ def fold(calibration: Residue, held_out: Residue, ridges: Sequence[float], start
         ridges: Relative to the mean of the diagonal of C_kk.
         start: The ridge of these to begin with, such as the layer before's (default: the one in the middle).
     """
-    before = held_out.error(None)
-    tried: dict[int, Fold] = {}
+    before, errors = held_out.error(None), dict[int, float]()
     scale, ladder = float(calibration.kept.diagonal().mean()), sorted(ridges)
+    least = Fold(None, None, before, before)
 
-    def at(i: int) -> Fold:
-        if i not in tried:
+    def at(i: int) -> float:
+        nonlocal least
+        if i not in errors:
             change = solve(calibration.kept, calibration.cross, ladder[i] * scale)
-            error = math.inf if change is None else held_out.error(change)
-            tried[i] = Fold(change, ladder[i], before, error)
-        return tried[i]
+            errors[i] = math.inf if change is None else held_out.error(change)
+            if errors[i] < least.after:  # no other change is kept: it is as large as the matrix
+                least = Fold(change, ladder[i], before, errors[i])
+        return errors[i]
 
     if scale <= 0 or not ladder:
-        return Fold(None, None, before, before)
+        return least
     best = ladder.index(start) if start in ladder else len(ladder) // 2
     for step in (1, -1):
-        while 0 <= best + step < len(ladder) and (at(best + step).after < at(best).after or at(best).change is None):
+        while 0 <= best + step < len(ladder) and (at(best + step) < at(best) or at(best) == math.inf):
             best += step
-    return at(best) if at(best).after < before else Fold(None, None, before, before)
+    at(best)
+    return least
 
 
 def solve(
