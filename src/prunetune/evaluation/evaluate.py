@@ -160,6 +160,7 @@ def _sample(
         prompt=prompt,
         reference=problem.reference,
         output=answer.text,
+        extracted=verdict.extracted,
         correct=verdict.correct,
         reason=verdict.reason,
         prompt_tokens=prompt_tokens,
@@ -167,5 +168,4 @@ def _sample(
         ended=answer.ended,
         scores=dict(verdict.scores),
         seconds=seconds,
-        **({} if verdict.extracted is None else {"extracted": verdict.extracted}),
     )

@@ -148,10 +148,8 @@ def _batch_losses(model: PreTrainedModel, rows: list[Scored]) -> list[tuple[floa
     for i, (_, spans) in enumerate(rows):
         for start, end in spans:
             labels[i, start:end] = ids[i, start:end]
-    device, first = (
-        model.device,
-        min(start for _, spans in rows for start, _ in spans) - 1,
-    )  # what is before is not asked
+    device = model.device
+    first = min(start for _, spans in rows for start, _ in spans) - 1  # no logits before the first that is asked
     given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     logits: Tensor = model(**given, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
     asked = labels[:, first + 1 :].to(device)

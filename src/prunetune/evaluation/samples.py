@@ -37,7 +37,7 @@ class Sample(Row):
         prompt: The text that the model was given.
         reference: The right answer.
         output: The model's whole answer.
-        extracted: What the verifier took from it; not written where it took nothing, or does not say (one's own).
+        extracted: What the verifier took from it; None: nothing, or it does not say (one's own).
         reason: Why it is wrong; "" if it is right.
         ended: `eos`, `stop` or `length`.
         scores: What else the verifier says, such as an F1.
