@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs families fuzz kill format clean
+.PHONY: demo test check docs families fuzz kill thorough format clean
 
 demo: $(STAMP)  ## the embedded model, cut to about a third, into runs/demo
 	$(BIN)/prunetune run demo
@@ -31,6 +31,9 @@ fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400):
 
 kill: $(STAMP)  ## a run killed thirty times, and its disk filled as often; PRUNETUNE_SEED draws other moments
 	PRUNETUNE_KILLS=30 $(BIN)/python -m pytest -q -n 0 --timeout 1800 tests/loop/test_rough_days.py
+
+thorough: $(STAMP)  ## the tests that the suite leaves out, as they take minutes: every family's loop, two processes, lm-eval
+	PRUNETUNE_THOROUGH=1 $(BIN)/python -m pytest -q -m thorough
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -116,7 +116,7 @@ def page() -> str:
         "<!-- Made by `make families` (docs/families.py). -->",
         "",
         f"What can be cut and recovered in each of {len(FAMILIES)} families. Every *yes* of an axis or a method is a test that runs on that family: the cut model equals",
-        "the whole one with the same parts set to zero, the loop goes through two rounds with `cpt` and `grpo`, and the first loss of `sft` and of `distill` is the one that plain",
+        "the whole one with the same parts set to zero, the loop goes through two rounds with `cpt` and `grpo` (`make thorough`; the suite: one of each kind), and the first loss of `sft` and of `distill` is the one that plain",
         "transformers gives. The models behind the names: [Concepts](concepts.md#families). The columns vLLM and llama.cpp say that their own lists name the architecture; they were not run here.",
         "",
         *table(DENSE, HELD),

@@ -121,6 +121,7 @@ def test_finished_answers_are_not_asked_again(model: Path, gsm8k: Path, tmp_path
     assert asked == [3, 1, 1]
 
 
+@pytest.mark.thorough
 def test_a_killed_evaluation_goes_on_where_it_was(model: Path, gsm8k: Path, tmp_path: Path, asked: list[int]) -> None:
     """The command itself, ended by SIGKILL once some answers are on disk."""
     rows = [{"question": f"test {i}?", "answer": f"so\n#### {i}"} for i in range(16)]

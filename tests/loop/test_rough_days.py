@@ -79,6 +79,7 @@ def test_nothing_but_what_the_contract_names(at: Path) -> None:
         assert NAMED.fullmatch(thing) or (gone and thing != name), name
 
 
+@pytest.mark.thorough
 def test_full_disks(at: Path) -> None:
     said = chain("full_disks", at, max(2, TIMES - 1))
     assert len(said) >= 1

@@ -24,7 +24,6 @@ KINDS = {
     "guarded.jsonl": "protect.data.0.path",
     "asked.jsonl": "data.1.from.path",
     "questions.jsonl": "evaluate.tasks.0.path",
-    "judge.py": "evaluate.tasks.0.verifier",
     "decides.jsonl": "stop_at.task.path",
     "clone/data/test.jsonl": "evaluate.tasks.1.path",
     "model/config.json": "model",

@@ -15,6 +15,7 @@ pytest.importorskip("lm_eval")
 STUDY = Path(__file__).parents[2] / "studies" / "lib" / "same_as_lm_eval.py"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_it_agrees_and_sees_what_differs(tmp_path: Path) -> None:
     model = brief_folder(tmp_path / "model")

@@ -62,7 +62,7 @@ sys.exit(1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["cpt", "distill"])
+@pytest.mark.parametrize("first", ["cpt", pytest.param("distill", marks=pytest.mark.thorough)])
 def test_killed_inside_each_method(tmp_path: Path, first: str) -> None:
     summary: Any = prune_tune_loop(chain(tmp_path, first), tmp_path / "straight", Watch(quiet=True))
     assert [t["method"] for t in summary["stages"][0]["tune"]] == [first, "grpo"]

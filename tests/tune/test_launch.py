@@ -93,6 +93,7 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path) -> None:
     assert all((a[k] - b[k]).abs().max() < 1e-3 for k in a)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, tmp_path: Path) -> None:
     """GRPO on fixed rollouts, since two processes draw other random numbers than one.
@@ -136,6 +137,7 @@ def test_two_processes_train_the_other_methods_as_one(place: Path, rows: Path, t
     assert 0 < grpo_curve[0]["accuracy"] < 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_processes_sample_and_reward(place: Path, rows: Path, tmp_path: Path) -> None:
     job = grpo_job(place, rows, tmp_path / "out", micro_batch_size=8, samples=16)

@@ -3,8 +3,9 @@
     check_inputs(run, recipe, free)         # RecipeChanged if one has other bytes; nothing is written
     note_inputs(run, recipe, free)          # keeps what is there now for the next start
 
-An input is whatever a recipe names that lies on this machine: files and folders of data and of tasks, verifiers, the
-model, a teacher. Rivals are none, for a rival that has changed is measured anew. A name on a hub is none either.
+An input is whatever a recipe names that lies on this machine: files and folders of data and of tasks, the model, a
+teacher. Rivals are none, for a rival that has changed is measured anew. A verifier is none: one that raises while a run
+is on its way can be mended, and the run goes on. A name on a hub is none either.
 A run of an earlier version has no such file: it goes on, and what it reads is kept from then on.
 """
 
@@ -25,10 +26,9 @@ from prunetune.common.reading import read_model
 from prunetune.data.files import expand_path
 from prunetune.errors import BadCheckpoint, DataError, RecipeChanged
 from prunetune.recipe.schema import Recipe
-from prunetune.tasks.own import is_own
 
 NOTE = ".inputs.json"
-NAMED = ("path", "verifier", "model", "teacher")
+NAMED = ("path", "model", "teacher")
 """The keys of a recipe, however deep, whose text may name a file or a folder that is read."""
 MODEL = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """What of a model's folder is read."""
@@ -95,12 +95,10 @@ def _named(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 def _place(name: str, said: str) -> Path | None:
     """The file or folder that a text names; None: it is no such name, or nothing is there."""
-    if (name == "verifier" and not is_own(said)) or (name in ("model", "teacher") and said == "demo"):
-        return None
-    if not said.strip():
+    if not said.strip() or (name in ("model", "teacher") and said == "demo"):
         return None
     with contextlib.suppress(DataError, OSError, ValueError):  # a variable that is not set, a name that can be none
-        path = expand_path(said.rpartition(":")[0] or said if name == "verifier" else said)
+        path = expand_path(said)
         return path if path.exists() else None
     return None
 

@@ -64,6 +64,7 @@ def test_two_processes_score_fold_answer_and_measure_as_one(tmp_path: Path) -> N
     assert gone(started)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_what_the_processes_cannot_do_is_told_in_their_words(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")

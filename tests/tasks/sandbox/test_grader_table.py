@@ -281,6 +281,7 @@ NONSENSE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max
 FUZZ = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @FUZZ
 @given(NONSENSE)
