@@ -32,9 +32,41 @@ def _frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
+LIKE_OTHERS = frozenset(
+    [
+        "ministral",
+        "gemma",
+        "smollm3",
+        "olmo",
+        "olmo3",
+        "seed_oss",
+        "exaone4",
+        "glm",
+        "cohere",
+        "hunyuan_v1_dense",
+        "ernie4_5",
+        "helium",
+        "stablelm",
+        "gemma4_unified_text",
+        "arcee",
+        "apertus",
+        "starcoder2",
+        "phi",
+        "olmoe",
+        "gemma4_unified",
+        "mistral3",
+        "qwen3_vl",
+    ]
+)
+"""Families whose layers are those of another with other names, numbers or norms."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """CI has to end inside fifteen minutes: what takes long and tells least beside the rest, `make thorough` runs."""
     skip = pytest.mark.skip(reason="minutes: make thorough runs it")
     for item in items:
+        given = getattr(item, "callspec", None)
+        if given and LIKE_OTHERS.intersection(v for v in given.params.values() if isinstance(v, str)):
+            item.add_marker("thorough")
         if "PRUNETUNE_THOROUGH" not in os.environ and item.get_closest_marker("thorough"):
             item.add_marker(skip)
