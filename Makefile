@@ -30,9 +30,9 @@ fuzz: $(STAMP)  ## 10,000 damaged inputs for every reader (the suite tries 400):
 	PRUNETUNE_FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
 
 kill: $(STAMP)  ## a run killed thirty times, and its disk filled as often; PRUNETUNE_SEED draws other moments
-	PRUNETUNE_KILLS=30 $(BIN)/python -m pytest -q -n 0 --timeout 1800 tests/loop/test_rough_days.py
+	PRUNETUNE_KILLS=30 PRUNETUNE_THOROUGH=1 $(BIN)/python -m pytest -q -n 0 --timeout 1800 tests/loop/test_rough_days.py
 
-thorough: $(STAMP)  ## the tests that the suite leaves out, as they take minutes: every family's loop, two processes, lm-eval
+thorough: $(STAMP)  ## the tests that the suite leaves out, as they take minutes: families like others, two processes, lm-eval
 	PRUNETUNE_THOROUGH=1 $(BIN)/python -m pytest -q -m thorough
 
 format: $(STAMP)

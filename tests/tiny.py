@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -162,8 +160,3 @@ def brief_folder(path: Path) -> Path:
     model.save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
-
-
-def first(names: Sequence[str], chosen: Sequence[str]) -> list[Any]:
-    """Names as parameters of a test, of which the suite runs the `chosen` and `make thorough` the others."""
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.thorough) for name in names]
