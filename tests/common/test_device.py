@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from prunetune.common.device import LARGE, WIDE, cpu_features, native_products, sum_dtype, walk_dtype
+from prunetune.common.device import (
+    LARGE,
+    SPINS,
+    WIDE,
+    choose_waiting,
+    cpu_features,
+    fitting_threads,
+    native_products,
+    sum_dtype,
+    walk_dtype,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +61,43 @@ def test_native_products_lose_nothing_of_bf16() -> None:
 
 def test_this_machine_says_what_it_can() -> None:
     assert isinstance(dict(cpu_features()), dict)
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("given", "busy", "cores", "found"),
+    [
+        ({}, 0.1, 2, {"GOMP_SPINCOUNT": str(SPINS)}),
+        ({}, 1.0, 2, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({}, 1.0, 16, {"OMP_WAIT_POLICY": "PASSIVE"}),  # all sixteen would wait for the one that shares a core
+        ({}, None, 1, {"OMP_WAIT_POLICY": "PASSIVE"}),  # nobody to wait for
+        *(({name: value}, 0.0, 2, {name: value}) for name, value in zip(WAITING, ("ACTIVE", "7", "2"), strict=True)),
+    ],
+)
+def test_threads_wait_awake_where_the_machine_is_idle(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], busy: float | None, cores: int, found: dict[str, str]
+) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    choose_waiting(busy, cores)
+    assert {name: os.environ[name] for name in WAITING if name in os.environ} == found
+
+
+def test_a_tiny_model_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    try:
+        for device, elements, threads in (("cpu", 256 * 768, 1), ("cpu", LARGE, 2), ("cuda", 256 * 768, 2)):
+            with fitting_threads(device, elements):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with fitting_threads("cpu", 1):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

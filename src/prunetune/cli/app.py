@@ -20,6 +20,7 @@ from prunetune.cli.prune import apply, compensate, plan, score, vocabulary
 from prunetune.cli.recover import generate, tune
 from prunetune.cli.results import check, compare, export, push, report, runs, watch
 from prunetune.cli.run import family, init, inspect, keys, run
+from prunetune.common.device import choose_waiting
 from prunetune.common.progress import Watch, watching
 
 app = typer.Typer(
@@ -60,6 +61,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push,
 }
 """In the order of the help."""
+COMPUTING = ("run", "score", "compensate", "tune", "generate", "eval", "check", "export")
+"""Those that compute with torch for long."""
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
@@ -68,8 +71,6 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Set before torch loads OpenMP: threads that spin at a barrier starve each other on a busy machine (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars are ours (ui.py)
     words, verbose, quiet = _global_options(sys.argv[1:])
@@ -91,6 +92,8 @@ def _global(
     ] = False,
 ) -> None:
     """Make a reasoning language model half its size without losing its reasoning."""
+    if context.invoked_subcommand in COMPUTING and "--help" not in sys.argv:
+        choose_waiting()
     context.with_resource(watching(Watch()))
 
 

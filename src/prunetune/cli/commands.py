@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from prunetune.cli.made import is_patch, is_scores
 from prunetune.cli.options import judged_by, parse_task
-from prunetune.cli.texts import check_texts, format_of, sequences_of, sources_of
-from prunetune.common.device import device_of
+from prunetune.cli.texts import check_texts, format_of, placed, sequences_of, sources_of
 from prunetune.common.files import MARK, once, remove, temporary
 from prunetune.common.outputs import claim, full_path, output_file, output_new
 from prunetune.common.plugins import lookup
@@ -71,7 +70,7 @@ def score_file(
             folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
         )
         batches = make_batches(sequences, pad)
-        where, sha = device_of(device), model_sha(folder)
+        where, sha = placed(device, folder), model_sha(folder)
         halfway = _halfway(out, [key, offload, where, sha, stream.sha], launcher)
         with alone_or_held(folder, where, launcher, offload=offload) as found, watch.bar("score") as bar:
             scores = score_held(
@@ -132,7 +131,7 @@ def patch_file(
         stream, sequences, pad = sequences_of(
             folder, data, samples=samples, max_length=max_length, seed=seed, chat=chat, watch=watch
         )
-        where = device_of(device)
+        where = placed(device, folder)
         halfway = _halfway(out, [key, offload, where, stream.sha], launcher)
         calibration, held_out = (make_batches(part, pad) for part in calibration_and_held_out(sequences))
         with watch.bar("compensate") as bar:
@@ -206,7 +205,7 @@ def tune_model(
             "teacher": taught_by,
             "origins": origins,
             "task": task,
-            "device": device_of(device),
+            "device": placed(device, folder),
             "fmt": format_of(chat),
         }
         job = TuneJob(**given, **part, **where)
@@ -322,15 +321,16 @@ def sample_traces(
     """
     from prunetune.tune.traces import TraceJob, Traces, make_traces
 
+    folder = resolve_model(model)
     job = TraceJob(
-        model=resolve_model(model),
+        model=folder,
         out=out,
         sources=tuple(sources_of(data)),
         task=task,
         data_seed=seed,
         end=n,
         seed=seed,
-        device=device_of(device),
+        device=placed(device, folder),
         **settings,
     )
     key = {"generate": job.model_dump(mode="json", exclude={"out", "device"})}

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunetune.cli.made import is_eval
 from prunetune.cli.options import judged_by, parse_task
-from prunetune.cli.texts import check_tasks, format_of, task_columns
-from prunetune.common.device import device_of
+from prunetune.cli.texts import check_tasks, format_of, placed, task_columns
 from prunetune.common.files import read_json, write_json
 from prunetune.common.outputs import own_folder
 from prunetune.common.progress import Watch
@@ -97,7 +96,7 @@ def eval_model(
             _claim(out, sha)
         if backend == "vllm":
             return [_on_vllm(folder, task, out, batch_size, chat) for task in tasks]
-        where = (device_of(device), launcher)
+        where = (placed(device, folder), launcher)
         return _on_transformers(folder, sha, tasks, out, where, batch_size=batch_size, chat=chat, watch=watch)
 
 

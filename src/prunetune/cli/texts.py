@@ -11,6 +11,7 @@ import typer
 from prunetune.errors import RecipeError
 
 if TYPE_CHECKING:
+    from prunetune.common.device import Device
     from prunetune.common.progress import Watch
     from prunetune.data.sources import DataSource
     from prunetune.data.stream import Stream
@@ -30,6 +31,17 @@ Chat = Annotated[bool, typer.Option("--chat", help="Use the model's chat templat
 
 WITH_COLUMNS = ("gsm8k", "math")
 """Built-in tasks whose rows may have other columns; rows of your own may too."""
+
+
+def placed(device: str, folder: Path) -> Device:
+    """The device that a command computes on, which has as many threads as the model in this folder is worth."""
+    from prunetune.common.device import device_of, fit_threads
+    from prunetune.models.cost import ffn_elements
+    from prunetune.models.folders import load_config
+
+    where = device_of(device)
+    fit_threads(where, ffn_elements(load_config(folder)))
+    return where
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

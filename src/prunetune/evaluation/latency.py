@@ -31,7 +31,7 @@ Seconds = list[tuple[float, float]]
 
 LEAST = 8
 """Repeats from which on an interval of 95 % can be given (see `paired_ratio`)."""
-NARROW = 0.03
+NARROW = 0.04
 """Half an interval's width, as a share, at which more repeats would tell nothing that matters."""
 PATIENCE_S = 30.0
 """Time after which no further repeats are begun."""
@@ -171,12 +171,9 @@ def measure(
 
 
 def _settled(seconds: list[Seconds]) -> bool:
-    """Whether prefill and decode of the last model over the first are both known to `NARROW`."""
-    for part in (0, 1):
-        ratio = paired_ratio([t[part] for t in seconds[0]], [t[part] for t in seconds[-1]], looks=LOOKS)
-        if ratio.low is None or ratio.high is None or ratio.high / ratio.low > (1 + NARROW) ** 2:
-            return False
-    return True
+    """Whether the time of all of a generation, of the first model over that of the last, is known to `NARROW`."""
+    ratio = paired_ratio([sum(times) for times in seconds[0]], [sum(times) for times in seconds[-1]], looks=LOOKS)
+    return ratio.low is not None and ratio.high is not None and ratio.high / ratio.low <= (1 + NARROW) ** 2
 
 
 def _load() -> float:

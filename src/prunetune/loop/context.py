@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunetune.common.device import device_of, free_device_memory, memory_bytes
+from prunetune.common.device import device_of, fitting_threads, free_device_memory, memory_bytes
 from prunetune.common.events import Journal
 from prunetune.common.files import json_sha
 from prunetune.common.progress import Watch
@@ -31,6 +31,7 @@ from prunetune.loop.pacing.clock import Clock
 from prunetune.loop.workers.pool import Workers, held
 from prunetune.models.axes import shape_of
 from prunetune.models.calibration import Calibration, Place, place_of
+from prunetune.models.cost import ffn_elements
 from prunetune.models.families import Family, check_packing, family_of
 from prunetune.models.folders import load_config, load_model, load_tokenizer, pad_id, require_end
 from prunetune.models.generation import check_router
@@ -165,6 +166,11 @@ def may_be_left(config: Any, name: str) -> list[int]:
     """How many units of an axis may be left, fewer than there are, so that the model is a stock one; descending."""
     values = config.to_dict()
     return able(name, shape_of(values)[name], family_of(config), values)
+
+
+def few_threads(recipe: Recipe, source: Path) -> AbstractContextManager[None]:
+    """Inside, torch has as many threads on a CPU as the model is worth (see `fitting_threads`)."""
+    return fitting_threads(device_of(recipe.device), ffn_elements(load_config(source)))
 
 
 def prepare(recipe: Recipe, source: Path, watch: Watch, journal: Journal | None = None) -> Context:

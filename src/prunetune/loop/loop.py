@@ -23,7 +23,7 @@ from prunetune.data.stream import Example
 from prunetune.errors import Declined
 from prunetune.loop.beside.rivals import check_rivals, measure_rivals, rival_records
 from prunetune.loop.beside.rungs import finish_rungs, finished, rung_records
-from prunetune.loop.context import Context, place, prepare
+from prunetune.loop.context import Context, few_threads, place, prepare
 from prunetune.loop.control import ABOUT, control_recipe, name_of
 from prunetune.loop.decide import Case, Decision, decide, shared_rounds
 from prunetune.loop.measure import latency, original
@@ -82,6 +82,7 @@ def prune_tune_loop(
         telling(run, recipe, watch) as (journal, told),
         watching(told),
         quiet_libraries(),
+        few_threads(recipe, source),
     ):
         if traces_of(recipe):
             prepare(recipe, source, Watch(quiet=True))  # what can fail, before anything is sampled
@@ -90,9 +91,8 @@ def prune_tune_loop(
         context = within(dataclasses.replace(context, wanted=recipe, began=began), run)
         context = dataclasses.replace(context, opening=max(0.0, time.monotonic() - began - sampling_seconds(run)))
         check_memory(context)
-        if go_on is not _told:
-            for note in scarce_notes(context):
-                watch.line(note)
+        for note in () if go_on is _told else scarce_notes(context):
+            watch.line(note)
         context = started(context, run)
         journal.stage = "original"
         case = begin(context, run)

@@ -32,6 +32,12 @@ def neuron_params(config: Any) -> int:
     return shape.ffns * (shape.ffn_matrices * shape.hidden + biases)
 
 
+def ffn_elements(config: Any) -> int:
+    """Elements of one matrix of an FFN (of one expert, where there are experts)."""
+    shape = _shape(config)
+    return shape.hidden * shape.width
+
+
 def layer_params(config: Any, width: int | None = None) -> int:
     """Parameters of one layer at an FFN width (the config's if None); of layers of two kinds their mean, rounded."""
     shape = _shape(config)

@@ -106,7 +106,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         away = " and the hub cannot be reached, so that a run would fail" if is_offline() else ""
         return Rehearsal(f"minutes on this machine: not known, for {recipe.model} is not here{away}")
     from prunetune.loop.beside.rivals import check_rivals
-    from prunetune.loop.context import place, prepare
+    from prunetune.loop.context import few_threads, place, prepare
     from prunetune.loop.pacing.clock import process_began
     from prunetune.loop.pacing.minutes import minutes
     from prunetune.loop.pacing.pace import measured
@@ -132,7 +132,8 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
         watch.line(note)
     space, doubt = room(context, out), hardly_provable(context)
     told = f"{space.text}\nwarning: {doubt}" if doubt else space.text
-    pace = measured(context)
+    with few_threads(recipe, source):
+        pace = measured(context)
     if recipe.within is not None:
         plan = fitted(context, pace)
         _keep(recipe, "\n".join(plan.told))
