@@ -348,6 +348,8 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
         "a recipe is no model": (["inspect", "paper/llama3-8b"], "prunetune run paper/llama3-8b --dry-run"),
         "data column": (["run", with_(data=[{**data[0], "columns": {"question": "quest", "answer": "answer"}}])], "quest"),
         "target above 1": (["run", with_(prune={**prune, "target": 1.5})], "between 0 and 1"),
+        "the whole model": (["run", with_(prune={**prune, "target": "100%", "layers": 0})], "nothing would be removed"),
+        "the whole model, dry": (["run", with_(prune={**prune, "target": 1.0, "layers": 0}), "--dry-run"], "such as 0.6"),
         "target below what is possible": (["run", with_(prune={**prune, "target": 0.01})], "at least"),
         "missing data file": (["run", with_(data=[{"type": "file", "path": "/no/such.jsonl"}])], "/no/such.jsonl"),
         "missing model": (["run", with_(model="/no/such/model")], "/no/such/model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from prunetune.errors import OutOfReach, UnsupportedModel
 from prunetune.models.axes import resized
 from prunetune.models.cost import cost_of
 from prunetune.schedule.sizes import Sizes
-from prunetune.schedule.steps import Done, Step, check_protection, next_step, once, plan_ahead
+from prunetune.schedule.steps import Done, Step, check_protection, check_removes, next_step, once, plan_ahead
 from prunetune.schedule.target import FinalShape, NeuronStep, PruneConfig, final_shape
 
 SIZES = Sizes(depth=8, width=512, base=20_000, layer=60_000, neuron=384, hidden=128)
@@ -96,6 +97,26 @@ def test_targets_out_of_reach_say_what_is_possible(prune, says):
         return
     with pytest.raises(OutOfReach, match=says):
         run(**prune)
+
+
+@pytest.mark.parametrize(
+    ("prune", "refused"),
+    [
+        ({"target": 1.0}, True),
+        ({"target": "100%"}, True),
+        ({"target": FinalShape()}, True),
+        ({"target": FinalShape(width=SIZES.width, depth=SIZES.depth)}, True),
+        ({"target": 1.0, "axes": ["neurons", "layers"]}, True),
+        ({"target": 1.0, "layers": 1}, False),
+        ({"target": 1.0, "vocabulary": "task"}, False),
+        ({"target": 1.0, "cut": {"heads": 1}}, False),
+        ({"target": 0.999}, False),
+        ({"sigma_neuron": 0.0, "max_rounds": 1}, False),
+    ],
+)
+def test_a_target_that_removes_nothing_is_refused(prune, refused):
+    with pytest.raises(OutOfReach, match="nothing would be removed") if refused else contextlib.nullcontext():
+        check_removes(PruneConfig.model_validate(prune), SIZES)
 
 
 def test_the_smallest_target_named_in_the_message_is_reachable():

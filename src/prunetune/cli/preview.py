@@ -218,10 +218,13 @@ def about_rates(recipe: Recipe, parameters: int) -> list[str]:
 def _sizes(recipe: Recipe, config: Any) -> tuple[Sizes, bool]:
     """What the schedule counts with, and whether that is all: only the data tell which tokens they use."""
     from prunetune.schedule.sizes import Sizes
+    from prunetune.schedule.steps import check_removes
 
     wanted, axes = recipe.prune.vocabulary, recipe.prune.axes or ()
     left = wanted.keep if wanted and isinstance(wanted.keep, int) and "vocabulary" not in axes else None
-    return Sizes.of(config, recipe.prune.cut, left), wanted is None or left is not None
+    sizes = Sizes.of(config, recipe.prune.cut, left)
+    check_removes(recipe.prune, sizes)
+    return sizes, wanted is None or left is not None
 
 
 def _row(config: Any, sizes: Sizes, name: str, depth: int, width: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import judge_of, questions, traces_of
 from prunetune.schedule.reach import able, in_blocks
 from prunetune.schedule.sizes import Sizes
-from prunetune.schedule.steps import check_protection, plan_ahead
+from prunetune.schedule.steps import check_protection, check_removes, plan_ahead
 from prunetune.tasks.problems import check_examples
 from prunetune.tasks.registry import Task, build_judge, build_task
 
@@ -243,6 +243,7 @@ def _check_family(recipe: Recipe, family: Family) -> None:
 def sizes_of(recipe: Recipe, config: Any, rows: int | None = None) -> Sizes:
     """The sizes that the schedule counts with; OutOfReach, UnsupportedModel if it cannot reach the target with them."""
     sizes = Sizes.of(config, recipe.prune.cut, rows)
+    check_removes(recipe.prune, sizes)
     planned_rounds(recipe, sizes)  # the target can be reached
     ahead = plan_ahead(recipe.prune, sizes) if recipe.foreseen else []
     if recipe.protect:

@@ -259,6 +259,24 @@ def check_protection(ahead: Sequence[Ahead], width: int, share: float) -> None:
         width = a.width
 
 
+def check_removes(prune: PruneConfig, sizes: Sizes) -> None:
+    """Raise OutOfReach for a target that is the model as it is: nothing would go, of whatever axis."""
+    if prune.by_threshold or prune.cut or (prune.vocabulary is not None and not prune.open):
+        return
+    if prune.open:
+        nothing = isinstance(prune.target, float) and prune.target >= 1
+    else:
+        nothing = final_shape(prune, sizes) == (sizes.depth, sizes.width)
+    if nothing:
+        said = prune.target
+        raise OutOfReach(
+            "this target is the whole model: nothing would be removed",
+            value=said.model_dump(exclude_none=True) if isinstance(said, FinalShape) else said,
+            valid=f"less than {sizes.original:,} parameters: {sizes.depth} layers of {sizes.width:,} neurons",
+            fix="a smaller target, such as 0.6 (60%); recovery alone, without a cut: prunetune tune",
+        )
+
+
 def once(prune: PruneConfig, sizes: Sizes) -> PruneConfig:
     """The same target in one round: the Prune-Once control."""
     depth, width = final_shape(prune, sizes)
