@@ -10,7 +10,7 @@ from tests.tiny import tiny_config, tiny_model
 from tests.tune.test_job import SMALL, make_job, place, same, tensors
 from transformers import AutoModelForCausalLM
 
-from prunetune.data.stream import Example, FileData
+from prunetune.data.stream import Example, FileData, load_stream
 from prunetune.errors import MissingExtra, TuneError
 from prunetune.tune.methods import Cpt, Lora, Replay
 from prunetune.tune.stage import adapted, merged, run_job, with_replay
@@ -72,6 +72,24 @@ def test_replay_takes_its_share_and_its_own_part(place: Path, tmp_path: Path) ->
     assert sum(e.source == "own" for e in mixed[:32]) == 24
     result = run_job(first)
     assert result.samples == 48 and result.steps == 8
+
+
+def test_replay_begins_again_after_its_last_text(place: Path, tmp_path: Path) -> None:
+    text = tmp_path / "general.txt"
+    text.write_text("".join(f"General text number {i}.\n" for i in range(20)))
+    replay = Replay(share=0.25, sources=(FileData(path=str(text)),))
+    job = make_job(place, tmp_path / "a", Cpt(**SMALL, replay=replay), start=48, end=96)
+    own = [Example("q", str(i), "own") for i in range(48)]
+    general = [e.answer for e in with_replay(own, job) if e.source != "own"]
+    assert len(general) == 16 == len(set(general)), "texts 16 to 19 and 0 to 11"
+    assert general == [
+        *(whole := [e.answer for e in load_stream(replay.sources, job.data_seed).examples])[16:],
+        *whole[:12],
+    ]
+    assert "the 20 replayed texts were gone through 1.6 times" in run_job(job).notes
+    assert not [
+        note for note in run_job(make_job(place, tmp_path / "b", job.method, end=48)).notes if "replayed" in note
+    ]
 
 
 def test_memory_plan() -> None:

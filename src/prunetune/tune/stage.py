@@ -73,9 +73,10 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         peak = peak_bytes(device)
         if trained.writes:
             write_model(merged(stage.model), job.model, job.out, dtypes, trained.state)
+    used, samples = trained.samples, _own_among(trained.samples, len(own), len(examples))
     return TuneResult(
         method=job.method.type,
-        samples=_own_among(trained.samples, len(own), len(examples)),
+        samples=samples,
         tokens=trained.tokens,
         seconds=trained.seconds,
         steps=trained.steps,
@@ -85,7 +86,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         tokens_per_s=trained.tokens / max(trained.seconds, 1e-9),
         peak_bytes=peak,
         mfu=trained.mfu,
-        notes=trained.notes,
+        notes=[*trained.notes, *(examples.general.again(used - samples) if isinstance(examples, _Mixed) else ())],
         planned=trained.planned,
     )
 
@@ -116,20 +117,51 @@ def take(stream: Stream, job: TuneJob) -> Sequence[Example]:
 
 
 def with_replay(own: Sequence[Example], job: TuneJob) -> Sequence[Example]:
-    """The step's own examples with general text spread evenly among them; no text is replayed twice in a run."""
+    """The step's own examples with general text spread evenly among them; each text once in a run, as far as they go.
+
+    A budget in tokens often ends far before its samples do, so that texts for all of these may never be asked for.
+    """
     replay = job.method.replay
     if replay is None:
         return own
     ratio = replay.share / (1 - replay.share)
     first = round(job.start * ratio)
     count = max(1, round(len(own) * ratio))
-    return _Mixed(own, load_stream(replay.sources, job.data_seed).take(first, first + count))
+    stream = load_stream(replay.sources, job.data_seed)
+    stream.take(0, 1)  # there is one
+    return _Mixed(own, _Round(stream.examples, first, count))
+
+
+class _Round(Sequence[Example]):
+    """`length` of the examples from `first` on; after the last comes the first again."""
+
+    def __init__(self, examples: Sequence[Example], first: int, length: int) -> None:
+        self.examples, self.first, self.length = examples, first, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.length))]
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return self.examples[(self.first + index) % len(self.examples)]
+
+    def again(self, used: int) -> list[str]:
+        """A note, if so many of them are more than there are."""
+        read, there = self.first + used, len(self.examples)
+        return [f"the {there:,} replayed texts were gone through {read / there:.1f} times"] if read > there else []
 
 
 class _Mixed(Sequence[Example]):
     """Two sequences spread evenly, read as they are asked for."""
 
-    def __init__(self, own: Sequence[Example], general: Sequence[Example]) -> None:
+    def __init__(self, own: Sequence[Example], general: _Round) -> None:
         self.own, self.general = own, general
 
     def __len__(self) -> int:

@@ -63,7 +63,7 @@ class Replay(BaseModel):
     share: float = Field(default=0.1, gt=0, lt=1)
     """Share of all examples of the stage that are replayed ones."""
     sources: tuple[DataSource, ...] = Field(min_length=1)
-    """Where they come from."""
+    """Where they come from; each is read once in a run, and again only after the last of them."""
 
 
 class Method(BaseModel):
