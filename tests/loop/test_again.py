@@ -77,3 +77,57 @@ def test_a_finished_run_is_not_reported_as_if_of_other_files(done):
     assert "rows.jsonl changed since this run began" in refused(at / "out", recipe, RecipeChanged).what
     (at / "rows.jsonl").write_bytes(kept)
     prune_tune_loop(recipe, at / "out", QUIET)
+
+
+JUDGE = "def right(output, reference):\n    return output == reference\n"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A finished run with a verifier of its own."""
+    at = tmp_path_factory.mktemp("judged")
+    (at / "judge.py").write_text(JUDGE)
+    task = {"name": "sums", "path": str(at / "asked.jsonl"), "verifier": f"{at}/judge.py:right", "n": 2}
+    task |= {"max_new_tokens": 2, "allow_custom_code": True}
+    changes = {"prune": {"target": 0.9, "step": 0.5, "align": 4, "layers": 0}, "recover": []}
+    recipe = tiny_recipe(at, **changes, evaluate={"tasks": [task], "latency_repeats": 0})
+    rows(at / "asked.jsonl", n=10)
+    prune_tune_loop(recipe, at / "out", QUIET)
+    return at, recipe
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "asked.jsonl", "judge.py"])
+def test_a_finished_run_whose_files_are_gone_is_still_finished(judged, name):
+    at, recipe = judged
+    (at / name).rename(at / "away")
+    try:
+        assert name in str(refused(at / "out", recipe, PrunetuneError).value)
+    finally:
+        (at / "away").rename(at / name)
+    prune_tune_loop(recipe, at / "out", QUIET)
+
+
+class Lines(Watch):
+    """Keeps what would be printed."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_mended_verifier_is_told_once_and_the_run_goes_on(judged):
+    at, recipe = judged
+    (at / "judge.py").write_text(JUDGE + "# mended\n")
+    said = []
+    for _ in range(2):
+        watch = Lines()
+        rehearsed(recipe, at / "out", watch, lambda: None)  # writes nothing
+        assert any("judge.py has changed" in line for line in watch.lines) == (not said)
+        prune_tune_loop(recipe, at / "out", watch := Lines())
+        said += [line for line in watch.lines if "judge.py has changed" in line]
+        assert state_of(at / "out").state == "finished"
+    (line,) = said
+    assert "warning: " in line and "(the original and 1 round) stays as it is" in line and "new --out" in line

@@ -14,7 +14,7 @@ from prunetune.errors import RecipeChanged
 from prunetune.recipe.schema import Recipe
 from prunetune.runs import inputs
 from prunetune.runs.folder import RunFolder
-from prunetune.runs.inputs import NOTE, inputs_of
+from prunetune.runs.inputs import NOTE, changed_verifiers, inputs_of
 
 KINDS = {
     "train.jsonl": "data.0.path",
@@ -170,3 +170,13 @@ def test_a_task_may_be_added_and_is_kept_from_then_on(tmp_path):
     assert set(json.loads((out / NOTE).read_text())) == {
         str(tmp_path / n) for n in ("model", "rows.jsonl", "more.jsonl")
     }
+
+
+def test_a_mended_verifier_is_known_until_the_next_start_and_is_not_refused(recipe, tmp_path):
+    out, judge = tmp_path / "run", tmp_path / "judge.py"
+    begun(out, recipe, tmp_path)
+    assert changed_verifiers(out, recipe) == []
+    judge.write_text(judge.read_text() + "# mended\n")
+    assert changed_verifiers(out, recipe) == [judge]
+    opened(out, recipe, tmp_path)
+    assert changed_verifiers(out, recipe) == []

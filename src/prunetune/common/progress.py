@@ -98,6 +98,11 @@ def watching(watch: Watch) -> Iterator[Watch]:
         _watch.reset(token)
 
 
+def in_charge() -> Watch:
+    """The watch that is in charge here; one that writes to stderr where none is."""
+    return _watch.get() or Watch()
+
+
 @contextmanager
 def bar(name: str, total: int | None = None) -> Iterator[Progress]:
     """A bar (see `Watch.bar`) on the watch that is in charge here; nothing is shown where none is."""

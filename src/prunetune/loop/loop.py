@@ -78,7 +78,7 @@ def prune_tune_loop(
     source = resolve_model(recipe.model)
     check_rivals(recipe)
     with (
-        RunFolder.open(out, recipe, source, partial(check_again, recipe, source)) as run,
+        RunFolder.open(out, recipe, source, partial(check_again, recipe, source, watch=watch)) as run,
         telling(run, recipe, watch) as (journal, told),
         watching(told),
         quiet_libraries(),

@@ -2,10 +2,11 @@
 
     check_inputs(run, recipe, free)         # RecipeChanged if one has other bytes; nothing is written
     note_inputs(run, recipe, free)          # keeps what is there now for the next start
+    changed_verifiers(run, recipe)          # the files of verifiers with other bytes than at the last start
 
 An input is whatever a recipe names that lies on this machine: files and folders of data and of tasks, the model, a
-teacher. Rivals are none, for a rival that has changed is measured anew. A verifier is none: one that raises while a run
-is on its way can be mended, and the run goes on. A name on a hub is none either.
+teacher. Rivals are none, for a rival that has changed is measured anew. A name on a hub is none either. A verifier may
+be mended while a run is on its way, and the run goes on: a change of it is told, and not refused.
 A run of an earlier version has no such file: it goes on, and what it reads is kept from then on.
 """
 
@@ -26,6 +27,7 @@ from prunetune.common.reading import read_model
 from prunetune.data.files import expand_path
 from prunetune.errors import BadCheckpoint, DataError, RecipeChanged
 from prunetune.recipe.schema import Recipe
+from prunetune.tasks.own import is_own
 
 NOTE = ".inputs.json"
 NAMED = ("path", "model", "teacher")
@@ -75,7 +77,7 @@ def _below(folder: Path) -> Iterator[Path]:
 def inputs_of(recipe: Recipe) -> list[Input]:
     """The inputs that are there. One that is not is told by whoever reads it."""
     found: dict[str, Input] = {}
-    for keys, said in _named(recipe.model_dump(mode="json", by_alias=True)):
+    for keys, said in _named(recipe.model_dump(mode="json", by_alias=True), NAMED):
         name = keys.rpartition(".")[2]
         path = _place(name, said)
         if path is not None:
@@ -84,13 +86,27 @@ def inputs_of(recipe: Recipe) -> list[Input]:
     return list(found.values())
 
 
-def _named(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    """(keys, text) of all texts of a recipe that may name an input."""
+def _verifiers_of(recipe: Recipe) -> list[Input]:
+    """The files of verifiers that are there."""
+    said = {said: keys for keys, said in _named(recipe.model_dump(mode="json", by_alias=True), ("verifier",))}
+    found = ((name, keys, _place("path", name.rpartition(":")[0])) for name, keys in said.items() if is_own(name))
+    return [Input(name, path, (keys,)) for name, keys, path in found if path is not None]
+
+
+def changed_verifiers(run: Path, recipe: Recipe) -> list[Path]:
+    """The files of verifiers that have other bytes than when the run last started."""
+    noted = _read(run)
+    changed = (v.path for v in _verifiers_of(recipe) if v.said in noted and _changed(v, noted[v.said]))
+    return list(dict.fromkeys(changed))
+
+
+def _named(value: Any, names: Collection[str], at: str = "") -> Iterator[tuple[str, str]]:
+    """(keys, text) of all texts of a recipe under such keys, which may name an input."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if key in NAMED and isinstance(inner, str):
+            if key in names and isinstance(inner, str):
                 yield f"{at}{key}", inner
-            yield from _named(inner, f"{at}{key}.")
+            yield from _named(inner, names, f"{at}{key}.")
 
 
 def _place(name: str, said: str) -> Path | None:
@@ -132,7 +148,7 @@ def note_inputs(run: Path, recipe: Recipe, free: Collection[str] | None) -> None
     """Keep the hashes of all inputs: of new ones, and of those that may have changed."""
     before = _read(run)
     now = {} if free is None else dict(before)
-    for each in inputs_of(recipe):
+    for each in (*inputs_of(recipe), *_verifiers_of(recipe)):
         seen = before.get(each.said, {})
         now[each.said] = {name: _state(path, seen.get(name)) for name, path in each.files.items()}
     if now != before:

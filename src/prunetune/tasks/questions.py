@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from prunetune.data.files import hub_rows
 from prunetune.errors import TaskError
 from prunetune.tasks.own import find_verifier, fingerprint
+from prunetune.tasks.patience import patient
 from prunetune.tasks.problems import Problem, check_reference, draw, place_of, problems_of, rows_of
 from prunetune.tasks.task import Task, TaskConfig, adapted, make_task
-from prunetune.tasks.verifiers import is_worked, reference_number, refusal
+from prunetune.tasks.verifiers import VERIFIERS, is_worked, reference_number, refusal
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ def judged(config: TaskConfig, problems: tuple[Problem, ...]) -> Task:
     name = _verifier_of(config)
     verify = find_verifier(name, config.allow_custom_code)
     version = "2" if config.verifier is None else f"2 {fingerprint(config.verifier)}"
-    task = make_task(config, version, problems, adapted(verify), max_new_tokens=judge.max_new_tokens)
+    judging = adapted(verify)
+    if name not in VERIFIERS:
+        judging = patient(judging, name, config.name)
+    task = make_task(config, version, problems, judging, max_new_tokens=judge.max_new_tokens)
     return dataclasses.replace(task, refuses=functools.partial(refusal, name), slow=name == "boxed")
 
 

@@ -23,6 +23,7 @@ from prunetune.data.generators import gym_entries
 from prunetune.errors import MissingPath, TaskError, UnknownName
 from prunetune.models.prompt import PromptFormat
 from prunetune.tasks import mbpp, squad
+from prunetune.tasks.patience import patient
 from prunetune.tasks.problems import Problem, draw, local_file
 from prunetune.tasks.questions import JUDGES, asked, judged, own_rows_need
 from prunetune.tasks.sandbox import gym
@@ -52,7 +53,9 @@ def build_task(config: TaskConfig) -> Task:
             f"{config.name} has a verifier of its own", value=config.verifier, valid=[*JUDGES, "your own rows"]
         )
     try:
-        return joined("task", TASKS).get(kind, _rows)(config)
+        task = joined("task", TASKS).get(kind, _rows)(config)
+        foreign = kind not in TASKS and kind in names("task")
+        return dataclasses.replace(task, verify=patient(task.verify, kind, config.name)) if foreign else task
     except MissingPath as e:
         raise MissingPath(f"{e.what}, for the task {config.name}", value=e.value, valid=e.valid, fix=e.fix) from None
 

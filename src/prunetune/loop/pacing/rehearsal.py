@@ -121,7 +121,7 @@ def rehearsed(recipe: Recipe, out: Path, watch: Watch, begin: Callable[[], None]
     begin()
     source = resolve_model(recipe.model)
     RunFolder.check(out, recipe, source)
-    check_again(recipe, source, RunFolder(out, source))
+    check_again(recipe, source, RunFolder(out, source), watch=watch)
     far = [name for name in recipe.evaluate.rivals if name not in WEIGHT_ONLY and not is_here(name)]
     near = [name for name in recipe.evaluate.rivals if name not in far]
     check_rivals(recipe.changed(evaluate=recipe.evaluate.model_copy(update={"rivals": near})))

@@ -1,11 +1,13 @@
 """A run that is there and is asked for something else than before: whether it can be done, before anything is written.
 
-check_again(recipe, source, run)     # OutOfReach, DataError, ...: recipe.yaml and the finished run stay as they are
+check_again(recipe, source, run, watch=watch)     # OutOfReach, DataError, ...: a finished run stays as it is
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from rich.markup import escape
 
 from prunetune.common.files import read_json
 from prunetune.common.progress import Watch
@@ -13,11 +15,14 @@ from prunetune.common.yaml import read_yaml
 from prunetune.errors import OutOfReach
 from prunetune.loop.context import Context, prepare
 from prunetune.loop.decide import Case, Decision, decide
+from prunetune.loop.pacing.memory import check_memory
 from prunetune.loop.recovery.shares import active, source_of
+from prunetune.loop.verdict import hardly_provable
 from prunetune.recipe.calibration import counted
 from prunetune.recipe.schema import Recipe
 from prunetune.recipe.traces import traces_of
 from prunetune.runs.folder import RunFolder
+from prunetune.runs.inputs import changed_verifiers
 from prunetune.runs.records import DecisionRecord
 
 SAMPLES = ".samples.json"
@@ -34,27 +39,52 @@ def pinned(recipe: Recipe, run: RunFolder) -> Recipe:
     return counted(recipe, int(read_json(at))) if recipe.score.samples == "auto" and at.is_file() else recipe
 
 
-def check_again(recipe: Recipe, source: Path, run: RunFolder) -> None:
-    """Whether a run with finished rounds can do what another recipe than its own asks for.
+def check_again(recipe: Recipe, source: Path, run: RunFolder, *, watch: Watch) -> None:
+    """Whether a run that is there can do what is asked for now; a verifier that was mended is told.
+
+    A finished run stays finished where a start is refused: so what can be refused is, before its state is touched.
 
     Args:
         recipe: What is asked for now.
         source: Folder of the untouched model.
         run: The run folder, which is held; it is not written to.
+        watch: Shows lines.
 
     Raises:
         OutOfReach: The run is smaller already, or no recovery data are left for another round. Else see `prepare`.
     """
+    _tell_mended(recipe, run, watch)
     file = run.path / "recipe.yaml"
-    if not run.stages or not file.is_file() or read_yaml(file, "recipe") == recipe.model_dump(mode="json"):
+    if not run.stages or not file.is_file():
+        return
+    same = read_yaml(file, "recipe") == recipe.model_dump(mode="json")
+    if same and not (run.path / "summary.json").is_file():
         return
     context = prepare(pinned(recipe, run), source, Watch(quiet=True))
+    if recipe.within is None and not traces_of(recipe):  # else only the plan and the samples tell
+        check_memory(context)
+    hardly_provable(context)
+    if same:
+        return
     prune = recipe.prune
     if recipe.searches or prune.open or prune.by_threshold or prune.vocabulary or traces_of(recipe):
         return  # only measuring tells what follows, or what the data are
     case = Case(context.recipe, context.sizes, run.original, tuple(run.stages), len(context.stream))
     if _goes_on(case):
         _check_left(context, case)
+
+
+def _tell_mended(recipe: Recipe, run: RunFolder, watch: Watch) -> None:
+    """A line for each verifier whose file is another than at the last start: two of them have judged this run."""
+    if not (run.folder("original") / "stage.json").is_file():
+        return
+    rounds = len(run.stages)
+    judged = f"the original and {rounds} round{'s' * (rounds != 1)}" if rounds else "the original"
+    for file in changed_verifiers(run.path, recipe):
+        watch.line(
+            f"warning: {escape(str(file))} has changed since this run last started: what it judged before ({judged}) "
+            "stays as it is, what comes is judged by the file as it is now; a new --out judges all of it anew"
+        )
 
 
 def _goes_on(case: Case) -> bool:
