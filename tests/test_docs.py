@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import yaml
 from tests.pages import PAGES, ROOT, blocks, builder, commands, parse
 from tests.tiny import tiny_folder
 
+import prunetune
 from prunetune import errors
 from prunetune.cli.app import COMMANDS, app
 from prunetune.common import plugins
@@ -115,6 +117,23 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     assert (
         written["intermediate_size"] < json.loads((tmp_path / "my-model/config.json").read_text())["intermediate_size"]
     )
+
+
+def test_the_guide_s_python_runs(tmp_path, monkeypatch):
+    """Its ten lines as they stand, on a tiny model; the line that makes a whole run is the README's, run above."""
+    (block,) = blocks(ROOT / "docs/guide.md", "python")
+    assert sum(map(bool, block.splitlines())) == 10
+    asked = inspect.signature(prunetune.compact)
+    runs: list[Any] = []
+    monkeypatch.setattr(prunetune, "compact", lambda *a, **k: runs.append(asked.bind(*a, **k)), raising=False)
+    tiny_folder(tmp_path / "my-model", max_position_embeddings=256)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(compile(block, "guide.md", "exec"), space)  # our own page
+    assert [run.arguments["target"] for run in runs] == [0.6]
+    whole, small = space["model"], space["small"]
+    assert type(small) is type(whole) and small.config.intermediate_size == whole.config.intermediate_size - 16
+    assert [p.name for p in tmp_path.iterdir()] == ["my-model"], "no run folder"
 
 
 @pytest.mark.slow

@@ -1,25 +1,58 @@
-"""A package of somebody else: a criterion, a verifier, a task, a data source, a recovery method and a family."""
+"""A package of somebody else, with an entry of each kind: criteria, family, axis, task, verifier, source, method, callback."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    TrainerCallback,
+)
 
+from prunetune.models.axes.heads import HEADS, attention
 from prunetune.models.families import Cut, Family
-from prunetune.pruning.criteria import Criterion
+from prunetune.pruning.criteria import Blockwise, Criterion
 from prunetune.tasks.questions import asked
 from prunetune.tasks.registry import Task, TaskConfig, Verdict
 from prunetune.tune.methods import Cpt
 from prunetune.tune.training.trainer import fit
 from prunetune.tune.training.trainers import Runner
 
-LAST = Criterion("weights", lambda stat, weights, layer, seed: -torch.arange(weights.down.shape[1]).float())
+LAST = Criterion(
+    "weights",
+    lambda stat, weights, layer, seed: -torch.arange(weights.down.shape[1]).float(),
+    blocks=Blockwise(finish=lambda stat, blocks, layer, seed: -torch.arange(blocks.units).float()),
+)
 MOMENT = Criterion("moments", lambda stat, weights, layer, seed: stat.diagonal().float())
+
+GROUPS = replace(  # key/value groups by another name: of two query heads each, as the toy has them
+    HEADS, name="toy_groups", beside=(), slices=lambda family, shape: attention(family, queries=2, keys=1)
+)
+
+
+def opposite(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """A layer is the more redundant the more it changes."""
+    return -(after - before).norm(dim=-1)
+
+
+class Hears(TrainerCallback):
+    """Writes a line a step into the file that the environment names."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        with Path(os.environ["TOY_HEARD"]).open("a") as file:
+            file.write(f"{state.global_step}\n")
 
 
 def always(output: str, reference: str) -> Verdict:
