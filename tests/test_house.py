@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "prunetune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {p: ast.parse(p.read_text(encoding="utf-8")) for p in FILES}
 FOLDERS = sorted({p.parent for p in FILES})
-MOST_MODULES, MOST_LINES, MOST_FUNCTION, MOST_MEMBERS = 16, 350, 60, 12
+MOST_MODULES, MOST_LINES, MOST_FUNCTION, MOST_MEMBERS, MOST_SHARED = 16, 350, 60, 12, 9
 
 
 def name_of(path: Path) -> str:
@@ -79,6 +79,16 @@ def test_every_room_says_what_it_is_for_what_it_gives_and_how_to_add_to_it(folde
     assert any(line.startswith("To add") for line in rest)
 
 
+def test_the_tree_of_the_architecture_page_has_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("src/prunetune/\n")[2].partition("```")[0]
+    shown, way = [], [""] * 4
+    for depth, name in re.findall(r"^([ │]*)[├└]── (\w+)/", tree, re.M):
+        way[len(depth) // 4 :] = [name]
+        shown.append("/".join(way))
+    assert sorted(shown) == sorted(f.relative_to(PACKAGE).as_posix() for f in FOLDERS if f != PACKAGE)
+
+
 # ------------------------------------------------------------------------------------------------------------- imports
 
 
@@ -120,6 +130,83 @@ def test_no_two_files_import_each_other_by_whatever_detour() -> None:
     for name in graph:
         walk(name, [])
     assert cycles == []
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+OPEN = re.compile(r"\b(dict|Mapping)\[str, (Any|object)\]|\bValues\b")
+FOREIGN = {
+    "config.json of a model, whose keys are its family's": ("models.", "schedule.reach."),
+    "a recipe as its author wrote it, before it is a `Recipe`": ("recipe.",),
+    "rows of a file, before anything is known of them": (
+        *("common.reading.read_json_lines", "common.yaml.read_mapping", "pruning.in_memory.batches"),
+    ),
+    "inputs that are hashed, and what a note keeps for its maker": (
+        "common.files.once",
+        "loop.recovery.recover.recover",
+    ),
+    "tensors of a walk, for `torch.save`": ("pruning.halfway.Halfway.",),
+    "options and features of another library": ("data.generators.gym_", "common.device."),
+}
+"""What crosses rooms as a mapping of anything, since the type is not ours to give."""
+
+
+def crossing() -> set[str]:
+    """Public functions that another room imports, and public methods of such classes, with an open mapping in the signature."""
+
+    def room(name: str) -> str:
+        return name.split(".")[1]
+
+    taken = {
+        (room(node.module), a.name)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunetune.")
+        for a in node.names
+        if path.parent == PACKAGE or room(node.module) != room(name_of(path))
+    }
+    found = set()
+    for name, path in NAMES.items():
+        for node in TREES[path].body:
+            if (
+                not isinstance(node, ast.FunctionDef | ast.ClassDef)
+                or (name.count(".") and (room(name), node.name)) not in taken
+            ):
+                continue
+            for f in [node] if isinstance(node, ast.FunctionDef) else node.body:
+                if (
+                    isinstance(f, ast.FunctionDef)
+                    and (f is node or not f.name.startswith("_"))
+                    and OPEN.search(_signature(f))
+                ):
+                    found.add(f"{name}.{node.name}{'' if f is node else '.' + f.name}".removeprefix("prunetune."))
+    return found
+
+
+def _signature(f: ast.FunctionDef) -> str:
+    given = [a.annotation for a in ast.walk(f.args) if isinstance(a, ast.arg)]
+    return " ".join(ast.unparse(a) for a in [*given, f.returns] if a)
+
+
+def test_no_record_crosses_rooms_as_a_mapping_of_anything() -> None:
+    """A record is a type; `to_json` and `from_json` are where it becomes a file."""
+    known, found = tuple(p for names in FOREIGN.values() for p in names), crossing()
+    assert {n for n in found if not n.startswith(known) and not n.endswith(("to_json", "from_json"))} == set()
+    assert not [p for p in known if not any(n.startswith(p) for n in found)], "no longer so: take it off the list"
+
+
+# ---------------------------------------------------------------------------------------------------------- duplicates
+
+
+def test_no_two_places_share_ten_lines() -> None:
+    """Imports, comments and lone brackets aside; white space counts as one blank."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for name, path in NAMES.items():
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [x for x in lines if re.search(r"\w", x) and not x.startswith(("#", "import ", "from "))]
+        for at in range(len(lines) - MOST_SHARED):
+            places.setdefault(tuple(lines[at : at + MOST_SHARED + 1]), []).append(name)
+    assert [found for found in places.values() if len(found) > 1] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- paths

@@ -19,7 +19,7 @@ from prunetune.baselines.sliced_cost import ALIGN, kept_for, sliced_cost
 from prunetune.baselines.slicegpt import slice_model, write_sliced
 from prunetune.common.progress import Watch
 from prunetune.loop.context import free, prepare
-from prunetune.loop.control import whole_budget
+from prunetune.loop.control import at_once
 from prunetune.loop.loop import begin
 from prunetune.models.folders import model_sha, resolve_model
 from prunetune.recipe.schema import Recipe
@@ -79,6 +79,6 @@ def slicegpt_run(recipe: Recipe, out: Path | str, watch: Watch | None = None, *,
             model=source,
             cut=cut,
         )
-        whole = recipe.changed(recover=[m.changed(**whole_budget(m, rounds)) for m in recipe.recover])
+        whole = recipe.changed(recover=[at_once(m, rounds) for m in recipe.recover])
         stage = make_row(dataclasses.replace(context, recipe=whole), run, row)
         return conclude(context, run, stage, artefact=ARTEFACT)

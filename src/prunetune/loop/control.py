@@ -35,7 +35,7 @@ def control_recipe(case: Case) -> tuple[str, Recipe] | None:
     alone = recipe.changed(
         prune=once(prune_of(case), case.sizes),
         control="none",
-        recover=[m.changed(**whole_budget(m, len(case.accepted))) for m in recipe.recover],
+        recover=[at_once(m, len(case.accepted)) for m in recipe.recover],
         budget="equal",
         stop_at=None,
         evaluate=recipe.evaluate.model_copy(update={"rivals": []}),
@@ -88,7 +88,8 @@ def name_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return BARE if is_bare(theirs) and not is_bare(ours) else ONCE
 
 
-def whole_budget(method: TuneConfig, rounds: int) -> dict[str, Any]:
-    """The settings that give one round the budget of all `rounds`."""
+def at_once(method: TuneConfig, rounds: int) -> TuneConfig:
+    """The method with the budget of all `rounds` in one."""
     rounds = rounds if method.per == "round" and method.when == "every" else 1
-    return {"per": "run", **{k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}}
+    whole = {k: v * rounds for k in ("samples", "tokens") if (v := getattr(method, k)) is not None}
+    return method.changed(per="run", **whole)
