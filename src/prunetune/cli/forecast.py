@@ -17,7 +17,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any
+
+from prunetune.common.table import aligned
 
 if TYPE_CHECKING:
     from prunetune.models.cost import Cost
@@ -207,18 +210,20 @@ def _text(value: dict[str, Any], measured: bool) -> str:
     steps, hardware = value["steps"], value["hardware"]
     paper = any(s["paper_size"] for s in steps)
     hours = paper or not measured  # else minutes of this machine are told
-    head = f"{'step':<22}{'parameters':>12}" + (f"{'paper':>8}" if paper else "")
-    lines = [head + f"{'recovery':>10}{'tokens':>11}{'a device':>12}" + (f"{'hours':>10}" if hours else "")]
     unknown = "all data" if value["within"] is None else "what fits"
+    rows = []
     for s in steps:
-        line = f"{s['step']:<22}{count(s['params']):>12}" + (f"{s['paper_size'] or '':>8}" if paper else "")
-        for i, m in enumerate(s.get("recover", [])):
-            took = "" if m["hours"] is None or not hours else f"{_hours(m['hours']):>10}"
+        start = [s["step"], count(s["params"]), s["paper_size"] or ""]
+        for m in s.get("recover", []):
+            took = "" if m["hours"] is None else _hours(m["hours"])
             tokens = unknown if m["tokens"] is None else count(m["tokens"])
-            start = line if i == 0 else " " * len(line)
-            lines.append(f"{start}{m['method']:>10}{tokens:>11}{size(m['device_bytes']):>12}{took}")
+            rows.append([*start, m["method"], tokens, size(m["device_bytes"]), took])
+            start = ["", "", ""]
         if not s.get("recover"):
-            lines.append(line)
+            rows.append([*start, "", "", "", ""])
+    header = ("step", "parameters", "paper", "recovery", "tokens", "a device", "hours")
+    shown = (True, True, paper, True, True, True, hours)
+    lines = [aligned([[*compress(row, shown)] for row in rows], [*compress(header, shown)])]
     where = f"{hardware['gpus']} x {hardware['gpu']}"
     if value["hours"] is not None and hours:
         said = f" (the paper reports {value['paper_hours']:g} h)" if value["paper_hours"] else ""

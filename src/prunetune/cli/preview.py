@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.common.table import aligned
 from prunetune.errors import plain
 
 if TYPE_CHECKING:
@@ -120,15 +121,10 @@ def preview(recipe: Recipe) -> tuple[dict[str, Any], str]:
     if recipe.protect:
         check_protection(ahead, sizes.width, recipe.protect.share)
     rows = [_row(config, sizes, *shape) for shape in _shapes(recipe, sizes, ahead, told)]
-    lines = [f"{'step':<22}{'layers':>7}{'width':>8}{'parameters':>16}{'share':>8}{'GFLOPs a question':>20}"]
-    lines += [
-        f"{r['step']:<22}{r['depth']:>7}{r['width']:>8}{r['params']:>16,}{r['params_ratio']:>8.1%}"
-        f"{r['flops_512_256'] / 1e9:>20,.1f}"
-        for r in rows
+    lines = [
+        _table(rows),
+        "(FLOPs of a question of 512 prompt tokens and 256 generated; the report has those of your tasks' own)",
     ]
-    lines.append(
-        "(FLOPs of a question of 512 prompt tokens and 256 generated; the report has those of your tasks' own)"
-    )
     if sizes.others:
         said = ", ".join(f"{n:,} {name}" for name, n in sizes.others.items())
         lines.append(f"from the first round on also: {said}")
@@ -246,6 +242,14 @@ def _row(config: Any, sizes: Sizes, name: str, depth: int, width: int) -> dict[s
     }
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The steps, a line each."""
+    header = ("step", "layers", "width", "parameters", "share", "GFLOPs a question")
+    told = "{step}\n{depth}\n{width}\n{params:,}\n{params_ratio:.1%}"
+    cells = [[*told.format(**r).split("\n"), f"{r['flops_512_256'] / 1e9:,.1f}"] for r in rows]
+    return aligned(cells, header)
+
+
 def about_periods(prune: PruneConfig, config: Any, sizes: Sizes) -> list[str]:
     """What the layers that go mean for engines that hard-code the family's pattern; nothing where there is none."""
     from prunetune.models.families.pattern import engine_pattern
@@ -307,26 +311,24 @@ def closing(summary: Summary, out: Path) -> str:
     metrics = {e.task: e.metric for e in (original.evals if original else ())}
     lines = ["", *(said.lines() if said is not None else ())]
     heads = [f"{t}, n = {a.n:,}" if a.n and is_share(metrics.get(t, t)) else t for t, a in summary.accuracy.items()]
-    lines.append(f"\n{'':<22}{'parameters':>14}{'share':>9}  " + "".join(f"{head:>22}" for head in heads))
     full = (original.params if original else None) or 1
 
-    def line(name: str, params: float, of: str, figures: Mapping[str, Accuracy]) -> str:
+    def row(name: str, params: float, of: str, figures: Mapping[str, Accuracy]) -> list[str]:
         each = ((t, getattr(a, of), getattr(a, f"{of}_stderr"), a.n) for t, a in figures.items())
-        texts = [
-            _beside(measured(value, error, metrics[t], n), n, summary.accuracy[t].n) for t, value, error, n in each
-        ]
-        return f"{name:<22}{count(params):>14}{params / full:>9.1%}  " + "".join(f"{text:>22}" for text in texts)
+        told = [_beside(measured(x, error, metrics[t], n), n, summary.accuracy[t].n) for t, x, error, n in each]
+        return [name, count(params), f"{params / full:.1%}", *told]
 
-    lines.append(line("original", full, "original", summary.accuracy))
-    for rung in summary.ladder[:-1]:
-        lines.append(line(f"rung {rung.share:g}", rung.params or 0, "final", rung.accuracy))
-    lines.append(line("compacted", (final.params if final else None) or 0, "final", summary.accuracy))
+    rows = [row("original", full, "original", summary.accuracy)]
+    rows += [row(f"rung {rung.share:g}", rung.params or 0, "final", rung.accuracy) for rung in summary.ladder[:-1]]
+    rows.append(row("compacted", (final.params if final else None) or 0, "final", summary.accuracy))
     for rival in summary.rivals:
         theirs = {e.task: Accuracy(final=e.value, final_stderr=e.stderr, n=e.n) for e in rival.evals}
         known = {t: a for t, a in theirs.items() if t in summary.accuracy}
-        lines.append(line(f"rival {Path(rival.name).name}", rival.params or 0, "final", known))
+        rows.append(row(f"rival {Path(rival.name).name}", rival.params or 0, "final", known))
     if control:
-        lines.append(line(control.name, (control.params_ratio or 0) * full, "final", control.accuracy))
+        rows.append(row(control.name, (control.params_ratio or 0) * full, "final", control.accuracy))
+    lines += ["", aligned(rows, ("", "parameters", "share", *heads))]
+    if control:
         spent = summary.recovery_tokens or 0, control.recovery_tokens or 0
         lines.append(f"\nrecovery tokens: {spent[0]:,} compacted, {spent[1]:,} {control.name}")
     lines += ["", *sentences(run)] if summary.ladder or summary.rivals else []
