@@ -17,6 +17,8 @@ from prunetune.common.units import size
 
 ENOUGH = 100
 """Tokens that are fitted to for each kept neuron."""
+SOME = 30
+"""The same where time is short: three times as many then took a fortieth off a cut's damage (docs/log.md)."""
 FITTED = 0.75
 """Share of the scored sequences that are fitted to; the others choose the ridge."""
 Ended = Literal["enough", "memory", "data", "given"]
@@ -45,6 +47,10 @@ class Calibration:
     width: int
     ended: Ended
     share: float = 1.0
+
+    def samples_for(self, a_neuron: float) -> int:
+        """Sequences that give so many tokens to each kept neuron."""
+        return math.ceil(self.samples * a_neuron / self.a_neuron)
 
     def text(self, place: Place) -> str:
         """In words, with where the hidden states lie."""

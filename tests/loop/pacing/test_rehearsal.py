@@ -19,7 +19,8 @@ from prunetune.data import hub
 from prunetune.loop.context import prepare
 from prunetune.loop.pacing import minutes as sums
 from prunetune.loop.pacing.beside import latency_range
-from prunetune.loop.pacing.pace import Asking, Pace, Tuning, measured
+from prunetune.loop.pacing.pace import Asking, Pace, measured
+from prunetune.loop.pacing.steps import Tuning
 from prunetune.models.folders import resolve_model
 
 
@@ -193,6 +194,7 @@ def test_timing_leaves_nothing_and_covers_every_kind(at: Path, tmp_path: Path, m
     pace = measured(dataclasses.replace(context, began=time.monotonic() - 50))
     assert pace.start > 50, "by the clock on the wall, from the start of the command"
     assert min(pace.load, pace.score, pace.compensate, pace.loss, pace.write, pace.latency) > 0
+    assert 0 <= pace.fixed[0] <= pace.score and 0 <= pace.fixed[1] <= pace.compensate
     assert pace.ask["sums"].seconds > 0 and pace.tune[0] is not None and pace.tune[0].each > 0
     assert pace.untimed == () and not list(tmp_path.glob("prunetune-pace-*"))
 

@@ -17,11 +17,13 @@ from prunetune.loop.context import Context, prepare
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.pacing import within as module
 from prunetune.loop.pacing.clock import Clock
-from prunetune.loop.pacing.pace import Asking, Pace, Tuning
+from prunetune.loop.pacing.pace import Asking, Pace
+from prunetune.loop.pacing.steps import Tuning
 from prunetune.loop.pacing.within import MOST_EPOCHS, _passes, fitted
 from prunetune.loop.recovery.shares import Part
 from prunetune.models.folders import resolve_model
 from prunetune.recipe.goals import seconds
+from prunetune.runs.records import known
 from prunetune.tune.job import TuneJob
 from prunetune.tune.methods import Local
 from prunetune.tune.stage import run_job
@@ -121,6 +123,35 @@ def test_what_is_cut_down_is_told_in_order(place: Path) -> None:
     lengths = [len(s) for s in seen]
     assert lengths == sorted(lengths) and lengths[0] == 0 and lengths[-1] >= 2, seen
     assert all(s[: len(a)] == a for a, s in itertools.pairwise(seen)), seen
+
+
+def test_calibration_comes_before_recovery_until_a_neuron_has_enough_and_then_both_grow(place: Path) -> None:
+    """64 sequences are 40 tokens a kept neuron, so 48 are the 30 that come first; recovery in batches of 32."""
+    fitting = {"compensate": "least-squares", "score": {"samples": 64, "held_out": 4, "max_length": 64}}
+    at = context(place, 100, n=50, **fitting)
+    forty = dataclasses.replace(known(at.calibration, "calibration"), samples=64, a_neuron=40.0)
+    at = dataclasses.replace(at, calibration=forty)
+    evaluate = at.recipe.evaluate.model_copy(update={"latency_repeats": 0})
+    (method,) = at.recipe.recover
+    recipe = at.recipe.changed(evaluate=evaluate, recover=[method.changed(batch_size=32)])
+    pace = dataclasses.replace(PACE, score=80.0, fixed=(20.0, 0.0))
+    least, seen = 10 * 8 * 20 * 0.01, list[tuple[int, float, float]]()
+    for time_ in range(90, 400, 10):
+        found = fitted(dataclasses.replace(at, recipe=recipe.changed(within=float(time_))), pace)
+        trained = sum((m.tokens or 0) * m.epochs * 0.01 for m in found.recipe.recover)
+        if trained:  # else the bare cut
+            seen.append((found.recipe.score.count, trained, trained / (time_ - pace.spent)))
+    counts = [n for n, _, _ in seen]
+    assert counts == sorted(counts) and {32, 48, 64} <= set(counts), seen
+    assert all(least <= trained < 2 * least for n, trained, _ in seen if n < 48), seen
+    assert all(share >= 0.24 for n, _, share in seen if n > 48), seen
+    assert all(n >= 48 for n, _, share in seen if share > 0.25), seen
+    assert "64 scored sequences (40 tokens a kept neuron)" in found.told[0]
+
+
+def test_what_does_not_depend_on_the_sequences_stays() -> None:
+    pace = dataclasses.replace(PACE, score=80.0, compensate=10.0, fixed=(20.0, 10.0)).scored(0.5)
+    assert (pace.score, pace.compensate) == (50.0, 10.0)
 
 
 def test_a_time_that_is_too_short_is_refused_with_the_least(place: Path) -> None:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -27,31 +26,25 @@ from prunetune.evaluation.loss import reasoning_loss
 from prunetune.loop.context import Context, free
 from prunetune.loop.measure import BATCH
 from prunetune.loop.pacing.beside import reporting
+from prunetune.loop.pacing.steps import Tuning, timed, tuning
 from prunetune.loop.probe import scoring
 from prunetune.loop.sampling.pace import sampling_pace
 from prunetune.models.axes import shape_of
 from prunetune.models.folders import model_sha
 from prunetune.models.generation import generate
-from prunetune.models.prompt import encode, prompt_ids
+from prunetune.models.prompt import prompt_ids
 from prunetune.pruning.apply import apply_in_memory, apply_on_disk
 from prunetune.pruning.compensate import compensate
 from prunetune.pruning.plan import PrunePlan, make_plan
 from prunetune.pruning.scores import Batch, score
-from prunetune.recipe.traces import questions, traces_of
+from prunetune.recipe.traces import traces_of
 from prunetune.schedule.target import final_shape
 from prunetune.tasks.registry import Task
-from prunetune.tune.job import TuneJob
-from prunetune.tune.launch import launch
-from prunetune.tune.methods import TuneConfig
 
 SHALLOW = 2
 """Layers of the model on which scoring is timed."""
 TOKENS = 2048
 """Of the batch that scoring is timed on, at most."""
-STEP_FLOPS = 1e12
-"""A timed optimiser step is so large at most, and no larger than the recipe's."""
-STEPS = 3
-"""Timed optimiser steps; the first is warm-up."""
 ASKED = 4
 """Questions that are answered to their end, for the length of an answer."""
 SHORT = 64
@@ -80,15 +73,6 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How one recovery method trains: seconds a token (`grpo`: a prompt), and seconds a job beside training."""
-
-    each: float
-    beside: float
-    tokens_a_sample: float
-
-
-@dataclass(frozen=True)
 class Pace:
     """Seconds of each kind of work, of the recipe's amounts, at the original's shape unless it says otherwise.
 
@@ -106,6 +90,7 @@ class Pace:
         traces: Of each of the recipe's own traces, seconds a question.
         untimed: Tasks and methods whose time is not known.
         spent: What the timing itself took.
+        fixed: Of `score` and of `compensate`, what does not depend on how many sequences there are.
     """
 
     load: float
@@ -121,6 +106,13 @@ class Pace:
     traces: tuple[float, ...] = ()
     untimed: tuple[str, ...] = ()
     spent: float = field(default=0.0, compare=False)
+    fixed: tuple[float, float] = (0.0, 0.0)
+
+    def scored(self, share: float) -> Pace:
+        """With so many of the sequences that are scored and fitted to."""
+        both = zip((self.score, self.compensate), self.fixed, strict=True)
+        score, folded = (min(fixed, whole) + share * max(whole - fixed, 0.0) for whole, fixed in both)
+        return dataclasses.replace(self, score=score, compensate=folded)
 
 
 def measured(context: Context) -> Pace:
@@ -141,7 +133,7 @@ def measured(context: Context) -> Pace:
         found = _on_original(context, step)
         cut = Path(at) / "cut"
         plan = _cut(context, *_final(context), sha=model_sha(context.source))
-        write, _ = _timed(lambda: apply_on_disk(context.source, plan, cut))
+        write, _ = timed(lambda: apply_on_disk(context.source, plan, cut))
         step()
         tune = []
         for i, method in enumerate(methods):
@@ -162,10 +154,10 @@ def measured(context: Context) -> Pace:
 
 def _on_original(context: Context, step: Callable[[], None]) -> Pace:
     """What is timed on the untouched model."""
-    load, whole = _timed(lambda: context.load(context.source))
-    scored = _scoring(context, whole)
+    load, whole = timed(lambda: context.load(context.source))
+    scored, fixed = _scoring(context, whole)
     step()
-    folded = _folding(context, whole)
+    folded, solved = _folding(context, whole)
     step()
     loss = _held_out(context, whole)
     step()
@@ -178,19 +170,13 @@ def _on_original(context: Context, step: Callable[[], None]) -> Pace:
     traces = tuple(sampling_pace(context, whole, t, ASKED) for t in traces_of(context.recipe))
     del whole
     free()
-    return Pace(load, scored, folded, loss, ask, latency, traces=traces)
+    return Pace(load, scored, folded, loss, ask, latency, traces=traces, fixed=(fixed, solved))
 
 
 def _held_out(context: Context, model: PreTrainedModel) -> float:
     held, limit = context.held_out[:HELD_OUT], context.recipe.score.max_length
-    seconds, _ = _timed(lambda: reasoning_loss(model, context.tokenizer, held, context.recipe.prompt, limit))
+    seconds, _ = timed(lambda: reasoning_loss(model, context.tokenizer, held, context.recipe.prompt, limit))
     return seconds * len(context.held_out) / len(held)
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
 
 
 def _final(context: Context) -> tuple[int, int]:
@@ -222,22 +208,25 @@ def _batch(context: Context) -> Batch:
     return {name: values[:rows] for name, values in batch.items()}
 
 
-def _scaled(context: Context, once: Callable[[Sequence[Batch]], object], layers: int, tokens: int) -> float:
-    """Seconds of work on `tokens` and all layers, from that on one and on two batches of a few layers."""
+def _scaled(
+    context: Context, once: Callable[[Sequence[Batch]], object], layers: int, tokens: int
+) -> tuple[float, float]:
+    """Seconds of work on `tokens` and all layers, and on none: from that on one and two batches of a few layers."""
     batch = _batch(context)
     once([batch])  # the first of its kind
-    one, _ = _timed(lambda: once([batch]))
-    two, _ = _timed(lambda: once([batch, batch]))
+    one, _ = timed(lambda: once([batch]))
+    two, _ = timed(lambda: once([batch, batch]))
     seen = int(batch["attention_mask"].sum())
     each = max(two - one, 0.0) / seen
-    return float(context.sizes.depth / layers * (max(one - each * seen, 0.0) + each * tokens))
+    fixed = max(one - each * seen, 0.0) * context.sizes.depth / layers
+    return fixed + context.sizes.depth / layers * each * tokens, fixed
 
 
 def _tokens(context: Context) -> int:
     return sum(int(b["attention_mask"].sum()) for b in context.scoring)
 
 
-def _scoring(context: Context, whole: PreTrainedModel) -> float:
+def _scoring(context: Context, whole: PreTrainedModel) -> tuple[float, float]:
     recipe, model = context.recipe, _shallow(context, whole)
 
     def once(batches: Sequence[Batch]) -> object:
@@ -245,14 +234,15 @@ def _scoring(context: Context, whole: PreTrainedModel) -> float:
 
     layers = min(SHALLOW, context.sizes.depth)
     passes = 1 + (recipe.protect is not None)
-    return passes * _scaled(context, once, layers, _tokens(context))
+    seconds, fixed = _scaled(context, once, layers, _tokens(context))
+    return passes * seconds, passes * fixed
 
 
-def _folding(context: Context, whole: PreTrainedModel) -> float:
+def _folding(context: Context, whole: PreTrainedModel) -> tuple[float, float]:
     """Least squares for a cut of neurons to the final width, as every probe and every round makes it."""
     neurons, _ = _final(context)
     if context.recipe.compensate == "none" or not neurons:
-        return 0.0
+        return 0.0, 0.0
     model = _shallow(context, whole)
     layers = min(SHALLOW, context.sizes.depth)
     plan = _cut(context, neurons, 0, depth=layers)
@@ -280,7 +270,7 @@ def _asking(context: Context, model: PreTrainedModel, task: Task) -> Asking:
     batch = sorted(prompts, key=len)[-size:]
 
     def ask(tokens: int) -> float:
-        return _timed(lambda: generate(model, context.tokenizer, batch, tokens, task.stop))[0]
+        return timed(lambda: generate(model, context.tokenizer, batch, tokens, task.stop))[0]
 
     if longest <= SHORT:
         return Asking(size, ask(limit if not cut else longest), longest)
@@ -297,54 +287,3 @@ def _latency(model: PreTrainedModel) -> float:
         prompt = torch.ones((batch, 128), dtype=torch.long, device=model.device)
         total += sum(time_once(model, prompt, 32))
     return total
-
-
-def tuning(
-    context: Context, place: int, method: TuneConfig, model: Path, at: Path, kept: tuple[int, ...]
-) -> Tuning | None:
-    """A few optimiser steps, by a job like the run's; None for a method whose steps are too long to be timed (grpo).
-
-    Args:
-        context: The run.
-        place: Of the method in the recipe.
-        method: With the settings that it trains with.
-        model: A folder of the shape that is trained.
-        at: A folder that does not exist yet; what is left in it is of no use.
-        kept: The original's layers that the model has.
-    """
-    if method.type == "grpo":
-        return None
-    stream = context.own.get(place, context.stream)
-    first = 0 if place in context.own else context.reserved
-    sample = stream.take(first, min(len(stream), first + 64))
-    lengths = [len(encode(context.tokenizer, e, context.recipe.prompt, method.max_length).input_ids) for e in sample]
-    mean = sum(lengths) / len(lengths)
-    wanted = STEP_FLOPS / (6 * context.sizes.original * mean)
-    step = max(d for d in range(1, method.batch_size + 1) if method.batch_size % d == 0 and d <= max(1, wanted))
-    end = min(len(stream), first + STEPS * step)
-    changes: dict[str, Any] = {
-        "samples": None, "tokens": None, "per": "round", "when": "every", "data": None, "epochs": 1,
-        "batch_size": step, "micro_batch_size": None, "average": 0.0, "replay": None,
-    }  # fmt: skip
-    job = TuneJob(
-        model=model,
-        out=at / "out",
-        work=at / "work",
-        method=method.changed(**changes),
-        sources=tuple(questions(method.data or context.recipe.data)),
-        data_seed=context.recipe.seed,
-        start=first,
-        end=end,
-        seed=context.recipe.seed,
-        fmt=context.recipe.prompt,
-        teacher=context.source,
-        origins=kept,
-        device=context.recipe.device,
-    )
-    ticks: list[float] = []
-    at.mkdir(parents=True)
-    whole, result = _timed(
-        lambda: launch(job, context.recipe.launcher, lambda done, total: ticks.append(time.perf_counter()))
-    )
-    a_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else result.seconds
-    return Tuning(a_step * result.steps / result.tokens, max(whole - result.seconds, 0.0), mean)

@@ -3,9 +3,8 @@
     context = within(context, run)                 # the recipe as it fits, told; the same when the run goes on
     parts = by_time_left(context, timed, parts, share, pruned)     # a round's recovery, as the clock has it
 
-Recovery is what fills the time: its tokens are what is left over. Where even the least of them do not fit, fewer
-problems are asked, then no latency is measured, nothing is probed, fewer sequences are scored, and batches are smaller.
-Then nothing is recovered, and as many problems are asked as fit; where even the bare cut does not fit, it is refused.
+Recovery is what fills the time: its tokens are what is left over. What is cut down where even the least of them do not
+fit, and how much is scored, says `smaller.py`; where even the bare cut does not fit, it is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -25,7 +24,9 @@ from prunetune.errors import OutOfReach
 from prunetune.loop.context import Context
 from prunetune.loop.pacing.clock import Clock
 from prunetune.loop.pacing.minutes import Minutes, minutes, tokens_of
-from prunetune.loop.pacing.pace import Pace, measured, tuning
+from prunetune.loop.pacing.pace import Pace, measured
+from prunetune.loop.pacing.smaller import Tried, tries
+from prunetune.loop.pacing.steps import tuning
 from prunetune.loop.recovery.shares import Part
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.folder import RunFolder, Timed
@@ -35,10 +36,6 @@ LEAST_STEPS = 10
 """Optimiser steps that each method gets at least."""
 MOST_EPOCHS = 16
 """More passes over the same data hardly help (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)."""
-LEAST_ASKED, LEAST_SCORED = 50, 32
-BATCHES = (16, 8)
-OVERHEAD = 0.25
-"""Share of the time that rounds beyond the first may cost beside their recovery."""
 LATE = 1.15
 """Recovery is ended where it has taken so many times what it was given."""
 LESS = 0.8
@@ -115,97 +112,22 @@ def fitted(context: Context, pace: Pace) -> Fitted:
             fix="leave it out, or leave out the budget of time",
         )
     seconds -= pace.spent
-    for tried, asked, cuts in _smaller(context, pace, seconds):
-        pace = pace if tried.recover else dataclasses.replace(pace, tune=())
-        less = dataclasses.replace(context, recipe=tried, tasks=tuple(t.first(asked) for t in context.tasks))
-        found = _scaled(minutes(less, pace), context, tried, pace)
-        rest = found.total - found.parts.get("recovery", 0.0) + sum(t.beside for t in pace.tune if t)
-        if rest + _least(less, pace) <= seconds:
-            return _filled(less, pace, seconds - rest, asked, cuts, found)
+    for tried in tries(context, pace, seconds):
+        recipe = tried.recipe
+        scored = pace.scored(recipe.score.count / context.recipe.score.count)
+        scored = scored if recipe.recover else dataclasses.replace(scored, tune=())
+        less = dataclasses.replace(context, recipe=recipe, tasks=tuple(t.first(tried.asked) for t in context.tasks))
+        found = minutes(less, scored)
+        rest = found.total - found.parts.get("recovery", 0.0) + sum(t.beside for t in scored.tune if t)
+        least = _least(less, scored)
+        if rest + max(least, tried.keeps * seconds * bool(recipe.recover)) <= seconds:
+            return _filled(less, scored, seconds - rest, tried, found)
     raise OutOfReach(
         "not even the least that a run does fits into this time, on this machine",
         value=duration(context.recipe.within),
-        valid=f"at least {duration(math.ceil((rest + _least(less, pace) + pace.spent) * 1.1))}",
+        valid=f"at least {duration(math.ceil((rest + least + pace.spent) * 1.1))}",
         fix="more time, a smaller model, or another task",
     )
-
-
-def _scaled(found: Minutes, context: Context, tried: Recipe, pace: Pace) -> Minutes:
-    """The same with fewer scored sequences than were timed."""
-    share = tried.score.count / context.recipe.score.count
-    parts = dict(found.parts)
-    for name in ("scoring", "probes and compensation"):
-        if name in parts:
-            parts[name] *= max(share, 0.25)  # what does not depend on them
-    return dataclasses.replace(found, parts=parts)
-
-
-def _smaller(context: Context, pace: Pace, seconds: float) -> Iterator[tuple[Recipe, int | None, list[str]]]:
-    """The recipe and what it may be cut down to, in order, with what was cut."""
-    recipe, cuts = context.recipe, list[str]()
-    more = minutes(context, pace).more
-    rounds = 1 + int(OVERHEAD * seconds / more) if more else recipe.prune.max_rounds
-    rungs = len(recipe.prune.ladder or ())  # each ends a round
-    most = min(max(rounds or 6, rungs), recipe.prune.max_rounds or max(6, rungs))
-    prune = recipe.prune.model_copy(update={"max_rounds": most}) if more else None
-    recipe = recipe.changed(prune=prune) if prune else recipe
-    yield recipe, None, cuts
-    most = max((len(t.problems) for t in context.tasks), default=0)
-    asked = most
-    while asked > LEAST_ASKED:
-        asked = max(LEAST_ASKED, asked // 2)
-        yield recipe, asked, [f"{asked} problems a task, not {most}"]
-    cuts = [f"{asked} problems a task, not {most}"] if asked < most else []
-    if recipe.evaluate.latency_repeats:
-        recipe = recipe.changed(evaluate=recipe.evaluate.model_copy(update={"latency_repeats": 0}))
-        cuts = [*cuts, "no latency"]
-        yield recipe, asked or None, cuts
-    if recipe.probed:
-        recipe = recipe.changed(prune=recipe.prune.model_copy(update={"rounds": 1}))
-        cuts = [*cuts, "no probes: one round"]
-        yield recipe, asked or None, cuts
-    scored = [recipe]
-    while scored[-1].score.count > LEAST_SCORED:
-        samples = max(LEAST_SCORED, scored[-1].score.count // 2)
-        scored.append(recipe.changed(score=recipe.score.model_copy(update={"samples": samples})))
-        yield scored[-1], asked or None, [*cuts, *_fewer_scored(scored[-1], recipe)]
-    last, less = scored[-1], _fewer_scored(scored[-1], recipe)
-    for batch in BATCHES:
-        smaller = last.changed(recover=[_in_batches(m, batch) for m in recipe.recover])
-        if smaller != last:
-            yield smaller, asked or None, [*cuts, *less, f"batches of {batch}"]
-    if recipe.recover:
-        cuts = [*cuts[asked < most :], "no recovery: the cut alone, compensated"]
-        yield from _bare(recipe, scored, (asked, most), cuts)
-
-
-def _fewer_scored(tried: Recipe, recipe: Recipe) -> list[str]:
-    """How many sequences are scored, if fewer than the recipe's."""
-    fewer = tried.score.count < recipe.score.count
-    return [f"{tried.score.count} scored sequences, not {recipe.score.count}"] if fewer else []
-
-
-def _bare(
-    recipe: Recipe, scored: Sequence[Recipe], asked: tuple[int, int], cuts: list[str]
-) -> Iterator[tuple[Recipe, int | None, list[str]]]:
-    """Without recovery: as many scored sequences as fit, and then problems between the least and the most."""
-    least, most = asked
-    for tried in scored:
-        n = most
-        while True:
-            fewer = [f"{n} problems a task, not {most}"] if n < most else []
-            yield tried.changed(recover=[]), n or None, [*fewer, *cuts, *_fewer_scored(tried, recipe)]
-            if n <= least:
-                break
-            n = max(least, int(n / 1.3))
-
-
-def _in_batches(method: TuneConfig, batch: int) -> TuneConfig:
-    """A method with a smaller batch; `local` and those of a smaller one as they are."""
-    if isinstance(method, Local) or method.batch_size <= batch:
-        return method
-    micro = method.micro_batch_size
-    return method.changed(batch_size=batch, micro_batch_size=micro if micro and batch % micro == 0 else None)
 
 
 def _least(context: Context, pace: Pace) -> float:
@@ -214,9 +136,9 @@ def _least(context: Context, pace: Pace) -> float:
     return sum(LEAST_STEPS * m.batch_size * t.tokens_a_sample * t.each for m, t in pairs if t is not None)
 
 
-def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cuts: list[str], found: Minutes) -> Fitted:
+def _filled(context: Context, pace: Pace, seconds: float, tried: Tried, found: Minutes) -> Fitted:
     """The recipe with recovery that takes the seconds that are left, up to what the data are good for."""
-    recipe, methods, told = context.recipe, list[TuneConfig](), list[str]()
+    recipe, methods, told, cuts = context.recipe, list[TuneConfig](), list[str](), list(tried.cuts)
     timed, left = [t for t in pace.tune if t is not None], seconds
     for i, (method, t) in enumerate(zip(recipe.recover, timed, strict=True)):
         share = left / (len(timed) - i)
@@ -245,6 +167,7 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
             ]
     problems = max((len(t.problems) for t in context.tasks), default=0)
     told += [f"{problems} problems a task"] if problems else []
+    told += [_calibration(context)]
     rounds = (recipe.prune.max_rounds or 1) if found.more else found.rounds
     told += [f"{'at most ' if found.more else ''}{rounds} round{'s' if rounds > 1 else ''}"]
     lines = [f"within {duration(recipe.within)}, as measured here: {', '.join(told)}"]
@@ -255,7 +178,7 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
     after += sum(pace.ask[t.name].time(len(t.problems)) for t in context.tasks) + 4 * (pace.load + pace.loss)
     return Fitted(
         recipe=recipe.changed(recover=methods),
-        asked=asked,
+        asked=tried.asked,
         each=tuple(t.each for t in timed),
         least=tuple(
             round(LEAST_STEPS * m.batch_size * t.tokens_a_sample) for m, t in zip(recipe.recover, timed, strict=True)
@@ -264,6 +187,14 @@ def _filled(context: Context, pace: Pace, seconds: float, asked: int | None, cut
         rung=found.parts.get("latency", 0.0) / (len(recipe.prune.ladder or ()) or 1),
         told=tuple(lines),
     )
+
+
+def _calibration(context: Context) -> str:
+    """How many sequences are scored, and what of them a kept neuron is fitted to."""
+    n, found = context.recipe.score.count, context.calibration
+    if found is None or context.recipe.compensate == "none":
+        return f"{n} scored sequences"
+    return f"{n} scored sequences ({n / found.samples * found.a_neuron:.0f} tokens a kept neuron)"
 
 
 def by_time_left(
