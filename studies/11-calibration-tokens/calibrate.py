@@ -13,7 +13,6 @@ training. What counts is the loss on sequences of a third split. Points that rec
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experts import EXPERTS, section
+from experts import keep, recorded, section
 
-from prunetune.common.files import write_json
 from prunetune.data.stream import Example, FileData, GeneratedData, load_stream
 from prunetune.evaluation.loss import reasoning_loss
 from prunetune.models.axes import axis_of
@@ -35,7 +33,6 @@ from prunetune.pruning.plan import make_plan
 from prunetune.pruning.scores import Batch, make_batches, score
 
 HERE = Path(__file__).parent
-RECORDS = HERE / "records.json"
 RUNS = HERE.parents[1] / "runs"
 WAYS = ("contribution", "contribution + least squares", "greedy + least squares")
 PARTS: dict[str, dict[str, Any]] = {
@@ -115,7 +112,7 @@ def point(part: dict[str, Any], seed: int, sequences: int) -> dict[str, Any]:
 
 def measure(name: str, sequences: list[int] | None, seeds: list[int] | None) -> None:
     """All points of a part that are not there yet."""
-    records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+    records = recorded("calibration")
     part, done = PARTS[name], {(r["seed"], r["sequences"]) for r in records.get(name, [])}
     for seed in seeds or part["seeds"]:
         for n in sequences or part["sequences"]:
@@ -123,7 +120,7 @@ def measure(name: str, sequences: list[int] | None, seeds: list[int] | None) -> 
                 continue
             found = point(part, seed, n)
             records.setdefault(name, []).append(found)
-            write_json(RECORDS, records)
+            keep("calibration", records)
             print(found, flush=True)
 
 
@@ -155,8 +152,8 @@ def page(records: dict[str, list[dict[str, Any]]]) -> str:
             shown = " | ".join(f"{statistics.fmean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in cells)
             lines.append(f"| {n} | {tokens:,.0f} | {shown} |")
         lines += ["", _enough(found, PARTS[name].get("share", 1))]
-    if EXPERTS.is_file():
-        lines += ["", *section(json.loads(EXPERTS.read_text(encoding="utf-8")))]
+    if experts := recorded("experts"):
+        lines += ["", *section(experts)]
     return "\n".join(lines) + "\n"
 
 
@@ -187,7 +184,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.part:
         measure(args.part, args.sequences, args.seeds)
-    (HERE / "README.md").write_text(page(json.loads(RECORDS.read_text(encoding="utf-8"))), encoding="utf-8")
+    (HERE / "README.md").write_text(page(recorded("calibration")), encoding="utf-8")
 
 
 if __name__ == "__main__":

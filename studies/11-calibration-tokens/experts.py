@@ -1,7 +1,7 @@
 """With how many held-out tokens an expert's ridge is chosen, and with how many chance chooses it.
 
     python studies/11-calibration-tokens/experts.py               # three mixtures, a minute or two each
-    python studies/11-calibration-tokens/calibrate.py --tables    # README.md from experts.json alone
+    python studies/11-calibration-tokens/calibrate.py --tables    # README.md from records.json alone
 
 Each expert of each layer loses half of its neurons (the lowest `contribution`), and its least squares is fitted and its
 ridge chosen as `compensate` does it, but without its rule for few tokens. What counts is the expert's error on fresh
@@ -35,13 +35,26 @@ from prunetune.pruning.plan import make_plan
 from prunetune.pruning.scores import Batch, make_batches, score
 
 HERE = Path(__file__).parent
-EXPERTS = HERE / "experts.json"
+RECORDS = HERE / "records.json"
 TAUGHT = HERE.parents[1] / "runs" / "mixture"
 HELD_OUT, FRESH, LEAST = (1, 2, 4, 8, 16, 32, 64, 128), 400, 50
 BINS = ((1, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, None))
 SEEDS = (0, 1, 2)
 Draw = Callable[[int, int], list[Batch]]
 """(how many sequences, after how many others) -> batches."""
+
+
+def recorded(what: str) -> dict[str, list[dict[str, Any]]]:
+    """What this study has measured, part by part: of the `calibration` of layers, or of `experts`."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = (
+        json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+    )
+    return found.get(what, {})
+
+
+def keep(what: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write one of the two, with the other as it is."""
+    write_json(RECORDS, {**{name: recorded(name) for name in ("calibration", "experts")}, what: found})
 
 
 def random_tokens(seed: int) -> Draw:
@@ -191,11 +204,9 @@ def main() -> None:
     parser.add_argument("--part", choices=[*PARTS], nargs="*", default=[*PARTS])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = json.loads(EXPERTS.read_text(encoding="utf-8")) if EXPERTS.is_file() else {}
     for name in args.part:
-        found[name] = measured(name)
-        write_json(EXPERTS, found)
-    print("\n".join(section(json.loads(EXPERTS.read_text(encoding="utf-8")))))
+        keep("experts", {**recorded("experts"), name: measured(name)})
+    print("\n".join(section(recorded("experts"))))
 
 
 if __name__ == "__main__":
