@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.common.reading import read_json
 from prunetune.common.table import aligned
 from prunetune.common.units import count, flops, size
 from prunetune.errors import UnsupportedModel
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from prunetune.schedule.steps import Ahead
 
 
+SHAPES = Path(__file__).with_name("shapes.json")
+"""Configs of public models by their hub names, and what is published of their size, with where both are from."""
+
+
 def number(target: float) -> float | int:
     """A target from the command line: above 1 and whole, it is a count of parameters."""
     return int(target) if target > 1 and target == int(target) else target
@@ -28,7 +33,8 @@ def model_config(model: str) -> dict[str, Any]:
     """The config of a model by any of its names; weights need not be there, and none are read.
 
     A folder with weights is checked as every command does it. A hub model's config alone is fetched; the shapes of the
-    paper's models are shipped (`shapes/`), so that planning them needs no hub. Of a GGUF file the header is read.
+    paper's models and others are shipped (`shapes.json`), so that planning them needs no hub. Of a GGUF file the header
+    is read.
 
     Raises:
         MissingPath, BadCheckpoint, UnsupportedModel: see `models.folders`.
@@ -58,9 +64,9 @@ def model_config(model: str) -> dict[str, Any]:
             check_model_folder(path)
         return config_values(path)
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        shipped = Path(__file__).parent / "shapes" / model.replace("/", "--")
-        if shipped.is_dir():
-            return config_values(shipped)
+        shipped = read_json(SHAPES)
+        if model in shipped:
+            return language_of(shipped[model]["config"])
         from prunetune.models.folders import hub_config
 
         return config_values(hub_config(model))
