@@ -8,12 +8,12 @@ import re
 
 import pytest
 from safetensors.torch import load_file
-from tests.tiny_run import tiny_recipe
+from tests.tiny_run import rows, tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunetune.cli.preview import closing
 from prunetune.common.progress import Watch
-from prunetune.errors import Declined, NotWritable, OutOfReach, RecipeChanged
+from prunetune.errors import Declined, NotWritable, OutOfReach, RecipeChanged, TaskError
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.models.cost import cost_of
 from prunetune.models.folders import load_config, model_sha
@@ -281,3 +281,13 @@ def test_a_useless_original_is_told_and_asked_about_before_any_work(tmp_path, ca
     assert "cannot tell: 4 of the original's 4 answers to sums" in said.splitlines()[1]
     assert re.search(r"parameters +share +sums, n = 4\n", said)
     prune_tune_loop(recipe, tmp_path / "run", Watch(quiet=True), go_on=lambda: pytest.fail("asked once more"))
+
+
+def test_an_answer_that_is_no_number_stops_a_run_with_grpo_before_any_work(tmp_path):
+    bad = rows(tmp_path / "bad.jsonl", 60)
+    bad.write_text(bad.read_text() + json.dumps({"question": "when?", "answer": "3:30"}) + "\n")
+    recover = [{"type": "cpt", "samples": 16}, {"type": "grpo", "samples": 8, "group": 2}]
+    recipe = tiny_recipe(tmp_path, recover=recover, data=[{"type": "file", "path": str(bad)}])
+    with pytest.raises(TaskError, match=r"bad.jsonl, row 61: this reference is no single number"):
+        prune_tune_loop(recipe, tmp_path / "out", QUIET)
+    assert not list((tmp_path / "out").glob("original/stage.json"))
