@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.tiny_run import rows, tiny_recipe
@@ -11,7 +14,11 @@ from prunetune.common.progress import Watch
 from prunetune.errors import OutOfReach, PrunetuneError, RecipeChanged
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.pacing.rehearsal import rehearsed
+from prunetune.loop.sampling.traces import once_sampled
+from prunetune.loop.start.again import check_again
 from prunetune.recipe.schema import Recipe
+from prunetune.recipe.traces import traces_of
+from prunetune.runs.folder import RunFolder
 from prunetune.runs.state import state_of
 
 QUIET = Watch(quiet=True)
@@ -77,6 +84,56 @@ def test_a_finished_run_is_not_reported_as_if_of_other_files(done):
     assert "rows.jsonl changed since this run began" in refused(at / "out", recipe, RecipeChanged).what
     (at / "rows.jsonl").write_bytes(kept)
     prune_tune_loop(recipe, at / "out", QUIET)
+
+
+NEURONS = {"step": 0.5, "align": 4, "layers": 0}
+TRACES = {"type": "traces", "from": {"type": "file", "path": "rows.jsonl"}}
+LEFT, SMALLER = "no recovery data are left for another round of cpt", "already smaller than the target"
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "thresholds": ({"sigma_neuron": 0.1, "max_rounds": 1, "align": 4}, {"max_rounds": 2}, LEFT),
+    "vocabulary": ({**NEURONS, "target": {"width": 36}, "vocabulary": "task"}, {"target": {"width": 16}}, LEFT),
+    "stop_at": ({"target": 0.9, "align": 4, "layers": 0}, {"target": 0.7}, LEFT),
+    "axes": ({"target": 0.9, "axes": ["neurons", "layers"], "align": 4, "rounds": 1}, {"target": 0.7}, LEFT),
+    "axes, larger": (
+        {"target": 0.9, "axes": ["neurons", "layers"], "align": 4, "rounds": 1},
+        {"target": 0.95},
+        SMALLER,
+    ),
+    "in time": ({"target": "1.1x", "align": 4, "rounds": 1}, {"target": "2x"}, LEFT),
+    "in time, slower": ({"target": "1.1x", "align": 4, "rounds": 1}, {"target": "1.05x"}, SMALLER),
+    "traces": ({**NEURONS, "target": 0.9}, {"target": 0.7}, LEFT),
+    "a rung in between": ({**NEURONS, "target": 0.9}, {"ladder": [0.95, 0.9]}, "gone past a rung"),
+}
+"""Kind of recipe -> what it prunes, what is changed of it, and what that is told."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_recipe_begins_what_it_cannot_end(done, tmp_path, monkeypatch, kind):
+    """The finished run as if it were of another kind; a change that leaves the cut as it is always goes."""
+    at, recipe = done
+    prune, change, says = KINDS[kind]
+    value = recipe.model_dump(mode="json") | {"prune": prune}
+    value |= {"stop_at": {"accuracy": 0.3}, "budget": "damage"} if kind == "stop_at" else {}
+    out = tmp_path / "out"
+    shutil.copytree(at / "out", out)
+    if kind == "vocabulary":  # the tiny model's tokenizer is of words, which are not cut
+        kept = SimpleNamespace(kept=SimpleNamespace(rows=range(20)))
+        monkeypatch.setattr("prunetune.loop.context.fitted_to", lambda *_: kept)
+    if kind == "traces":
+        own = {**TRACES, "from": {"type": "file", "path": str(at / "rows.jsonl")}}
+        value["recover"] = [{**value["recover"][0], "data": [own]}]
+        (source,) = traces_of(Recipe.parse(value))
+        file = once_sampled(RunFolder(out, at / "model"), source)
+        file.parent.mkdir()
+        rows(file, n=28)  # as many as the round has taken
+    before = Recipe.parse(value)
+    before.write(out / "recipe.yaml")
+    run = RunFolder(out, at / "model")
+    asked = before.evaluate.model_copy(update={"latency_repeats": 0})
+    check_again(before.changed(evaluate=asked), run.source, run, watch=QUIET)
+    after = Recipe.parse({**value, "prune": {**prune, **change}})
+    with pytest.raises(OutOfReach, match=says):
+        check_again(after, run.source, run, watch=QUIET)
 
 
 JUDGE = "def right(output, reference):\n    return output == reference\n"

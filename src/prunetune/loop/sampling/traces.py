@@ -34,6 +34,19 @@ def sampled(recipe: Recipe, run: RunFolder, source: Path, watch: Watch) -> Recip
     return replaced(recipe, lambda t: t if t.renew else _file(recipe, run, t, source, watch, None))
 
 
+def as_sampled(recipe: Recipe, run: RunFolder) -> Recipe | None:
+    """The same of a run that has sampled them, by what lies in its folder; None: some are not there yet."""
+    once = [t for t in traces_of(recipe) if not t.renew]
+    if not all(once_sampled(run, t).is_file() for t in once):
+        return None
+    return replaced(recipe, lambda t: t if t.renew else FileData(path=str(once_sampled(run, t))))
+
+
+def once_sampled(run: RunFolder, traces: TracesData) -> Path:
+    """The file of traces that are sampled once."""
+    return run.path / TRACES / f"{_name(traces)}.jsonl"
+
+
 def renewed_for(context: Context, run: RunFolder, case: Case, index: int) -> Context:
     """The context of a round, with what is sampled before it; the same context where nothing is."""
     recipe = context.recipe
