@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 
 demo: $(STAMP)  ## the embedded model, cut to about a third, into runs/demo
 	$(BIN)/prunetune run demo
+	@echo "for prunetune in this shell: . $(BIN)/activate"
 
 test: $(STAMP)  ## the whole suite, offline
 	$(BIN)/python -m pytest -q

@@ -67,5 +67,7 @@ def parse(line: str) -> None:
     elif program == "pip":
         extras = [e for w in rest for e in re.findall(r"\[([\w,]+)\]", w)]
         assert {x for e in extras for x in e.split(",")} <= set(PROJECT["optional-dependencies"]), line
+    elif words[0] == ".":
+        assert rest == [".venv/bin/activate"], line
     else:
         assert program in ("git", "cd", "docker", "pre-commit"), line

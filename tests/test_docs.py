@@ -10,6 +10,7 @@ import shlex
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from tests.pages import PAGES, ROOT, blocks, builder, commands, parse
 from tests.tiny import tiny_folder
@@ -18,6 +19,7 @@ import prunetune
 from prunetune import errors
 from prunetune.cli.app import COMMANDS, app
 from prunetune.common import plugins
+from prunetune.data.demo.problems import problems
 from prunetune.models.axes import AXES
 from prunetune.models.families import FAMILIES
 from prunetune.recipe.schema import Recipe
@@ -31,6 +33,7 @@ OFFLINE = (
     "prunetune run paper/qwen2.5-7b-ct-rl --dry-run",
     "prunetune score demo --data demo --criterion magnitude --samples 64 --out scores.safetensors",
     "prunetune plan scores.safetensors --neurons 256 --out plan.json",
+    "prunetune family demo",
 )
 """Commands of the pages that need nothing but the package, in an order in which they run."""
 
@@ -51,13 +54,55 @@ def test_a_command_that_is_none_is_seen(line):
         parse(line)
 
 
+def unknown(text: str, said: str) -> list[str]:
+    """What a command in a line of text names that is not there; `said` are the words around it, a comment's too."""
+    program, *words = (w for w in text.split() if w not in ("--verbose", "--quiet"))
+    if program == "make":
+        return [w for w in words[:1] if f"\n{w}:" not in (ROOT / "Makefile").read_text()]
+    if program.endswith("python"):
+        script = next((w for w in words if w.endswith(".py") and "/" in w), None)
+        if script is None:
+            return []
+        source = (ROOT / script).read_text() if (ROOT / script).is_file() else ""
+        return [o for o in re.findall(r"(?<!\S)--[a-z][a-z-]+", said) if f'"{o}"' not in source] if source else [script]
+    if words[0] in ("…", "...", "--help", "--version"):
+        return []
+    if words[0] not in COMMANDS:
+        return [words[0]]
+    params = typer.main.get_command(app).commands[words[0]].params
+    known = {"--help", *(o for p in params for o in (*p.opts, *p.secondary_opts))}
+    return [o for o in re.findall(r"(?<![\S'])--[a-z][a-z-]+", said) if o not in known]
+
+
 def test_commands_between_the_lines_are_commands_too():
-    for page in PAGES:
-        for code in re.findall(
-            r"`prunetune ([^`]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
-        ):
-            words = [w for w in code.split() if w not in ("--verbose", "--quiet")]
-            assert words[0] in {*COMMANDS, "…", "...", "--help", "--version"}, f"{page.name}: prunetune {code}"
+    """Their options, scripts and targets as well; and the options that a comment beside a command names."""
+    inline = re.compile(r"`(?:[A-Z_]+=\S+ )*(?:\S*/)?((?:prunetune|python|make) [^`]+)`")
+    seen = 0
+    for page in [*PAGES, ROOT / "SECURITY.md"]:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        for code in inline.findall(text):
+            seen += 1
+            assert unknown(code, re.sub(r"--(launcher|set) \S+|'[^']*'", "", code)) == [], f"{page.name}: {code}"
+    for name, line in commands():
+        command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)
+        if command.startswith(("prunetune", "python")):
+            assert unknown(command, re.sub(r"'[^']*'", "", command).replace(";", " ")) == [], f"{name}: {line}"
+    assert seen > 60
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prunetune push RUN OWNER/NAME --uploadx",
+        "prunetune prun RUN",
+        "make toast",
+        "python studies/speed/gone.py",
+        "python studies/speed/exports.py --modelx cut",
+        "prunetune push runs/mine OWNER/NAME  # --uploadx sends it",
+    ],
+)
+def test_a_wrong_word_between_the_lines_is_seen(line):
+    assert unknown(line, line) != []
 
 
 def test_what_needs_a_hub_or_a_gpu_says_so():
@@ -82,6 +127,27 @@ def test_the_pages_commands_run(tmp_path, monkeypatch, capsys):
             app(args=words[1:])
         assert ended.value.code in (0, None), (line, capsys.readouterr())
     assert json.loads((tmp_path / "plan.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_guide_s_round_by_hand_runs(tmp_path, monkeypatch, capsys):
+    """Its commands as they stand, one after another; `MODEL` is the demo's, and the tokens are fewer."""
+    (block,) = [b for b in blocks(ROOT / "docs/guide.md", "sh") if "prunetune score MODEL" in b]
+    lines = [line.partition("#")[0].strip() for line in block.splitlines()]
+    assert "lm-eval:mbpp" in lines.pop(), "the last one needs a hub"
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": q, "answer": a} for q, a in problems(24, 0, "train")]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "other.txt").write_text("12+3-4\n" * 50)
+    (tmp_path / "judge.py").write_text(
+        "def right(output, reference):\n    return output.split()[-1:] == reference.split()[-1:]\n"
+    )
+    for line in lines:
+        words = shlex.split(line.replace("MODEL", "demo").replace("--tokens 1000000", "--tokens 1500"))
+        with pytest.raises(SystemExit) as ended:
+            app(args=words[1:])
+        assert ended.value.code in (0, None), (line, capsys.readouterr())
+    assert len(lines) >= 8 and (tmp_path / "best/config.json").is_file()
 
 
 def test_the_recipes_of_the_pages_are_valid(tmp_path):
