@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 from prunetune.models.cost import cost_of
 from prunetune.models.families import family_of
 from prunetune.schedule.reach import VOCABULARY, alone, at, holdings, smallest
+from prunetune.schedule.sizes import Sizes
+from prunetune.schedule.target import PruneConfig, final_shape
 
 
 def held_by(family):
@@ -53,3 +55,12 @@ def test_what_no_stock_model_has_is_said():
     config = tiny_config("llama", num_attention_heads=4, num_key_value_heads=1)
     found = {h.axis: h for h in holdings(cost_of(config), family_of(config), config.to_dict(), align=8)}
     assert found["heads"].stays == "there is one only" and found["query_heads"].stays is None
+
+
+@pytest.mark.parametrize(("layers", "width", "left"), [(4, 768, 48), (7, 768, 48), (8, 768, 192), (30, 1536, 384)])
+def test_layers_go_where_too_few_neurons_would_stay(layers: int, width: int, left: int) -> None:
+    """Of few layers each is much of the model: they stay longer (docs/log.md)."""
+    sizes = Sizes(depth=layers, width=width, base=1_000_000, layer=300_000, neuron=768, hidden=256)
+    at = sizes.params(layers, left)
+    assert final_shape(PruneConfig(target=at), sizes) == (layers, left)
+    assert final_shape(PruneConfig(target=at - 1), sizes)[0] == layers - 1

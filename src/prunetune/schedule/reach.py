@@ -22,6 +22,10 @@ BYTES = 256
 """Every tokenizer keeps its single bytes: no vocabulary has fewer rows."""
 
 
+MANY_LAYERS = 8
+"""From so many on one layer is no large part of a model."""
+
+
 @dataclass(frozen=True)
 class Holding:
     """What an axis holds.
@@ -41,6 +45,15 @@ class Holding:
     stays: str | None = None
 
 
+def narrowest(width: int, depth: int, align: int) -> int:
+    """The width below which layers go in place of neurons: a quarter; where a layer is much of a model, a sixteenth.
+
+    Both were measured at a size that either way reaches (docs/log.md): of SmolLM2's 30 layers five cost less than the
+    neurons beyond a quarter, of the demo's four a single one cost everything.
+    """
+    return max(align, math.ceil(width / (4 if depth >= MANY_LAYERS else 16)))
+
+
 def holdings(cost: Cost, family: Family, values: Mapping[str, Any], align: int) -> list[Holding]:
     """Every axis of a model, and its vocabulary.
 
@@ -54,7 +67,8 @@ def holdings(cost: Cost, family: Family, values: Mapping[str, Any], align: int) 
     for name, units in cost.shape.counts().items():
         least, stays = 1, None
         if name == "neurons":
-            least = min(units, math.ceil(max(align, units / 4) / align) * align)
+            lowest = narrowest(units, cost.shape.depth, align)
+            least = min(units, math.ceil(lowest / align) * align)
         elif name == VOCABULARY:
             least = min(units, BYTES)
         else:

@@ -24,7 +24,7 @@ from pydantic import (
 from prunetune.common import units
 from prunetune.errors import OutOfReach
 from prunetune.schedule.fitting import bytes_at, fits
-from prunetune.schedule.reach import VOCABULARY, in_blocks
+from prunetune.schedule.reach import VOCABULARY, in_blocks, narrowest
 from prunetune.schedule.search import NEURONS, frontier
 from prunetune.schedule.sizes import Sizes
 from prunetune.schedule.vocabulary import VocabularyConfig, written_out
@@ -87,7 +87,8 @@ class PruneConfig(_Config):
     order: Order = "neurons-then-layers"
     """Which axis goes first (Table 3: neurons-then-layers is best)."""
     layers: int | Literal["auto"] | list[int] = "auto"
-    """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target."""
+    """How many layers go in all, or which ones; auto: none, unless neurons alone cannot reach the target with a
+    quarter of them left (of models of fewer than eight layers, a sixteenth)."""
     whole_periods: bool = True
     """Layers go in whole periods of the pattern that engines such as llama.cpp hard-code (gemma2 2, gemma3 6, smollm3
     4), where their number allows it; false: any layers, and `prunetune check` tells which engines that costs."""
@@ -241,7 +242,7 @@ def final_shape(prune: PruneConfig, sizes: Sizes) -> tuple[int, int]:
     if isinstance(prune.target, str):
         return _in_bytes(prune, prune.target, sizes, lost)
     wanted = _wanted_params(prune.target, sizes)
-    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
+    least = align if lost is not None else narrowest(sizes.width, sizes.depth, align)
     for drop in _drops(prune, sizes) if lost is None else (lost,):
         depth = sizes.depth - drop
         width = min(sizes.width, (wanted - sizes.base - depth * sizes.layer) // (depth * sizes.neuron))
@@ -273,7 +274,7 @@ def _in_bytes(prune: PruneConfig, target: str, sizes: Sizes, lost: int | None) -
     if enough({}):
         raise OutOfReach("the model already fits into the target", value=target, valid="a smaller target")
     align = align_of(prune, sizes)
-    least = align if lost is not None else max(align, math.ceil(sizes.width / 4))
+    least = align if lost is not None else narrowest(sizes.width, sizes.depth, align)
     for drop in _drops(prune, sizes) if lost is None else (lost,):
         depth = sizes.depth - drop
         found = frontier({**whole, "layers": depth}, {}, enough, least, align)
