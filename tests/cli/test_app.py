@@ -305,6 +305,9 @@ def test_inspect_without_weights(capsys, tmp_path):
     assert seen["params"] == 8_030_261_248
     assert seen["steps"][-1]["params"] <= 0.6 * seen["params"]
     assert seen["gpus_to_train"] >= 2
+    assert json.loads(call(capsys, "inspect", tmp_path, "--target", "60%", "--json")[1])["steps"] == seen["steps"]
+    code, _, err = call(capsys, "inspect", tmp_path, "--target", "4GB")
+    assert code == 2 and "--dry-run" in err
     seconds, _ = cpu_seconds("inspect", tmp_path)
     assert seconds < 1  # the bar is 5 s of wall time
     (tmp_path / "config.json").write_text("[]")
@@ -365,7 +368,7 @@ def test_a_user_s_mistake_is_one_message_and_exit_2(capsys, at, tmp_path):
         "too little data": (["run", with_(score={"samples": 500}), "--dry-run"], "score.samples"),
         "preset": (["run", "--model", "demo", "--data", "preset:gsm9k", "--target", "0.6", "--dry-run"], "gsm8k"),
         "per cent": (["run", with_(prune={**prune, "target": 60}), "--dry-run"], "0.6"),
-        "an option out of range": (["inspect", at / "model", "--target", "-0.5"], "equal to 0"),
+        "an option out of range": (["inspect", at / "model", "--target", "-0.5"], "above 0"),
         "no problems": (["eval", at / "model", "--task", "demo", "--n", "0"], "greater than 0"),
         "device": (["score", at / "model", "--data", at / "rows.jsonl", "--out", tmp_path / "s", "--device", "tpu"], "cuda"),
         "a plan that is none": (["apply", at / "model" / "model.safetensors", at / "model", tmp_path / "o"], "JSON"),

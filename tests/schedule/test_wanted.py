@@ -17,16 +17,24 @@ from prunetune.schedule.wanted import bytes_of, read_target, times_of
 @pytest.mark.parametrize(
     ("text", "value"),
     [("0.6", 0.6), ("60%", 0.6), ("60 %", 0.6), ("3B", 3_000_000_000), ("500M", 500_000_000), ("1e3", 1000),
+     ("300,000", 300_000), ("1,234,567", 1_234_567),
      ("4GB", "4GB"), ("2x", "2x"), ("1.5X", "1.5X"), (" 2 GiB ", "2 GiB")],
 )  # fmt: skip
 def test_what_is_said_is_read(text, value):
     assert read_target(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "half", "0", "-1", "150%", "1x", "0.5x", "0GB", "4 gigs", "nan", "inf"])
+@pytest.mark.parametrize(
+    "text", ["", "half", "0", "-1", "150%", "1x", "0.5x", "0GB", "4 gigs", "nan", "inf", "0,6", "1,5B", "12,3"]
+)
 def test_what_means_nothing_is_refused(text):
     with pytest.raises(ValueError, match=r"target|nothing|faster"):
         read_target(text)
+
+
+def test_a_decimal_comma_is_told():
+    with pytest.raises(ValueError, match=r"a decimal point, not a comma: 0\.6"):
+        read_target("0,6")
 
 
 def test_bytes_and_times():

@@ -189,9 +189,7 @@ def keys(
 
 def inspect(
     model: Model,
-    target: Annotated[
-        float | None, typer.Option(min=0, max=MOST, help="Share of the parameters to keep, or a count.")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="What to keep: a share (0.6, 60%) or parameters (3B).")] = None,
     step: Annotated[float, typer.Option(min=0, max=1, help="Share of the original parameters a round removes.")] = 0.1,
     gpu: Annotated[str, typer.Option(help="GPU for the estimate of memory and hours.")] = "A100-80G",
     tokens: Annotated[
@@ -201,12 +199,17 @@ def inspect(
 ) -> None:
     """Shape and cost of a model, and what a target would take. No weights are loaded."""
     from prunetune.cli.about_model import description, model_config
+    from prunetune.recipe.said import target as target_of
     from prunetune.recipe.schema import Recipe, shipped
 
     if model in shipped() and (meant := Recipe.read(model).model) != model:
         asked = f"prunetune run {model} --dry-run, or prunetune inspect {meant}"
         raise MissingPath("this is a recipe, not a model", value=model, fix=asked)
-    emit(as_json, *description(model_config(model), target=target, step=step, gpu=gpu, tokens=tokens))
+    kept = None if target is None else target_of(target)
+    if isinstance(kept, str):
+        fix = "prunetune run … --dry-run, which knows the bytes, and the speed of this machine"
+        raise RecipeError("inspect knows shares and numbers of parameters", value=target, valid="0.6, 60%, 3B", fix=fix)
+    emit(as_json, *description(model_config(model), target=kept, step=step, gpu=gpu, tokens=tokens))
 
 
 def family(model: Model, as_json: Json = False) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 LADDER = "[0.8, 0.7, 0.6, 0.5]"
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbKMBgG]?)")
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(?![\d,])")
 _SCALE = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
@@ -23,8 +24,12 @@ VALID = "a share (0.6, 60%), parameters (3B), bytes of the weights (4GB, 500MB),
 
 
 def count_of(text: str) -> int | None:
-    """A count as people write it: `20M`, `1.5k`, `300000`, `300_000`; None: it is none, or not above 0."""
-    found = _COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    """A count as people write it: `20M`, `1.5k`, `300000`, `300_000`; None: it is none, or not above 0.
+
+    A comma stands between thousands and nowhere else: `0,6` is not 6.
+    """
+    said = text.strip().replace("_", "")
+    found = _COUNT.fullmatch(said.replace(",", "") if _THOUSANDS.match(said) else said)
     value = float(found[1]) * _SCALE[found[2].lower()] if found else 0.0
     return round(value) if 1 <= value < 1e18 else None
 
@@ -54,7 +59,8 @@ def read_target(text: str) -> float | int | str:
         share = float(percent) / 100 if percent != text else float(text)
     except ValueError:
         if (parameters := count_of(text)) is None:
-            raise ValueError(f"{text!r} means nothing: give {VALID}") from None
+            point = f" (a decimal point, not a comma: {text.replace(',', '.')})" if "," in text else ""
+            raise ValueError(f"{text!r} means nothing{point}: give {VALID}") from None
         return parameters
     if not math.isfinite(share) or share <= 0 or (share > 1 and percent != text):
         raise ValueError("a target must be above 0, and at most 100 %")
