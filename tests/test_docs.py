@@ -130,6 +130,7 @@ def test_the_pages_commands_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_guide_s_round_by_hand_runs(tmp_path, monkeypatch, capsys):
     """Its commands as they stand, one after another; `MODEL` is the demo's, and the tokens are fewer."""
     (block,) = [b for b in blocks(ROOT / "docs/guide.md", "sh") if "prunetune score MODEL" in b]

@@ -126,6 +126,7 @@ def test_a_recipe_uses_them_all(outside):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_commands_use_them_all(outside):
     at, call = outside
     data, rows, answers = ("--data", "toy-rows", "--samples", 8), at / "rows.jsonl", ("--n", 2, "--out", at / "answers")
