@@ -86,7 +86,7 @@ def run_job(job: TuneJob, progress: Progress | None = None) -> TuneResult:
         tokens_per_s=trained.tokens / max(trained.seconds, 1e-9),
         peak_bytes=peak,
         mfu=trained.mfu,
-        notes=[*trained.notes, *(examples.general.again(used - samples) if isinstance(examples, _Mixed) else ())],
+        notes=[*trained.notes, *(examples.again(used - samples) if isinstance(examples, _Mixed) else ())],
         planned=trained.planned,
     )
 
@@ -129,43 +129,20 @@ def with_replay(own: Sequence[Example], job: TuneJob) -> Sequence[Example]:
     count = max(1, round(len(own) * ratio))
     stream = load_stream(replay.sources, job.data_seed)
     stream.take(0, 1)  # there is one
-    return _Mixed(own, _Round(stream.examples, first, count))
-
-
-class _Round(Sequence[Example]):
-    """`length` of the examples from `first` on; after the last comes the first again."""
-
-    def __init__(self, examples: Sequence[Example], first: int, length: int) -> None:
-        self.examples, self.first, self.length = examples, first, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.length))]
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        return self.examples[(self.first + index) % len(self.examples)]
-
-    def again(self, used: int) -> list[str]:
-        """A note, if so many of them are more than there are."""
-        read, there = self.first + used, len(self.examples)
-        return [f"the {there:,} replayed texts were gone through {read / there:.1f} times"] if read > there else []
+    return _Mixed(own, stream.examples, first, count)
 
 
 class _Mixed(Sequence[Example]):
-    """Two sequences spread evenly, read as they are asked for."""
+    """All own examples, and so many general ones from `first` on, spread evenly and read as they are asked for.
 
-    def __init__(self, own: Sequence[Example], general: _Round) -> None:
-        self.own, self.general = own, general
+    After the last general one comes the first again.
+    """
+
+    def __init__(self, own: Sequence[Example], general: Sequence[Example], first: int, many: int) -> None:
+        self.own, self.general, self.first, self.many = own, general, first, many
 
     def __len__(self) -> int:
-        return len(self.own) + len(self.general)
+        return len(self.own) + self.many
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -177,7 +154,14 @@ class _Mixed(Sequence[Example]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         before, after = (_own_among(i, len(self.own), len(self)) for i in (index, index + 1))
-        return self.own[before] if after > before else self.general[index - before]
+        if after > before:
+            return self.own[before]
+        return self.general[(self.first + index - before) % len(self.general)]
+
+    def again(self, used: int) -> list[str]:
+        """A note, if with so many general examples they were gone through more than once."""
+        read, there = self.first + used, len(self.general)
+        return [f"the {there:,} replayed texts were gone through {read / there:.1f} times"] if read > there else []
 
 
 def _own_among(used: int, own: int, whole: int) -> int:
