@@ -11,7 +11,7 @@ from tests.cli.test_app import call
 from tests.tiny import brief_folder
 from tests.tiny_run import tiny_recipe
 
-from prunetune.cli.texts import parse_columns, task_columns, with_columns
+from prunetune.cli.texts import parse_columns, placed, task_columns, with_columns
 from prunetune.errors import RecipeError
 
 THINK = (
@@ -100,3 +100,8 @@ def test_a_dry_run_and_a_run_refuse_the_template(capsys: pytest.CaptureFixture[s
         code, _, err = call(capsys, "run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *more)
         assert code == 2 and "refuses: not today" in err
     assert not list((tmp_path / "out").glob("**/*.safetensors")), "before any work"
+
+
+def test_a_model_that_cannot_be_cut_can_be_measured(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 32}')
+    assert placed("cpu", tmp_path) == "cpu"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.errors import RecipeError
+from prunetune.errors import RecipeError, UnsupportedModel
 
 if TYPE_CHECKING:
     from prunetune.common.device import Device
@@ -34,13 +35,17 @@ WITH_COLUMNS = ("gsm8k", "math")
 
 
 def placed(device: str, folder: Path) -> Device:
-    """The device that a command computes on, which has as many threads as the model in this folder is worth."""
+    """The device that a command computes on, which has as many threads as the model in this folder is worth.
+
+    A model of any family can be measured: of one that cannot be cut the threads stay as they are.
+    """
     from prunetune.common.device import device_of, fit_threads
     from prunetune.models.cost import ffn_elements
     from prunetune.models.folders import load_config
 
     where = device_of(device)
-    fit_threads(where, ffn_elements(load_config(folder)))
+    with suppress(UnsupportedModel):
+        fit_threads(where, ffn_elements(load_config(folder)))
     return where
 
 
