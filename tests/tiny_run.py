@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.tiny import tiny_folder
 
+from prunetune.common.progress import Watch
 from prunetune.recipe.schema import Recipe
 
 
@@ -35,3 +36,17 @@ def tiny_recipe(at: Path, family: str = "llama", **changes: Any) -> Recipe:
         **changes,
     }
     return Recipe.parse(value)
+
+
+class Lines(Watch):
+    """Keeps what would be printed, by listeners too."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def telling(self, listener: Any) -> Watch:
+        return self

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.tiny_run import rows, tiny_recipe
+from tests.tiny_run import Lines, rows, tiny_recipe
 
 from prunetune.common.progress import Watch
 from prunetune.errors import OutOfReach, PrunetuneError, RecipeChanged
@@ -162,17 +162,6 @@ def test_a_finished_run_whose_files_are_gone_is_still_finished(judged, name):
     finally:
         (at / "away").rename(at / name)
     prune_tune_loop(recipe, at / "out", QUIET)
-
-
-class Lines(Watch):
-    """Keeps what would be printed."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_a_mended_verifier_is_told_once_and_the_run_goes_on(judged):

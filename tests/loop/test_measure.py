@@ -7,24 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.tiny import brief_folder
-from tests.tiny_run import rows, tiny_recipe
+from tests.tiny_run import Lines, rows, tiny_recipe
 
-from prunetune.common.progress import Watch
 from prunetune.loop.loop import prune_tune_loop
 from prunetune.loop.measure import line_of
 from prunetune.recipe.schema import Recipe
 from prunetune.runs.records import StageRecord
-
-
-class Lines(Watch):
-    """Keeps what would be printed."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.slow

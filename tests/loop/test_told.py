@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny_run import tiny_recipe
+from tests.tiny_run import Lines, tiny_recipe
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
@@ -182,20 +182,6 @@ def test_a_run_of_0_1_has_no_events_and_is_listed_all_the_same(done, tmp_path):
 def test_a_row_of_blocks_has_the_lowest_first():
     assert sparkline([1.0, 2.0, 1.5]) == "▁█▅"
     assert sparkline([2.0, 2.0]) == "▁▁"
-
-
-class Lines(Watch):
-    """Keeps what would be printed."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def telling(self, listener: Any) -> Watch:
-        return self
 
 
 def test_an_original_that_solves_nothing_is_shown_at_once(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.tiny_run import Lines
 
-from prunetune.common.progress import Watch, watching
+from prunetune.common.progress import watching
 from prunetune.errors import TaskError
 from prunetune.tasks import patience
 from prunetune.tasks.patience import patient
@@ -36,15 +37,6 @@ def waits(output, reference):
     time.sleep(0.3)
     return True
 """
-
-
-class Lines(Watch):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny_run import tiny_recipe
+from tests.tiny_run import Lines, tiny_recipe
 
 from prunetune.common.progress import Watch
 from prunetune.errors import OutOfReach, RecipeError
@@ -29,20 +29,6 @@ from prunetune.tune.methods import Local
 from prunetune.tune.stage import run_job
 
 QUIET = Watch(quiet=True)
-
-
-class Lines(Watch):
-    """Keeps what would be printed."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def telling(self, listener: Any) -> Watch:
-        return self
 
 
 @pytest.fixture(scope="module")
